@@ -1,0 +1,118 @@
+"""crdtkv: an active-active, multi-region key-value store that converges.
+
+Embedded:   `store = crdtkv.open("data")`, then `put`, `get`, `set`, `counter`, `map`, `batch`, `scan`, `watch` …
+A cluster:  `client = crdtkv.connect("127.0.0.1:7001")`, or awaited, `crdtkv.aio.connect(…)`; `crdtkv.Node` embeds a node.
+
+`import crdtkv` does not import grpc: what needs it is loaded when it is first used, and says so if it is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from crdtkv.core.causality import Dot, Origin, VersionVector
+from crdtkv.errors import (
+    ClockSkewError,
+    ConfigError,
+    CorruptionError,
+    CrdtkvError,
+    DeadlineExceededError,
+    IncompatibleFormatError,
+    InvalidKeyError,
+    InvalidValueError,
+    KeyNotFoundError,
+    KeyTooLargeError,
+    MissingHistoryError,
+    NotHomeError,
+    OverloadedError,
+    PermissionDeniedError,
+    PreconditionFailedError,
+    RegionUnavailableError,
+    StorageError,
+    StoreClosedError,
+    StoreLockedError,
+    TokenExpiredError,
+    UnauthenticatedError,
+    ValueTooLargeError,
+    WrongClusterError,
+    WrongTypeError,
+)
+from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
+from crdtkv.store import Settings, Store
+from crdtkv.store import open_store as open  # noqa: A004
+from crdtkv.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from crdtkv import aio
+    from crdtkv.client import Client, connect
+    from crdtkv.node import Node
+
+_LAZY = {
+    "connect": ("crdtkv.client", "connect"),
+    "Client": ("crdtkv.client", "Client"),
+    "Node": ("crdtkv.node", "Node"),
+    "aio": ("crdtkv.aio", None),
+}
+
+
+def __getattr__(name: str) -> Any:
+    where = _LAZY.get(name)
+    if where is None:
+        raise AttributeError(f"module 'crdtkv' has no attribute {name!r}")
+    module, attribute = where
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        if e.name is not None and e.name.partition(".")[0] in ("grpc", "google", "grpc_health", "grpc_reflection", "grpc_status"):
+            raise ImportError(f"crdtkv.{name} needs the extra 'server' ({e.name} is missing): pip install 'crdtkv[server]'") from e
+        raise
+    found = loaded if attribute is None else getattr(loaded, attribute)
+    globals()[name] = found
+    return found
+
+
+__all__ = [
+    "Change",
+    "Client",
+    "ClockSkewError",
+    "Commit",
+    "ConfigError",
+    "Conflict",
+    "CorruptionError",
+    "CrdtkvError",
+    "DeadlineExceededError",
+    "Dot",
+    "Explanation",
+    "IncompatibleFormatError",
+    "InvalidKeyError",
+    "InvalidValueError",
+    "KeyNotFoundError",
+    "KeyTooLargeError",
+    "MergeResult",
+    "MissingHistoryError",
+    "Node",
+    "NotHomeError",
+    "Origin",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "PreconditionFailedError",
+    "RegionUnavailableError",
+    "Settings",
+    "Sibling",
+    "Status",
+    "StorageError",
+    "Store",
+    "StoreClosedError",
+    "StoreLockedError",
+    "TokenExpiredError",
+    "UnauthenticatedError",
+    "ValueTooLargeError",
+    "VersionVector",
+    "WrongClusterError",
+    "WrongTypeError",
+    "__version__",
+    "aio",
+    "connect",
+    "open",
+]

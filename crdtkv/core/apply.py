@@ -1,0 +1,364 @@
+"""One commit's effect on the state: what every type's deltas are made of.
+
+An `Applier` holds what a commit has seen (`seen`: its context, with its own origin up to the seq before it) and
+applies writes, removals and clears to slots, keeps the bookkeeping beside them (heads, removals, journal, expiries)
+and gathers the visible changes. Local and received commits take the same steps; a local commit has seen everything,
+so it meets no conflict.
+
+Clearing a large collection must not stop the store, so it is *sliced*: the commit leaves a purge record that names
+what is cleared (as a version vector), every read and write of the collection filters by it, and `purge_slice` drops
+the cleared entries some at a time. The digest is not settled until the purge is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from crdtkv.core.causality import Dot, Origin, VersionVector
+from crdtkv.core.codec import SlotType, slot_of, split_slot, successor, type_range
+from crdtkv.core.frame import Delta
+from crdtkv.core.heads import Heads
+from crdtkv.core.journal import (
+    RULE_ADD_WINS,
+    RULE_ELEMENT,
+    RULE_INCREMENT_SURVIVES,
+    RULE_LWW,
+    RULE_WRITE_SURVIVES,
+    Journal,
+    Update,
+)
+from crdtkv.core.removals import Removal, Removals
+from crdtkv.core.state import State
+from crdtkv.core.types.base import Entry, decode_entries, encode_entries, rank, uncovered, winner
+
+PURGE_SPACE = b"p"
+EXPIRY_SPACE = b"t"
+CLEAR_AT_ONCE_MAX = 1000
+"""A clear of at most this many slots is done within its commit (`Settings.clear_at_once_max`)."""
+
+_WRITE_KINDS = {SlotType.REGISTER: "put", SlotType.SET: "add", SlotType.MAP: "put"}
+_REMOVE_KINDS = {SlotType.REGISTER: "delete", SlotType.SET: "remove", SlotType.MAP: "delete", SlotType.COUNTER: "reset"}
+
+
+class Touched(NamedTuple):
+    """A slot whose visible value may have changed. `subkey` is b"" for registers, counters and whole collections."""
+
+    key: str
+    type_code: int
+    subkey: bytes
+    kind: str
+    origin: Origin
+    seq: int
+    hlc: int
+
+
+class Purge(msgspec.Struct, array_like=True, frozen=True):
+    """A clear in progress: entries covered by `cleared` are gone; slots before `cursor` are done.
+
+    `present` is what the replica had applied when the clear came: an entry that it covers and `cleared` does not
+    met the clear here. (A later entry has seen the clear, or meets it through the index of removals.)
+    """
+
+    cleared: list[str | int]
+    present: list[str | int]
+    cursor: bytes
+    origin: Origin
+    seq: int
+    hlc: int
+
+    def vv(self) -> VersionVector:
+        return VersionVector.from_flat(self.cleared)
+
+
+_decode_purge = msgspec.msgpack.Decoder(Purge).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Purges:
+    """The clears in progress, by the first slot of their collection; normally none."""
+
+    __slots__ = ("_state", "active", "vvs")
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.active: dict[bytes, Purge] = {
+            k[1:]: _decode_purge(v) for k, v in state.scan(PURGE_SPACE, bytes([PURGE_SPACE[0] + 1]))
+        }
+        self.vvs: dict[bytes, VersionVector] = {start: p.vv() for start, p in self.active.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self.active)
+
+    def cleared(self, start: bytes) -> VersionVector | None:
+        """What is cleared of the collection whose first slot is `start`."""
+        return self.vvs.get(start)
+
+    def save(self, start: bytes, purge: Purge) -> None:
+        self.active = {**self.active, start: purge}
+        self.vvs = {**self.vvs, start: purge.vv()}
+        self._state.side_put(PURGE_SPACE + start, _encode(purge))
+
+    def drop(self, start: bytes) -> None:
+        self.active = {s: p for s, p in self.active.items() if s != start}
+        self.vvs = {s: v for s, v in self.vvs.items() if s != start}
+        self._state.side_put(PURGE_SPACE + start, None)
+
+
+def expiry_key(expiry_ms: int, slot: bytes) -> bytes:
+    """The side record that lists a slot under the instant at which an entry of it expires."""
+    return EXPIRY_SPACE + expiry_ms.to_bytes(8, "big") + slot
+
+
+class Applier:
+    """Applies the deltas of one commit after another. Reused; `begin` starts a commit."""
+
+    __slots__ = (
+        "applied",
+        "clear_at_once_max",
+        "heads",
+        "hlc",
+        "journal",
+        "local",
+        "origin",
+        "purges",
+        "removals",
+        "seen",
+        "seq",
+        "state",
+        "touched",
+    )
+
+    def __init__(
+        self,
+        state: State,
+        applied: Mapping[Origin, int],
+        heads: Heads,
+        removals: Removals,
+        journal: Journal,
+        purges: Purges,
+        clear_at_once_max: int = CLEAR_AT_ONCE_MAX,
+    ) -> None:
+        self.state = state
+        self.applied = applied
+        self.heads = heads
+        self.removals = removals
+        self.journal = journal
+        self.purges = purges
+        self.clear_at_once_max = clear_at_once_max
+        self.touched: list[Touched] | None = None
+        self.origin = Origin("")
+        self.seq = 0
+        self.hlc = 0
+        self.seen: Mapping[Origin, int] = {}
+        self.local = False
+
+    def begin(self, origin: Origin, seq: int, hlc: int, seen: Mapping[Origin, int], local: bool) -> None:
+        """Start a commit. `seen` covers its own origin up to `seq - 1`."""
+        self.origin = origin
+        self.seq = seq
+        self.hlc = hlc
+        self.seen = seen
+        self.local = local
+
+    # -- steps that the types are made of -----------------------------------------------------------------------
+
+    def entries(self, slot: bytes, record: bytes | None) -> list[Entry]:
+        """A record's live entries: those that a clear in progress has not covered."""
+        if record is None:
+            return []
+        entries = decode_entries(record)
+        if self.purges:
+            entries = self._after_purge(slot, entries)
+        return entries
+
+    def _after_purge(self, slot: bytes, entries: list[Entry]) -> list[Entry]:
+        key, type_code, _ = split_slot(slot)
+        cleared = self.purges.cleared(slot_of(key, type_code))
+        return entries if cleared is None else [e for e in entries if not cleared.covers((e.origin, e.seq))]
+
+    def write(self, key_text: str, type_code: int, subkey: bytes, value: bytes, expiry: int | None) -> None:
+        """Drop the entries that the commit has seen, add its own. Reads and writes one slot."""
+        key = key_text.encode()
+        slot = slot_of(key, type_code, subkey)
+        mine = Entry(self.origin, self.seq, self.hlc, value, expiry)
+        entries = [mine]
+        # A local write has seen whatever is there: a register's need not even be read (a collection's is, to count).
+        blind = self.local and type_code == SlotType.REGISTER
+        record = None if blind else self.state.get(slot)
+        if record is not None:
+            before = self.entries(slot, record)
+            siblings = uncovered(before, self.seen)
+            if siblings:
+                assert not self.local, "a local commit has seen everything"
+                entries = sorted([*siblings, mine], key=lambda e: (e.origin, e.seq))
+                self._journal_siblings(key, type_code, subkey, entries)
+        elif type_code != SlotType.REGISTER:
+            self.heads.count(key, type_code, 1, expiry is not None)
+        if record is not None and expiry is not None and type_code != SlotType.REGISTER:
+            self.heads.count(key, type_code, 0, True)
+        self.state.put(slot, encode_entries(entries))
+        if expiry is not None:
+            self.state.side_put(expiry_key(expiry, slot), b"")
+        if self.removals and not self.local:
+            self.meet_removal(key, type_code, subkey, mine)
+        if self.touched is not None and (len(entries) == 1 or winner(entries) is mine):
+            self.changed(key_text, type_code, subkey, _WRITE_KINDS[type_code])
+
+    def remove(self, key_text: str, type_code: int, subkey: bytes) -> None:
+        """Drop the entries that the commit has seen; concurrent ones survive. Reads and writes one slot."""
+        key = key_text.encode()
+        slot = slot_of(key, type_code, subkey)
+        record = self.state.get(slot)
+        self.note_removal(key, type_code, subkey)
+        if record is None:
+            return
+        before = self.entries(slot, record)
+        survivors = uncovered(before, self.seen)
+        self._replace(key, type_code, slot, survivors)
+        if survivors:
+            self._journal_survivors(key, type_code, subkey, survivors)
+        if self.touched is not None and before and (not survivors or winner(survivors) != winner(before)):
+            self.changed(key_text, type_code, subkey, _WRITE_KINDS[type_code] if survivors else _REMOVE_KINDS[type_code])
+
+    def clear(self, key_text: str, type_code: int) -> None:
+        """Drop every entry of a collection that the commit has seen: at once if small, else in slices."""
+        key = key_text.encode()
+        start, _ = type_range(key, type_code)
+        self.note_removal(key, type_code, b"")
+        head = self.heads.get(key)
+        slots = 0 if head is None else head.slots(type_code)
+        if slots:
+            cleared = VersionVector(self.seen)
+            present = VersionVector(self.applied)
+            before = self.purges.active.get(start)
+            if before is not None:
+                cleared = cleared.join(before.vv())
+            self.purges.save(start, Purge(cleared.flat(), present.flat(), start, self.origin, self.seq, self.hlc))
+            if slots <= self.clear_at_once_max:
+                self._slice(start, slots + 1)
+            self.changed(key_text, type_code, b"", "clear")
+
+    def expire(self, delta: Delta) -> None:
+        """`[kind, key, type, subkey, dots]`: drop exactly the dots that are named, where they still are."""
+        key_text, type_code, subkey = delta[1], delta[2], delta[3]
+        key = key_text.encode()
+        slot = slot_of(key, type_code, subkey)
+        record = self.state.get(slot)
+        if record is None:
+            return
+        named = {(origin, seq) for origin, seq in delta[4]}
+        before = self.entries(slot, record)
+        survivors = [e for e in before if (e.origin, e.seq) not in named]
+        if len(survivors) != len(before):
+            self._replace(key, type_code, slot, survivors)
+            self.changed(key_text, type_code, subkey, _WRITE_KINDS[type_code] if survivors else "expire")
+
+    def _replace(self, key: bytes, type_code: int, slot: bytes, survivors: list[Entry]) -> None:
+        """Put what is left of a slot whose record exists."""
+        self.state.put(slot, encode_entries(survivors) if survivors else None)
+        if not survivors and type_code != SlotType.REGISTER:
+            self.heads.count(key, type_code, -1)
+
+    # -- clears in slices -----------------------------------------------------------------------------------------
+
+    def purge_slice(self, slots_max: int) -> bool:
+        """Do some of the clearing that is due; True if more is left. O(slots_max)."""
+        if self.purges:
+            self._slice(next(iter(self.purges.active)), slots_max)
+        return bool(self.purges)
+
+    def _slice(self, start: bytes, slots_max: int) -> None:
+        purge = self.purges.active[start]
+        cleared = purge.vv()
+        present = VersionVector.from_flat(purge.present)
+        key, type_code, _ = split_slot(start)
+        end = successor(start)
+        gone = 0
+        position = purge.cursor
+        for done, (slot, record) in enumerate(self.state.scan(purge.cursor, end)):
+            if done == slots_max:
+                self.purges.save(start, Purge(purge.cleared, purge.present, position, purge.origin, purge.seq, purge.hlc))
+                break
+            position = slot + b"\x00"
+            entries = decode_entries(record)
+            survivors = [e for e in entries if not cleared.covers((e.origin, e.seq))]
+            if len(survivors) != len(entries):
+                self.state.put(slot, encode_entries(survivors) if survivors else None)
+                gone += not survivors
+            met = [e for e in survivors if present.covers((e.origin, e.seq))]
+            if met:
+                _, _, subkey = split_slot(slot)
+                self._journal(key, type_code, subkey, met, Update(purge.origin, purge.seq, purge.hlc, "clear", None), purge.hlc)
+        else:
+            self.purges.drop(start)
+        if gone:
+            self.heads.count(key, type_code, -gone)
+
+    @staticmethod
+    def change_kind(type_code: int, present: bool) -> str:
+        """How a slot's change is called after which something (or nothing) is there."""
+        return _WRITE_KINDS[type_code] if present else _REMOVE_KINDS[type_code]
+
+    # -- what is written beside the state -------------------------------------------------------------------------
+
+    def changed(self, key: str, type_code: int, subkey: bytes, kind: str) -> None:
+        """Note a slot whose visible value may have changed."""
+        if self.touched is not None:
+            self.touched.append(Touched(key, type_code, subkey, kind, self.origin, self.seq, self.hlc))
+
+    def note_removal(self, key: bytes, type_code: int, subkey: bytes) -> None:
+        """Remember a removal, so that a concurrent write that arrives later is seen to have met it."""
+        kind = _REMOVE_KINDS[type_code] if subkey or type_code in (SlotType.REGISTER, SlotType.COUNTER) else "clear"
+        self.removals.note(slot_of(key, type_code, subkey), Removal(self.origin, self.seq, self.hlc, kind))
+
+    def meet_removal(self, key: bytes, type_code: int, subkey: bytes, mine: Entry | None) -> None:
+        """Journal the removals of this slot, or of its whole collection, that the commit had not seen."""
+        if self.local or not self.removals:
+            return
+        found = [self.removals.get(slot_of(key, type_code, subkey))]
+        if subkey:
+            found.append(self.removals.get(slot_of(key, type_code)))
+        for removal in found:
+            if removal is None or self.seen.get(removal.origin, 0) >= removal.seq or removal.dot == Dot(self.origin, self.seq):
+                continue
+            lost = Update(removal.origin, removal.seq, removal.hlc, removal.kind, None)
+            if mine is not None:
+                self._journal(key, type_code, subkey, [mine], lost, self.hlc)
+            else:
+                won = Update(self.origin, self.seq, self.hlc, "increment", None)
+                self.journal.record(key, type_code, subkey, RULE_INCREMENT_SURVIVES, won, [lost], self.hlc)
+
+    def _journal_siblings(self, key: bytes, type_code: int, subkey: bytes, entries: list[Entry]) -> None:
+        ordered = sorted(entries, key=rank, reverse=True)
+        if type_code == SlotType.SET:
+            if len({e.expiry for e in entries}) == 1:
+                return  # adding the same element twice loses nothing
+            rule = RULE_ELEMENT
+        else:
+            rule = RULE_LWW
+        updates = [update_of(e, type_code) for e in ordered]
+        self.journal.record(key, type_code, subkey, rule, updates[0], updates[1:], self.hlc)
+
+    def _journal_survivors(self, key: bytes, type_code: int, subkey: bytes, survivors: list[Entry]) -> None:
+        lost = Update(self.origin, self.seq, self.hlc, _REMOVE_KINDS[type_code], None)
+        self._journal(key, type_code, subkey, survivors, lost, self.hlc)
+
+    def _journal(self, key: bytes, type_code: int, subkey: bytes, winners: list[Entry], lost: Update, hlc: int) -> None:
+        """A removal that lost against writes which it had not seen."""
+        rule = RULE_ADD_WINS if type_code == SlotType.SET else RULE_WRITE_SURVIVES
+        self.journal.record(key, type_code, subkey, rule, update_of(winner(winners), type_code), [lost], hlc)
+
+    def journal_reset_lost(self, key: bytes, origin: Origin, seq: int) -> None:
+        """A reset that had not seen a run's increments."""
+        lost = Update(self.origin, self.seq, self.hlc, "reset", None)
+        won = Update(origin, seq, 0, "increment", None)
+        self.journal.record(key, SlotType.COUNTER, b"", RULE_INCREMENT_SURVIVES, won, [lost], self.hlc)
+
+
+def update_of(entry: Entry, type_code: int) -> Update:
+    """An entry as one side of a conflict."""
+    value = entry.value if type_code != SlotType.SET else None
+    return Update(entry.origin, entry.seq, entry.hlc, _WRITE_KINDS[type_code], value, entry.expiry)

@@ -1,0 +1,375 @@
+"""Frames: what is logged, sent, relayed and applied whole, byte for byte as its origin encoded it.
+
+A frame holds consecutive commits of one origin, made as one group with nothing received in between. Its header
+needs nothing else to be understood: format, features, cluster, shard, origin, first seq, full context, hash of the
+origin's previous frame. Layout, version 1:
+
+    0xC1  0x01  [header, rows]                              (0xC1 never starts a MessagePack value)
+    header = [requires, cluster, shard, origin, first_seq, count, hlc, context, previous, extensions, …]
+    row    = [hlc_offset, meta, delta, delta, …]            one commit; its seq is first_seq + index
+    delta  = [kind, key, …]                                 see `DeltaKind`
+
+`requires` names the features a reader must know; an unknown one is refused by name. Fields after those listed, and
+keys of `extensions` and `meta`, may be added later: a reader ignores what it does not know. The context leaves out
+the frame's own origin: commit n of an origin has seen that origin's commits up to n - 1.
+
+A commit holds its *net effect*: at most one delta per slot, and the clear or reset of a collection before what is
+added to it. A decoder refuses others, and every element and value that is not canonical bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from crdtkv.core.causality import SEQ_MAX, Origin, VersionVector, check_origin
+from crdtkv.core.clock import STAMP_MAX
+from crdtkv.core.codec import KEY_BYTES_MAX, TYPE_NAMES, SlotType, check_value
+from crdtkv.errors import CorruptionError, IncompatibleFormatError
+
+MAGIC: Final = b"\xc1"
+FORMAT_VERSION: Final = 1
+KNOWN_FEATURES: Final = frozenset[str]()
+FRAME_BYTES_MAX: Final = 8 << 20
+"""The largest frame, 8 MiB: what one message must be able to carry."""
+HASH_BYTES: Final = 16
+NO_HASH: Final = b""
+"""The `previous` of an origin's first frame."""
+HASH_INTERVAL: Final = 1024
+"""Hashes are kept for each frame that holds a seq divisible by this, and for each origin's last frame."""
+
+
+class DeltaKind:
+    """What a delta does to its slot. Never renumbered. `expiry` is Unix ms, present only where there is one."""
+
+    REGISTER_PUT = 0  # [kind, key, value, expiry?]
+    REGISTER_DELETE = 1  # [kind, key]
+    SET_ADD = 2  # [kind, key, element, expiry?]
+    SET_REMOVE = 3  # [kind, key, element]
+    SET_CLEAR = 4  # [kind, key]
+    COUNTER_ADD = 5  # [kind, key, run, total]
+    COUNTER_RESET = 6  # [kind, key, [[origin, run, total, seq], …]]
+    MAP_PUT = 7  # [kind, key, field, value, expiry?]
+    MAP_DELETE = 8  # [kind, key, field]
+    MAP_CLEAR = 9  # [kind, key]
+    EXPIRE = 10  # [kind, key, type, subkey, [[origin, seq], …]]
+
+
+Delta = list[Any]
+Row = list[Any]
+
+_KINDS_WITH_ORDER = {
+    DeltaKind.SET_CLEAR: SlotType.SET,
+    DeltaKind.SET_ADD: SlotType.SET,
+    DeltaKind.SET_REMOVE: SlotType.SET,
+    DeltaKind.MAP_CLEAR: SlotType.MAP,
+    DeltaKind.MAP_PUT: SlotType.MAP,
+    DeltaKind.MAP_DELETE: SlotType.MAP,
+    DeltaKind.COUNTER_RESET: SlotType.COUNTER,
+    DeltaKind.COUNTER_ADD: SlotType.COUNTER,
+    DeltaKind.REGISTER_PUT: SlotType.REGISTER,
+    DeltaKind.REGISTER_DELETE: SlotType.REGISTER,
+}
+_CLEARS = (DeltaKind.SET_CLEAR, DeltaKind.MAP_CLEAR, DeltaKind.COUNTER_RESET)
+_KEYED = (DeltaKind.SET_ADD, DeltaKind.SET_REMOVE, DeltaKind.MAP_PUT, DeltaKind.MAP_DELETE)
+
+
+class _Header(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    requires: list[str]
+    cluster: str
+    shard: int
+    origin: str
+    first_seq: int
+    count: int
+    hlc: int
+    context: list[Any]
+    previous: bytes
+    extensions: dict[str, msgspec.Raw] | None
+
+
+class _Wire(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    header: _Header
+    rows: msgspec.Raw
+
+
+_decode_wire = msgspec.msgpack.Decoder(_Wire).decode
+_decode_rows = msgspec.msgpack.Decoder(list[list[Any]]).decode
+_encode = msgspec.msgpack.Encoder().encode
+_START = MAGIC + bytes([FORMAT_VERSION]) + b"\x92"
+_DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, TypeError, OverflowError)
+
+
+def hash_of(data: bytes) -> bytes:
+    """The 16-byte hash that the origin's next frame carries as `previous`."""
+    return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
+
+
+class Frame:
+    """One frame, decoded as far as its header; the rows are decoded and checked on first use."""
+
+    __slots__ = ("_commits", "_rows", "cluster", "context", "data", "first_seq", "hash", "hlc", "last_seq", "origin", "previous", "shard", "size")
+
+    data: bytes
+    cluster: str
+    shard: int
+    origin: Origin
+    first_seq: int
+    last_seq: int
+    hlc: int
+    context: VersionVector
+    previous: bytes
+    hash: bytes
+    size: int
+
+    @classmethod
+    def build(
+        cls, cluster: str, shard: int, origin: Origin, first_seq: int, hlc: int, context: VersionVector, previous: bytes, rows: list[Row]
+    ) -> Frame:
+        """Encode a frame of local commits. `context` must not name `origin`; rows are trusted to be valid."""
+        return FrameTemplate(cluster, shard, origin, context).build(first_seq, hlc, previous, rows)
+
+    @classmethod
+    def adopt(
+        cls, data: bytes, cluster: str, shard: int, origin: Origin, first_seq: int, count: int, hlc: int, context: VersionVector, previous: bytes
+    ) -> Frame:
+        """Wrap bytes that were just encoded here from these very fields."""
+        frame = cls.__new__(cls)
+        frame.data = data
+        frame.cluster = cluster
+        frame.shard = shard
+        frame.origin = origin
+        frame.first_seq = first_seq
+        frame.last_seq = first_seq + count - 1
+        frame.hlc = hlc
+        frame.context = context
+        frame.previous = previous
+        frame.hash = hash_of(data)
+        frame.size = len(data)
+        frame._rows = None
+        frame._commits = None
+        return frame
+
+    @classmethod
+    def decode(cls, data: bytes) -> Frame:
+        """Decode and check the header of a frame. The rows are checked by `commits`.
+
+        Raises:
+            CorruptionError: not a frame.
+            IncompatibleFormatError: a format version or required feature that this version does not know.
+        """
+        if len(data) < 4 or data[:1] != MAGIC:
+            raise CorruptionError("frame: does not start like one")
+        if data[1] != FORMAT_VERSION:
+            raise IncompatibleFormatError(
+                f"frame: format version {data[1]}, this version of crdtkv knows {FORMAT_VERSION}: upgrade it", version=data[1]
+            )
+        if len(data) > FRAME_BYTES_MAX:
+            raise CorruptionError(f"frame: {len(data):,} bytes, the limit is {FRAME_BYTES_MAX:,}")
+        try:
+            wire = _decode_wire(data[2:])
+        except _DECODE_ERRORS as e:
+            raise CorruptionError(f"frame: {e}") from e
+        header = wire.header
+        unknown = [name for name in header.requires if name not in KNOWN_FEATURES]
+        if unknown:
+            raise IncompatibleFormatError(
+                f"frame: needs the feature {', '.join(map(repr, unknown))[:200]}, which this version of crdtkv does not know: upgrade it",
+                features=unknown[:16],
+            )
+        origin = check_origin(header.origin)
+        context = VersionVector.from_flat(header.context)
+        if origin in context:
+            raise CorruptionError("frame: its context names its own origin")
+        if header.first_seq < 1 or header.count < 1 or header.first_seq + header.count - 1 > SEQ_MAX:
+            raise CorruptionError("frame: seqs out of range")
+        if not 0 <= header.hlc <= STAMP_MAX or header.shard < 0:
+            raise CorruptionError("frame: stamp or shard out of range")
+        if len(header.previous) != (HASH_BYTES if header.first_seq > 1 else 0):
+            raise CorruptionError("frame: the hash of the previous frame is missing or too long")
+        frame = cls.adopt(data, header.cluster, header.shard, origin, header.first_seq, header.count, header.hlc, context, header.previous)
+        frame._rows = bytes(wire.rows)
+        return frame
+
+    @property
+    def count(self) -> int:
+        """How many commits it holds."""
+        return self.last_seq - self.first_seq + 1
+
+    def rows(self) -> list[Row]:
+        """The commits `[hlc_offset, meta, delta, …]` in seq order, checked once; see the module's docstring.
+
+        Raises:
+            CorruptionError: a row or delta breaks the format or the net-effect rule.
+        """
+        if self._commits is None:
+            raw = self._rows
+            if raw is None:
+                raw = bytes(_decode_wire(self.data[2:]).rows)
+            try:
+                rows = _decode_rows(raw)
+            except _DECODE_ERRORS as e:
+                raise CorruptionError(f"frame: {e}") from e
+            if len(rows) != self.count:
+                raise CorruptionError(f"frame: {len(rows)} commits where the header says {self.count}")
+            for index, row in enumerate(rows):
+                _check_row(row, self.first_seq + index, self.hlc)
+            self._commits = rows
+            self._rows = None
+        return self._commits
+
+    def commits(self) -> Iterator[tuple[int, int, dict[str, Any] | None, list[Delta]]]:
+        """Each commit as `(seq, hlc, meta, deltas)`."""
+        seq = self.first_seq
+        for row in self.rows():
+            yield seq, self.hlc + row[0], row[1], row[2:]
+            seq += 1
+
+    def crosses_interval(self) -> bool:
+        """Whether it holds a seq divisible by `HASH_INTERVAL`: its hash is kept to find forks later."""
+        return self.last_seq // HASH_INTERVAL > (self.first_seq - 1) // HASH_INTERVAL
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frame) and self.data == other.data
+
+    def __hash__(self) -> int:
+        return hash(self.data)
+
+    def __repr__(self) -> str:
+        return f"Frame({self.origin}:{self.first_seq}..{self.last_seq}, {self.size} bytes)"
+
+
+class FrameTemplate:
+    """The part of a header that stays the same while nothing is received: encoded once, not once a commit."""
+
+    __slots__ = ("_after", "_before", "cluster", "context", "origin", "shard")
+
+    def __init__(self, cluster: str, shard: int, origin: Origin, context: VersionVector) -> None:
+        assert origin not in context, "a context leaves out the frame's own origin"
+        self.cluster = cluster
+        self.shard = shard
+        self.origin = origin
+        self.context = context
+        self._before = _START + b"\x9a\x90" + _encode(cluster) + _encode(shard) + _encode(origin)
+        self._after = _encode(context.flat())
+
+    def build(self, first_seq: int, hlc: int, previous: bytes, rows: list[Row]) -> Frame:
+        """Encode commits of this origin made in this context."""
+        count = len(rows)
+        data = b"".join(
+            (self._before, _encode(first_seq), _encode(count), _encode(hlc), self._after, _encode(previous), b"\xc0", _encode(rows))
+        )
+        return Frame.adopt(data, self.cluster, self.shard, self.origin, first_seq, count, hlc, self.context, previous)
+
+
+def _check_row(row: Row, seq: int, base: int) -> None:
+    if len(row) < 3:
+        raise CorruptionError("frame: a commit without deltas")
+    if type(row[0]) is not int or not 0 <= row[0] <= STAMP_MAX - base:
+        raise CorruptionError("frame: stamp out of range")
+    if row[1] is not None and not isinstance(row[1], dict):
+        raise CorruptionError("frame: a commit's meta is not a map")
+    if len(row) == 3:
+        _check_delta(row[2], seq)
+        return
+    seen: set[tuple[Any, ...]] = set()
+    for delta in row[2:]:
+        slot = _check_delta(delta, seq)
+        if slot in seen:
+            raise CorruptionError("frame: two deltas for one slot in a commit")
+        if delta[0] in _CLEARS and (delta[1], _KINDS_WITH_ORDER[delta[0]], None) in seen:
+            raise CorruptionError("frame: a clear after what it would clear")
+        seen.add(slot)
+        seen.add((delta[1], slot[1], None))
+
+
+def _check_delta(delta: Any, seq: int) -> tuple[Any, ...]:
+    """Check one delta's form; the slot that it touches, for the net-effect rule."""
+    if not isinstance(delta, list) or len(delta) < 2:
+        raise CorruptionError("frame: not a delta")
+    kind, key, size = delta[0], delta[1], len(delta)
+    if not isinstance(key, str) or not 0 < len(key) <= KEY_BYTES_MAX or not key.isascii() and len(key.encode()) > KEY_BYTES_MAX:
+        raise CorruptionError("frame: a delta's key is not 1 to 1,024 bytes of text")
+    if kind == DeltaKind.REGISTER_PUT:
+        _check_expiry(delta, 3)
+        _check_bytes(delta[2])
+        return key, SlotType.REGISTER, b""
+    if kind in _KEYED:
+        subkey = delta[2] if size > 2 else None
+        if kind == DeltaKind.MAP_PUT:
+            _check_expiry(delta, 4)
+            _check_bytes(delta[3])
+        elif kind == DeltaKind.SET_ADD:
+            _check_expiry(delta, 3)
+        elif size != 3:
+            raise CorruptionError("frame: a removal of the wrong length")
+        if kind in (DeltaKind.MAP_PUT, DeltaKind.MAP_DELETE):
+            if not isinstance(subkey, str):
+                raise CorruptionError("frame: a field is not text")
+        else:
+            _check_bytes(subkey)
+        return key, _KINDS_WITH_ORDER[kind], subkey
+    if kind in (DeltaKind.REGISTER_DELETE, DeltaKind.SET_CLEAR, DeltaKind.MAP_CLEAR):
+        if size != 2:
+            raise CorruptionError("frame: a removal of the wrong length")
+        return key, _KINDS_WITH_ORDER[kind], b"" if kind == DeltaKind.REGISTER_DELETE else "clear"
+    if kind == DeltaKind.COUNTER_ADD:
+        if size != 4 or type(delta[2]) is not int or not 0 < delta[2] <= seq or type(delta[3]) is not int:
+            raise CorruptionError("frame: not an increment")
+        return key, SlotType.COUNTER, "add"
+    if kind == DeltaKind.COUNTER_RESET:
+        _check_reset(delta)
+        return key, SlotType.COUNTER, "clear"
+    if kind == DeltaKind.EXPIRE:
+        return _check_expire(delta)
+    raise CorruptionError(f"frame: unknown kind of delta {str(kind)[:20]!r}")
+
+
+def _check_expiry(delta: Delta, at: int) -> None:
+    if len(delta) == at + 1:
+        if type(delta[at]) is not int or not 0 < delta[at] <= STAMP_MAX:
+            raise CorruptionError("frame: an expiry out of range")
+    elif len(delta) != at:
+        raise CorruptionError("frame: a delta of the wrong length")
+
+
+def _check_bytes(value: Any) -> None:
+    if type(value) is not bytes:
+        raise CorruptionError("frame: a value is not bytes")
+    check_value(value)
+
+
+def _check_reset(delta: Delta) -> None:
+    if len(delta) != 3 or not isinstance(delta[2], list) or not delta[2]:
+        raise CorruptionError("frame: not a reset")
+    last: tuple[str, int] = ("", 0)
+    for run in delta[2]:
+        if not isinstance(run, list) or len(run) != 4 or any(type(n) is not int for n in run[1:]):
+            raise CorruptionError("frame: a reset names something that is not a run")
+        where = (check_origin(run[0]), run[1])
+        if where <= last or not 0 < run[1] <= run[3] <= SEQ_MAX:
+            raise CorruptionError("frame: a reset's runs are repeated, out of order or out of range")
+        last = where
+
+
+def _check_expire(delta: Delta) -> tuple[Any, ...]:
+    if len(delta) != 5 or delta[2] not in TYPE_NAMES or delta[2] == SlotType.COUNTER or not isinstance(delta[4], list) or not delta[4]:
+        raise CorruptionError("frame: not an expiry")
+    if delta[2] == SlotType.REGISTER:
+        if delta[3] != b"":
+            raise CorruptionError("frame: an expiry's subkey is not what its type has")
+    else:
+        _check_bytes(delta[3])
+    for dot in delta[4]:
+        if not isinstance(dot, list) or len(dot) != 2 or type(dot[1]) is not int or not 0 < dot[1] <= SEQ_MAX:
+            raise CorruptionError("frame: an expiry names something that is not a dot")
+        check_origin(dot[0])
+    # A map's fields are text in put and delete, canonical bytes here: name them alike for the net-effect rule.
+    if delta[2] == SlotType.MAP:
+        field = msgspec.msgpack.decode(delta[3])
+        if not isinstance(field, str):
+            raise CorruptionError("frame: a field is not text")
+        return delta[1], SlotType.MAP, field
+    return delta[1], delta[2], delta[3]

@@ -1,0 +1,136 @@
+"""The conflict journal: every update that met a concurrent one, and what became of both.
+
+Whenever a write meets a write, or a write a removal, that had not seen it, the replica records the slot, the dots,
+stamps and values on both sides, the rule and the winner. So no acknowledged write loses in silence. The journal is
+local bookkeeping, outside state and digest: which replica records a conflict, and in which order, depends on what
+arrived where first. It is bounded by count, bytes and age; counts per rule survive the trimming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from crdtkv.core.causality import Origin
+from crdtkv.core.clock import ms_of
+from crdtkv.core.state import State
+
+JOURNAL_SPACE = b"j"
+_END = bytes([JOURNAL_SPACE[0] + 1])
+
+RULE_LWW = "greatest (hlc, origin) of concurrent writes"
+RULE_ADD_WINS = "add wins over a concurrent remove"
+RULE_WRITE_SURVIVES = "a write survives a concurrent removal that had not seen it"
+RULE_INCREMENT_SURVIVES = "increments survive a concurrent reset that had not seen them"
+RULE_ELEMENT = "greatest (hlc, origin) of concurrent adds with different expiry"
+
+
+class Update(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One side of a conflict. `value` is None for a removal; `kind` as in `Change.kind`."""
+
+    origin: Origin
+    seq: int
+    hlc: int
+    kind: str
+    value: bytes | None
+    expiry: int | None = None
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One conflict. `hlc` is the stamp of the update that arrived last; `number` its place in this journal."""
+
+    number: int
+    key: bytes
+    type_code: int
+    subkey: bytes
+    rule: str
+    winner: Update
+    losers: list[Update]
+    hlc: int
+    installed: bool = False
+
+
+class JournalCounts(msgspec.Struct, array_like=True, gc=False):
+    """What survives trimming: the next number, the first one kept, the bytes kept, the totals per rule."""
+
+    following: int = 0
+    first: int = 0
+    size_bytes: int = 0
+    by_rule: dict[str, int] = {}  # noqa: RUF012  (msgspec copies an empty dict default)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+def _where(number: int) -> bytes:
+    return JOURNAL_SPACE + number.to_bytes(8, "big")
+
+
+class Journal:
+    """The journal of one replica, in side records of its state."""
+
+    __slots__ = ("_count_max", "_size_max", "_state", "counts")
+
+    def __init__(self, state: State, counts: JournalCounts, *, count_max: int, bytes_max: int) -> None:
+        self._state = state
+        self.counts = counts
+        self._count_max = count_max
+        self._size_max = bytes_max
+
+    def __len__(self) -> int:
+        """How many records are kept."""
+        return self.counts.following - self.counts.first
+
+    @property
+    def total(self) -> int:
+        """How many conflicts were ever recorded."""
+        return self.counts.following
+
+    def record(
+        self,
+        key: bytes,
+        type_code: int,
+        subkey: bytes,
+        rule: str,
+        winner: Update,
+        losers: list[Update],
+        hlc: int,
+        installed: bool = False,
+    ) -> None:
+        """Append one conflict; the oldest go while there are too many."""
+        counts = self.counts
+        data = _encode(Record(counts.following, key, type_code, subkey, rule, winner, losers, hlc, installed))
+        self._state.side_put(_where(counts.following), data)
+        counts.following += 1
+        counts.size_bytes += len(data)
+        counts.by_rule[rule] = counts.by_rule.get(rule, 0) + 1
+        while counts.first < counts.following - 1 and (
+            counts.following - counts.first > self._count_max or counts.size_bytes > self._size_max
+        ):
+            self._drop_first()
+
+    def trim_older(self, before_ms: int) -> int:
+        """Drop the records that were made before a time, oldest first; how many that were."""
+        dropped = 0
+        while len(self):
+            data = self._state.side_get(_where(self.counts.first))
+            if data is not None and ms_of(_decode(data).hlc) >= before_ms:
+                break
+            self._drop_first()
+            dropped += 1
+        return dropped
+
+    def _drop_first(self) -> None:
+        where = _where(self.counts.first)
+        data = self._state.side_get(where)
+        if data is not None:
+            self.counts.size_bytes -= len(data)
+            self._state.side_put(where, None)
+        self.counts.first += 1
+
+    def records(self, since: int = 0) -> Iterator[Record]:
+        """The records kept with `number >= since`, oldest first."""
+        for _, data in self._state.scan(_where(max(since, self.counts.first)), _END):
+            yield _decode(data)

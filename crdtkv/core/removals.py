@@ -1,0 +1,78 @@
+"""The index of recent removals: what lets the side that removed see a conflict too.
+
+A removal leaves nothing in the state, so when a write that had not seen it arrives later, only this index knows that
+the two met. It is outside state and digest, and bounded: the oldest go first, and those that every member has seen
+(causally stable) may go at once, because no write concurrent with them can still arrive.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from crdtkv.core.causality import Dot, Origin, VersionVector
+from crdtkv.core.codec import SLOT_SPACE
+from crdtkv.core.state import State
+
+REMOVAL_SPACE = b"x"
+REMOVALS_MAX = 65_536
+"""How many removals are remembered by default (`Settings.removals_max`)."""
+
+
+class Removal(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The dot, stamp and kind of the last removal of a slot (or of a whole collection)."""
+
+    origin: Origin
+    seq: int
+    hlc: int
+    kind: str
+
+    @property
+    def dot(self) -> Dot:
+        return Dot(self.origin, self.seq)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Removal).decode
+
+
+class Removals:
+    """Slot (or a collection's first slot) → its last removal, oldest first."""
+
+    __slots__ = ("_index", "_limit", "_state")
+
+    def __init__(self, state: State, limit: int = REMOVALS_MAX) -> None:
+        self._state = state
+        self._limit = limit
+        loaded = [(k, _decode(v)) for k, v in state.scan(REMOVAL_SPACE, bytes([REMOVAL_SPACE[0] + 1]))]
+        loaded.sort(key=lambda item: (item[1].hlc, item[0]))
+        self._index: dict[bytes, Removal] = {SLOT_SPACE + k[1:]: r for k, r in loaded}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __bool__(self) -> bool:
+        return bool(self._index)
+
+    def get(self, slot: bytes) -> Removal | None:
+        """The last removal of a slot, if it is still remembered."""
+        return self._index.get(slot)
+
+    def note(self, slot: bytes, removal: Removal) -> None:
+        """Remember a removal; the oldest goes if there are too many."""
+        self._index.pop(slot, None)
+        self._index[slot] = removal
+        self._state.side_put(REMOVAL_SPACE + slot[1:], _encode(removal))
+        if len(self._index) > self._limit:
+            oldest = next(iter(self._index))
+            self._drop(oldest)
+
+    def drop_stable(self, stable: VersionVector) -> int:
+        """Forget removals that every member has applied; how many that were."""
+        gone = [slot for slot, r in self._index.items() if stable.covers((r.origin, r.seq))]
+        for slot in gone:
+            self._drop(slot)
+        return len(gone)
+
+    def _drop(self, slot: bytes) -> None:
+        del self._index[slot]
+        self._state.side_put(REMOVAL_SPACE + slot[1:], None)

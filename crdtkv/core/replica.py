@@ -1,0 +1,554 @@
+"""The replica: one incarnation's copy of the state, as a pure state machine.
+
+Local transactions come in as deltas and leave as frames; received frames come in and change the state. It reads and
+writes records through `State`, and owns what decides about frames: the version vector, the hash of each origin's
+last frame, frames held until what they rest on has come, the clock, the conflict journal, the window of request ids.
+It knows no log, engine, network or lock: its caller appends frames to the log, folds the state at frame boundaries,
+and lets nobody in while a frame is being made.
+
+A received frame is applied iff it is the next of its origin and its context is covered; a lower one is a duplicate
+and changes nothing; any other is held, within a bound. Nothing is ever skipped, so every state is causally closed.
+
+After: Almeida, Shoker, Baquero, "Delta State Replicated Data Types" (arXiv:1603.01529), causal delta-merging;
+Schwarz and Mattern on version vectors; hash chains per origin to find forks.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from crdtkv.core.apply import EXPIRY_SPACE, Applier, Purges, Touched
+from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
+from crdtkv.core.clock import HybridClock, ms_of
+from crdtkv.core.codec import SlotType, encode_value, slot_of, split_slot
+from crdtkv.core.frame import FRAME_BYTES_MAX, HASH_INTERVAL, NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
+from crdtkv.core.heads import Heads, head_key
+from crdtkv.core.journal import Journal, JournalCounts
+from crdtkv.core.removals import Removals
+from crdtkv.core.settings import CoreSettings
+from crdtkv.core.state import Base, State
+from crdtkv.core.types.registry import APPLY
+from crdtkv.core.types.base import Entry, rank, winner
+from crdtkv.core.types.counter import decode_run, run_slot
+from crdtkv.errors import CorruptionError, StorageError, WrongClusterError
+
+META_KEY = b"m"
+REQUEST_SPACE = b"q"
+KEPT_HASHES_MAX = 1024
+"""Hashes kept per origin, one per `HASH_INTERVAL` commits: forks up to a million commits back are found by hash."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Outcome(enum.Enum):
+    """What became of a received frame."""
+
+    APPLIED = "applied"
+    DUPLICATE = "duplicate"
+    HELD = "held"
+    DROPPED = "dropped"  # it would have to be held, and the bound is reached: ask for it again
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of frames given to `apply`."""
+
+    applied: int
+    """Frames that became part of the state, those held before that became ready among them."""
+    held: int
+    """Frames that wait in memory for what they rest on, after this call."""
+    position: int
+    """The log's end."""
+    dropped: int = 0
+    """Frames of this call that were neither applied nor held: the bound on held frames was reached. They are asked for again."""
+
+
+class Meta(msgspec.Struct, array_like=True):
+    """The replica's own record: what changes in one batch with the slots."""
+
+    format: int
+    cluster: str
+    shard: int
+    origin: str
+    vv: list[str | int]
+    hashes: dict[str, tuple[int, bytes]]
+    kept: dict[str, list[tuple[int, bytes]]]
+    mark: int
+    digest: bytes
+    position: int
+    journal: JournalCounts
+
+
+_decode_meta = msgspec.msgpack.Decoder(Meta).decode
+_decode_request = msgspec.msgpack.Decoder(tuple[str, int, int]).decode
+
+
+def enters_digest(slot: bytes, record: bytes) -> bool:
+    """Whether a slot's record counts as state: every entry does, a counter's run only while it is live."""
+    end = slot.index(b"\x00\x00")
+    return slot[end + 2] != SlotType.COUNTER or decode_run(record).live
+
+
+class Replica:
+    """See the module's docstring. One caller at a time.
+
+    Args:
+        base: the engine's records; empty, or what an earlier replica folded.
+        origin: this incarnation; used only if `base` is empty.
+        clock: stamps local commits.
+    """
+
+    def __init__(
+        self, base: Base, *, origin: Origin, cluster: str, shard: int = 0, clock: HybridClock, settings: CoreSettings | None = None
+    ) -> None:
+        self.settings = settings or CoreSettings()
+        self.clock = clock
+        raw = base.get(META_KEY)
+        meta = None if raw is None else _read_meta(raw)
+        self.origin = Origin(meta.origin) if meta else origin
+        self.cluster = meta.cluster if meta else cluster
+        self.shard = meta.shard if meta else shard
+        self.position = meta.position if meta else 0
+        """The log position up to which frames are applied."""
+        self.state = State(base, enters_digest, int.from_bytes(meta.digest, "big") if meta else 0)
+        self._vv: dict[Origin, int] = dict(VersionVector.from_flat(meta.vv)) if meta else {}
+        self._hashes: dict[Origin, tuple[int, bytes]] = {Origin(o): h for o, h in meta.hashes.items()} if meta else {}
+        self._kept: dict[Origin, list[tuple[int, bytes]]] = {Origin(o): k for o, k in meta.kept.items()} if meta else {}
+        if meta:
+            clock.restore(meta.mark)
+        self.heads = Heads(self.state)
+        self.journal = Journal(
+            self.state,
+            meta.journal if meta else JournalCounts(),
+            count_max=self.settings.journal_records_max,
+            bytes_max=self.settings.journal_bytes_max,
+        )
+        self.purges = Purges(self.state)
+        self._applier = Applier(
+            self.state,
+            self._vv,
+            self.heads,
+            Removals(self.state, self.settings.removals_max),
+            self.journal,
+            self.purges,
+            self.settings.clear_at_once_max,
+        )
+        self._held: dict[Origin, dict[int, Frame]] = {}
+        self._held_frames = 0
+        self._held_bytes = 0
+        self._requests: dict[bytes, tuple[str, int, int]] = self._load_requests()
+        self._rows: list[Row] = []
+        self._first_hlc = 0
+        self._context: VersionVector | None = None
+        self._template: FrameTemplate | None = None  # both hold until a frame of another origin is applied
+
+    # -- what is applied ------------------------------------------------------------------------------------------
+
+    def vv(self) -> VersionVector:
+        """What is applied here, own commits of a frame in the making included."""
+        return VersionVector(self._vv)
+
+    def seq(self, origin: Origin) -> int:
+        """The last applied seq of an origin, 0 if none."""
+        return self._vv.get(origin, 0)
+
+    def context(self) -> VersionVector:
+        """What has been applied of other origins: the context of a frame made now. O(1) until a frame comes in."""
+        if self._context is None:
+            self._context = VersionVector.adopt({o: n for o, n in self._vv.items() if o != self.origin})
+        return self._context
+
+    def digest(self) -> int:
+        """The digest of the state, 128 bits. Settled only while `purges` is empty."""
+        return self.state.digest()
+
+    def last_hash(self, origin: Origin) -> tuple[int, bytes]:
+        """The last seq of an origin and the hash of its frame; `(0, b"")` if none."""
+        return self._hashes.get(origin, (0, NO_HASH))
+
+    def last_hashes(self) -> dict[Origin, tuple[int, bytes]]:
+        """For each origin the last applied seq and the hash of its frame."""
+        return dict(self._hashes)
+
+    def hash_at(self, origin: Origin, seq: int) -> bytes | None:
+        """The kept hash of the frame that ends at `seq`, if there is one."""
+        last = self._hashes.get(origin)
+        if last is not None and last[0] == seq:
+            return last[1]
+        return next((h for n, h in self._kept.get(origin, ()) if n == seq), None)
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """How many frames are held, and their bytes."""
+        return self._held_frames, self._held_bytes
+
+    def held_needs(self) -> VersionVector:
+        """What the held frames wait for and is not applied here."""
+        needs: dict[Origin, int] = {}
+        for origin, frames in self._held.items():
+            for frame in frames.values():
+                wanted = dict(frame.context.items())
+                wanted[origin] = frame.first_seq - 1
+                for o, n in wanted.items():
+                    if n > self._vv.get(o, 0):
+                        needs[o] = max(n, needs.get(o, 0))
+        return VersionVector.adopt(needs)
+
+    # -- local commits --------------------------------------------------------------------------------------------
+
+    def commit(self, deltas: list[Delta], request_id: bytes | None = None) -> tuple[int, int]:
+        """Make one local commit of the frame in the making; its `(seq, hlc)`.
+
+        The deltas are a net effect: at most one per slot, clears before adds, already validated. Until `close_frame`
+        nothing else may be applied.
+
+        Raises:
+            ClockSkewError: the clock's mark is too far ahead of the wall clock; nothing changed.
+        """
+        origin = self.origin
+        hlc = self.clock.issue()
+        seq = self._vv.get(origin, 0) + 1
+        if not self._rows:
+            self._first_hlc = hlc
+        step = self._applier
+        step.begin(origin, seq, hlc, self._vv, True)
+        for delta in deltas:
+            APPLY[delta[0]](step, delta)
+        self._vv[origin] = seq
+        meta: dict[str, Any] | None = None
+        if request_id is not None:
+            meta = {"r": request_id}
+            self._note_request(request_id, origin, seq, hlc)
+        self._rows.append([hlc - self._first_hlc, meta, *deltas])
+        return seq, hlc
+
+    def close_frame(self) -> Frame | None:
+        """Encode the commits made since the last frame as one frame; None if there are none."""
+        rows = self._rows
+        if not rows:
+            return None
+        origin = self.origin
+        last_seq = self._vv[origin]
+        previous = self.last_hash(origin)[1]
+        template = self._template
+        if template is None:
+            template = self._template = FrameTemplate(self.cluster, self.shard, origin, self.context())
+        frame = template.build(last_seq - len(rows) + 1, self._first_hlc, previous, rows)
+        self._rows = []
+        self._keep_hash(frame)
+        self.position += 1
+        return frame
+
+    # -- received frames ------------------------------------------------------------------------------------------
+
+    def receive(self, frame: Frame) -> tuple[Outcome, list[Frame]]:
+        """Take a frame from a peer, a log or a delta.
+
+        Returns:
+            What became of it, and the frames that were applied, in that order: this one, then held ones that had
+            waited for it. They must be appended to the log in this order.
+        Raises:
+            CorruptionError: it does not follow from what is applied (a fork), or breaks the format. Nothing changed.
+            WrongClusterError: it is of another cluster or shard.
+        """
+        assert not self._rows, "a frame is being made"
+        outcome = self.ready(frame)
+        if outcome is Outcome.HELD:
+            return self._hold(frame), []
+        if outcome is Outcome.DUPLICATE:
+            return outcome, []
+        self.apply(frame)
+        applied = [frame]
+        if self._held:
+            applied += self._apply_held()
+        return outcome, applied
+
+    def ready(self, frame: Frame) -> Outcome:
+        """What would become of a frame now: APPLIED, DUPLICATE or HELD. Changes nothing."""
+        if frame.cluster != self.cluster or frame.shard != self.shard:
+            raise WrongClusterError(
+                f"a frame of cluster {frame.cluster!r} shard {frame.shard} came to cluster {self.cluster!r} shard {self.shard}",
+                cluster=frame.cluster,
+                shard=frame.shard,
+            )
+        return self._readiness(frame, self._vv)
+
+    @staticmethod
+    def _readiness(frame: Frame, applied: dict[Origin, int]) -> Outcome:
+        done = applied.get(frame.origin, 0)
+        if frame.last_seq <= done:
+            return Outcome.DUPLICATE
+        if frame.first_seq <= done:
+            raise CorruptionError(
+                f"fork: a frame of {frame.origin} holds commits {frame.first_seq}..{frame.last_seq}, but here a frame ended at {done}"
+            )
+        if frame.first_seq > done + 1:
+            return Outcome.HELD
+        for origin, seq in frame.context.items():
+            if applied.get(origin, 0) < seq:
+                return Outcome.HELD
+        return Outcome.APPLIED
+
+    def plan(self, frames: Iterable[Frame]) -> tuple[list[Frame], VersionVector]:
+        """The order in which a bag of frames would apply, and what those that would not rest on. Changes nothing."""
+        applied = dict(self._vv)
+        waiting = [f for f in frames if self.ready(f) is not Outcome.DUPLICATE]
+        order: list[Frame] = []
+        progress = True
+        while progress and waiting:
+            progress = False
+            rest = []
+            for frame in waiting:
+                outcome = self._readiness(frame, applied)
+                if outcome is Outcome.APPLIED:
+                    applied[frame.origin] = frame.last_seq
+                    order.append(frame)
+                if outcome is Outcome.HELD:
+                    rest.append(frame)
+                else:
+                    progress = True
+            waiting = rest
+        needs = EMPTY_VV
+        for frame in waiting:
+            needs = needs.join(frame.context).advance(frame.origin, frame.first_seq - 1)
+        return order, VersionVector({o: n for o, n in needs.items() if n > applied.get(o, 0)})
+
+    def apply(self, frame: Frame) -> None:
+        """Apply a frame that is ready (also: an own one while replaying the log). O(slots touched).
+
+        Raises:
+            CorruptionError: the hash chain or the format is broken; nothing changed.
+        """
+        origin = frame.origin
+        assert self._readiness(frame, self._vv) is Outcome.APPLIED, "applied only when next and covered"
+        if frame.previous != self.last_hash(origin)[1]:
+            raise CorruptionError(
+                f"fork: frame {origin}:{frame.first_seq} follows another history than the one applied here", origin=origin, seq=frame.first_seq
+            )
+        frame.rows()  # everything is checked before anything changes
+        step = self._applier
+        seen: dict[Origin, int] = dict(frame.context.items())
+        own = origin == self.origin
+        for seq, hlc, meta, deltas in frame.commits():
+            seen[origin] = seq - 1
+            step.begin(origin, seq, hlc, seen, False)
+            for delta in deltas:
+                APPLY[delta[0]](step, delta)
+            if meta is not None and type(meta.get("r")) is bytes:
+                self._note_request(meta["r"], origin, seq, hlc)
+        if own:
+            self.clock.restore(hlc)
+        else:
+            self.clock.absorb(hlc)
+            self._context = None
+            self._template = None
+        self._vv[origin] = frame.last_seq
+        self._keep_hash(frame)
+        self.position += 1
+
+    def touches(self, frames: Iterable[Frame]) -> list[bytes]:
+        """The records that applying frames will read: what `State.load` should fetch in one multi-get."""
+        return [key for frame in frames for _, _, _, deltas in frame.commits() for delta in deltas for key in _records_of(delta, frame)]
+
+    def _hold(self, frame: Frame) -> Outcome:
+        waiting = self._held.setdefault(frame.origin, {})
+        if frame.first_seq in waiting:
+            return Outcome.HELD
+        if self._held_frames >= self.settings.held_frames_max or self._held_bytes + frame.size > self.settings.held_bytes_max:
+            if not waiting:
+                del self._held[frame.origin]
+            return Outcome.DROPPED
+        waiting[frame.first_seq] = frame
+        self._held_frames += 1
+        self._held_bytes += frame.size
+        return Outcome.HELD
+
+    def _apply_held(self) -> list[Frame]:
+        """Apply the held frames that are ready now, and drop those that are duplicates by now."""
+        applied: list[Frame] = []
+        progress = True
+        while progress:
+            progress = False
+            for origin in sorted(self._held):
+                waiting = self._held[origin]
+                done = self._vv.get(origin, 0)
+                for first in [n for n in waiting if n <= done]:
+                    self._release(origin, first)
+                frame = waiting.get(done + 1)
+                if frame is None or self._readiness(frame, self._vv) is not Outcome.APPLIED:
+                    continue
+                self._release(origin, frame.first_seq)
+                self.apply(frame)
+                applied.append(frame)
+                progress = True
+        return applied
+
+    def _release(self, origin: Origin, first_seq: int) -> None:
+        waiting = self._held[origin]
+        frame = waiting.pop(first_seq)
+        self._held_frames -= 1
+        self._held_bytes -= frame.size
+        if not waiting:
+            del self._held[origin]
+
+    def drop_held(self) -> None:
+        """Forget every held frame: a restart does, and so may a session that subscribes anew."""
+        self._held = {}
+        self._held_frames = 0
+        self._held_bytes = 0
+
+    # -- request ids ----------------------------------------------------------------------------------------------
+
+    def request(self, request_id: bytes) -> tuple[Origin, int, int] | None:
+        """The `(origin, seq, hlc)` of the commit that a request id made, if it is still remembered."""
+        found = self._requests.get(request_id)
+        return None if found is None else (Origin(found[0]), found[1], found[2])
+
+    def _note_request(self, request_id: bytes, origin: Origin, seq: int, hlc: int) -> None:
+        self._requests[request_id] = (origin, seq, hlc)
+        self.state.side_put(REQUEST_SPACE + request_id, _encode((origin, seq, hlc)))
+        oldest_ms = ms_of(hlc) - self.settings.requests_age_s * 1000
+        while self._requests:
+            first = next(iter(self._requests))
+            if len(self._requests) <= self.settings.requests_max and ms_of(self._requests[first][2]) >= oldest_ms:
+                break
+            del self._requests[first]
+            self.state.side_put(REQUEST_SPACE + first, None)
+
+    def _load_requests(self) -> dict[bytes, tuple[str, int, int]]:
+        found = [(k[1:], _decode_request(v)) for k, v in self.state.scan(REQUEST_SPACE, bytes([REQUEST_SPACE[0] + 1]))]
+        found.sort(key=lambda item: (item[1][2], item[0]))
+        return dict(found)
+
+    # -- expiry, clears, bookkeeping ------------------------------------------------------------------------------
+
+    def now_ms(self) -> int:
+        """By which instant reads decide what has expired: the later of wall clock and HLC."""
+        return max(self.clock.wall_ms(), ms_of(self.clock.mark))
+
+    def due(self, limit: int) -> Iterator[Delta]:
+        """Removals of expired entries that this replica should issue now; ended index records are dropped.
+
+        The region that wrote the winner issues the removal; the others, in the order of their origins, wait one
+        grace more each, so that an expiry is removed even if its writer is gone. The removal names the dots of the
+        winner and of the siblings that it beat: a refreshed or concurrent entry survives, and a second removal of
+        the same does nothing.
+        """
+        now = self.now_ms()
+        end = EXPIRY_SPACE + (now + 1).to_bytes(8, "big")
+        members = sorted(set(self._vv) | {self.origin})
+        issued = 0
+        for where, _ in list(self.state.scan(EXPIRY_SPACE, end)):
+            if issued == limit:
+                return
+            expiry, slot = int.from_bytes(where[1:9], "big"), where[9:]
+            record = self.state.get(slot)
+            entries = [] if record is None else self._applier.entries(slot, record)
+            chosen = winner(entries) if entries else None
+            if chosen is None or chosen.expiry != expiry:
+                self.state.side_put(where, None)  # superseded or removed since
+                continue
+            mine = region_of(chosen.origin) == region_of(self.origin)
+            grace = 0 if mine else (1 + members.index(self.origin)) * self.settings.expiry_grace_ms
+            if now < expiry + grace:
+                continue
+            key, type_code, subkey = split_slot(slot)
+            dots = [[e.origin, e.seq] for e in sorted(entries, key=rank)]
+            issued += 1
+            yield [DeltaKind.EXPIRE, key.decode(), type_code, subkey, dots]
+
+    def maintain(self, now_ms: int) -> None:
+        """Trim what is kept only for a time."""
+        self.journal.trim_older(now_ms - self.settings.journal_age_s * 1000)
+
+    def watch_changes(self, into: list[Touched] | None) -> None:
+        """Gather what changes visibly into a list from now on; None stops."""
+        self._applier.touched = into
+
+    def purge_slice(self, slots_max: int) -> bool:
+        """Do some of the clearing that is due; True if more is left."""
+        return self._applier.purge_slice(slots_max)
+
+    def entries(self, slot: bytes, record: bytes | None) -> list[Entry]:
+        """A record's live entries: those that a clear in progress has not covered."""
+        return self._applier.entries(slot, record)
+
+    def jump(self, vv: VersionVector, hashes: Mapping[Origin, bytes]) -> None:
+        """After a snapshot's records were put: take over its vector and hashes. Held frames that it covers go."""
+        for origin, seq in vv.items():
+            if seq > self._vv.get(origin, 0):
+                self._vv[origin] = seq
+                self._hashes[origin] = (seq, hashes[origin])
+        self._context = None
+        self._template = None
+        self._apply_held_duplicates()
+
+    def _apply_held_duplicates(self) -> None:
+        for origin in list(self._held):
+            for first in [n for n in self._held[origin] if n <= self._vv.get(origin, 0)]:
+                self._release(origin, first)
+
+    def fold(self) -> None:
+        """Write everything that changed to the engine, in one batch with the replica's own record."""
+        assert not self._rows, "a frame is being made"
+        self.state.fold(lambda digest: {META_KEY: _encode(self._meta(digest))})
+
+    def _meta(self, digest: int) -> Meta:
+        return Meta(
+            1,
+            self.cluster,
+            self.shard,
+            self.origin,
+            self.vv().flat(),
+            dict(self._hashes),
+            dict(self._kept),
+            self.clock.mark,
+            digest.to_bytes(16, "big"),
+            self.position,
+            self.journal.counts,
+        )
+
+    def _keep_hash(self, frame: Frame) -> None:
+        self._hashes[frame.origin] = (frame.last_seq, frame.hash)
+        if frame.last_seq // HASH_INTERVAL > (frame.first_seq - 1) // HASH_INTERVAL:
+            kept = self._kept.setdefault(frame.origin, [])
+            kept.append((frame.last_seq, frame.hash))
+            if len(kept) > KEPT_HASHES_MAX:
+                del kept[0]
+
+
+def _read_meta(raw: bytes) -> Meta:
+    try:
+        meta = _decode_meta(raw)
+    except (msgspec.DecodeError, ValueError) as e:
+        raise CorruptionError(f"state engine: the replica's own record does not decode: {e}") from e
+    if meta.format != 1:
+        raise StorageError(f"state engine: format {meta.format} is not known to this version of crdtkv (1): upgrade it")
+    return meta
+
+
+def _records_of(delta: Delta, frame: Frame) -> Iterator[bytes]:
+    kind, key = delta[0], delta[1].encode()
+    if kind in (DeltaKind.REGISTER_PUT, DeltaKind.REGISTER_DELETE):
+        yield slot_of(key, SlotType.REGISTER)
+        return
+    if kind == DeltaKind.EXPIRE:
+        yield slot_of(key, delta[2], delta[3])
+    elif kind in (DeltaKind.SET_ADD, DeltaKind.SET_REMOVE):
+        yield slot_of(key, SlotType.SET, delta[2])
+    elif kind in (DeltaKind.MAP_PUT, DeltaKind.MAP_DELETE):
+        yield slot_of(key, SlotType.MAP, encode_value(delta[2]))
+    elif kind == DeltaKind.COUNTER_ADD:
+        yield run_slot(key, frame.origin, delta[2])
+    elif kind == DeltaKind.COUNTER_RESET:
+        for origin, run, _, _ in delta[2]:
+            yield run_slot(key, Origin(origin), run)
+    yield head_key(key)
+
+
+__all__ = ["FRAME_BYTES_MAX", "META_KEY", "Meta", "Outcome", "Replica", "enters_digest"]

@@ -1,0 +1,191 @@
+"""The replica's records between the engine and the rules: an overlay of what changed, and the digest.
+
+Records live in an engine (`Base`). What a transaction changes gathers here, in memory, and goes to the engine in
+one atomic batch at a frame's boundary (`fold`), together with the replica's own bookkeeping (version vector, hashes,
+log position, journal …): so after a crash the engine holds some prefix of the log's effects, and replaying the rest
+gives the same state.
+
+Two kinds of record: *slots* are the replicated state; *side* records are local bookkeeping. Only slots enter the
+digest: the sum modulo 2^128 of one hash per record, so that it follows each change at a cost that does not grow with
+the state, and does not depend on the order of changes. It is brought up to date when the overlay is folded, so a
+slot that is overwritten many times is hashed once.
+
+After: Bellare and Micciancio, "A New Paradigm for Collision-Free Hashing" (EUROCRYPT '97), for sums of hashes; here
+they find faults, not forgers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+_MASK = (1 << 128) - 1
+_blake2b = hashlib.blake2b
+
+
+class Base(Protocol):
+    """What the overlay needs of a state engine."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+    def write(self, batch: Mapping[bytes, bytes | None]) -> None: ...
+    def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]: ...
+
+
+def hash_record(slot: bytes, record: bytes) -> int:
+    """One record's share of the digest. The record is self-delimiting, so the pair is unambiguous."""
+    return int.from_bytes(_blake2b(record + slot, digest_size=16).digest(), "little")
+
+
+class State:
+    """Overlay over a `Base`. One writer at a time; readers on other threads see each record before or after.
+
+    Args:
+        counts: says whether a slot's record enters the digest (a counter run that is not live does not).
+        digest: of what the base holds.
+    """
+
+    __slots__ = ("_base", "_counts", "_digest", "_known", "_side", "_slots")
+
+    def __init__(self, base: Base, counts: Callable[[bytes, bytes], bool], digest: int = 0) -> None:
+        self._base = base
+        self._counts = counts
+        self._digest = digest
+        self._slots: dict[bytes, bytes | None] = {}
+        self._side: dict[bytes, bytes | None] = {}
+        self._known: dict[bytes, bytes | None] = {}  # read ahead for the group being applied
+
+    def get(self, slot: bytes) -> bytes | None:
+        """A slot's record. O(1) plus the engine's read if nothing newer is here."""
+        try:
+            return self._slots[slot]
+        except KeyError:
+            known = self._known
+            if slot in known:
+                return known[slot]
+            return self._base.get(slot)
+
+    def put(self, slot: bytes, record: bytes | None) -> None:
+        """Replace or (None) drop a slot's record."""
+        self._slots[slot] = record
+
+    def side_get(self, key: bytes) -> bytes | None:
+        """A bookkeeping record."""
+        try:
+            return self._side[key]
+        except KeyError:
+            known = self._known
+            if key in known:
+                return known[key]
+            return self._base.get(key)
+
+    def side_put(self, key: bytes, record: bytes | None) -> None:
+        """Replace or (None) drop a bookkeeping record."""
+        self._side[key] = record
+
+    def load(self, keys: Sequence[bytes]) -> None:
+        """Read ahead in one multi-get what a group of frames will touch; `forget` ends it."""
+        slots, side, known = self._slots, self._side, self._known
+        wanted = [k for k in dict.fromkeys(keys) if k not in slots and k not in side and k not in known]
+        if wanted:
+            known.update(zip(wanted, self._base.multi_get(wanted), strict=True))
+
+    def forget(self) -> None:
+        """Drop what was read ahead."""
+        if self._known:
+            self._known = {}
+
+    @property
+    def pending(self) -> int:
+        """How many changed records wait to be folded."""
+        return len(self._slots) + len(self._side)
+
+    def scan(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        """Slots and side records in `[start, end)` in order, overlay included. O(overlay) to begin.
+
+        The caller may change what was already yielded, nothing else, while it iterates.
+        """
+        over = {k: v for d in (self._slots, self._side) for k, v in d.items() if start <= k and (end is None or k < end)}
+        if not over:
+            yield from self._base.scan(start, end)
+            return
+        waiting = sorted(over, reverse=True)
+        for key, record in self._base.scan(start, end):
+            while waiting and waiting[-1] < key:
+                newer = over[waiting[-1]]
+                if newer is not None:
+                    yield waiting[-1], newer
+                waiting.pop()
+            if waiting and waiting[-1] == key:
+                newer = over[waiting.pop()]
+                if newer is not None:
+                    yield key, newer
+            else:
+                yield key, record
+        while waiting:
+            key = waiting.pop()
+            newer = over[key]
+            if newer is not None:
+                yield key, newer
+
+    def digest(self) -> int:
+        """The digest with everything in the overlay counted. O(changed slots)."""
+        return (self._digest + self._change()) & _MASK
+
+    def _change(self) -> int:
+        slots = self._slots
+        if not slots:
+            return 0
+        counts = self._counts
+        change = 0
+        keys = list(slots)
+        for slot, old in zip(keys, self._base.multi_get(keys), strict=True):
+            new = slots[slot]
+            if old == new:
+                continue
+            if old is not None and counts(slot, old):
+                change -= hash_record(slot, old)
+            if new is not None and counts(slot, new):
+                change += hash_record(slot, new)
+        return change
+
+    def fold(self, meta: Callable[[int], Mapping[bytes, bytes | None]]) -> None:
+        """Write everything that changed to the engine in one batch. O(changed).
+
+        Args:
+            meta: given the new digest, the replica's own records that must change in the same batch.
+        """
+        digest = (self._digest + self._change()) & _MASK
+        batch = {**self._slots, **self._side, **meta(digest)}
+        self._base.write(batch)
+        # Readers on other threads look in the overlay, then in what was read ahead, then in the engine. So what was
+        # read ahead goes first, and the overlay only now that the engine has everything.
+        self._known = {}
+        self._digest = digest
+        self._slots = {}
+        self._side = {}
+
+
+class DictBase:
+    """A base in a plain dict, for tests and for joining snapshots."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.records.get(key)
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.records.get(k) for k in keys]
+
+    def write(self, batch: Mapping[bytes, bytes | None]) -> None:
+        for key, record in batch.items():
+            if record is None:
+                self.records.pop(key, None)
+            else:
+                self.records[key] = record
+
+    def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        keys = sorted((k for k in self.records if start <= k and (end is None or k < end)), reverse=reverse)
+        return iter([(k, self.records[k]) for k in keys])

@@ -1,0 +1,49 @@
+"""Session tokens: what a caller has seen, as opaque text that crosses regions and processes.
+
+A token names a shard, a version vector (what has been seen) and a place in one replica's log (where a watch can go
+on). Reads elsewhere can wait for the vector; only the replica that issued it can use the place.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import NamedTuple
+
+import msgspec
+
+from crdtkv.core.causality import Origin, VersionVector, check_origin
+from crdtkv.errors import CorruptionError, InvalidValueError
+
+_VERSION = 1
+
+
+class Token(NamedTuple):
+    """A decoded token. `position` is the index in the log of `owner` just after what has been seen."""
+
+    shard: int
+    owner: Origin
+    position: int
+    vv: VersionVector
+
+    def encode(self) -> str:
+        """The token's text: URL-safe base64 without padding."""
+        data = msgspec.msgpack.encode([_VERSION, self.shard, self.owner, self.position, self.vv.flat()])
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def decode_token(text: str) -> Token:
+    """The inverse of `Token.encode`; raises `InvalidValueError` for anything else."""
+    try:
+        fields = msgspec.msgpack.decode(base64.urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4)))
+        version, shard, owner, position, flat = fields
+        if version != _VERSION or type(shard) is not int or type(position) is not int or position < 0:
+            raise ValueError("unknown version or field")
+        return Token(shard, check_origin(owner), position, VersionVector.from_flat(flat))
+    except (AttributeError, TypeError, ValueError, RecursionError, binascii.Error, msgspec.DecodeError, CorruptionError) as e:
+        raise InvalidValueError(f"token: not a token of crdtkv: {str(text)[:40]!r}", token=str(text)[:80]) from e
+
+
+def token_vv(text: str) -> VersionVector:
+    """The version vector inside a token: what its holder has seen."""
+    return decode_token(text).vv

@@ -1,0 +1,270 @@
+"""Batches: several changes as one atomic commit; reads inside see the batch's own writes.
+
+The batch holds no lock: it gathers the calls, and each read or check runs against the store as it is then. At exit
+the calls are run again, as one transaction, so the commit's net effect is of one moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_value
+from crdtkv.errors import InvalidValueError, KeyNotFoundError, StoreClosedError
+from crdtkv.results import Commit
+from crdtkv.store.handles import encode_field
+from crdtkv.store.reading import wrong_type
+from crdtkv.store.transaction import Transaction
+
+if TYPE_CHECKING:
+    from crdtkv.store.store import Store
+
+T = TypeVar("T")
+
+
+class Batch:
+    """The mutators of a store, gathered. `commit` is what the exit made: a `Commit`, or None if nothing changed."""
+
+    def __init__(self, store: Store, durability: str | None) -> None:
+        self._store = store
+        self._durability = durability
+        self._calls: list[Callable[[Transaction], bool]] = []
+        self._preview: Transaction | None = Transaction(store._replica, store._reader)
+        self.commit: Commit | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        calls, self._calls, self._preview = self._calls, [], None
+        if kind is None and calls:
+            self.commit = self._store._transact(lambda t: any([call(t) for call in calls]), self._durability)
+            if self._store._replica.purges:
+                self._store._keep_house()
+
+    def _write(self, call: Callable[[Transaction], bool]) -> bool:
+        """Check a call against the batch so far and keep it; whether it changes anything."""
+        changed = self._read(call)
+        self._calls.append(call)
+        return changed
+
+    def _read(self, call: Callable[[Transaction], T]) -> T:
+        if self._preview is None:
+            raise StoreClosedError("the batch has ended: begin another with store.batch()")
+        with self._store._lock:
+            self._store._check()
+            return call(self._preview)
+
+    def _encode(self, value: Any, what: str = "value") -> bytes:
+        data = encode_value(value)
+        check_size(data, self._store.settings.value_bytes_max, what)
+        return data
+
+    def _expiry(self, ttl: float | None) -> int | None:
+        return None if ttl is None else self._store._expiry(ttl)
+
+    # -- registers and keys ---------------------------------------------------------------------------------------
+
+    def put(self, key: str, value: Any, *, ttl: float | None = None) -> None:
+        encode_key(key)
+        data, expiry = self._encode(value), self._expiry(ttl)
+        self._write(lambda t: t.put(key, data, expiry))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        encode_key(key)
+        data = self._read(lambda t: t.register(key))
+        if data is not None:
+            return decode_value(data)
+        self._only(key, SlotType.REGISTER)
+        return default
+
+    def delete(self, key: str) -> bool:
+        """Remove a key of any type; whether anything was there."""
+        encode_key(key)
+        return self._write(lambda t: t.delete(key))
+
+    def expire(self, key: str, seconds: float | None) -> bool:
+        """Give a register another expiry; whether it is there."""
+        encode_key(key)
+        expiry = self._expiry(seconds)
+
+        def refresh(transaction: Transaction) -> bool:
+            data = transaction.register(key)
+            return data is not None and transaction.put(key, data, expiry)
+
+        return self._write(refresh)
+
+    def exists(self, key: str) -> bool:
+        return bool(self._read(lambda t: t.visible_types(key)))
+
+    def types(self, key: str) -> list[str]:
+        return [TYPE_NAMES[code] for code in self._read(lambda t: t.visible_types(key))]
+
+    def __getitem__(self, key: str) -> Any:
+        missing = object()
+        value = self.get(key, missing)
+        if value is missing:
+            raise KeyNotFoundError(f"key {key!r} does not exist", key=key)
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.put(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        if not self.delete(key):
+            raise KeyNotFoundError(f"key {key!r} does not exist", key=key)
+
+    def __contains__(self, key: str) -> bool:
+        return self.exists(key)
+
+    def _only(self, key: str, type_code: int) -> None:
+        types = self._read(lambda t: t.visible_types(key))
+        if types and type_code not in types:
+            raise wrong_type(encode_key(key), types, type_code)
+
+    # -- collections ----------------------------------------------------------------------------------------------
+
+    def set(self, key: str) -> BatchSet:
+        return BatchSet(self, key)
+
+    def counter(self, key: str) -> BatchCounter:
+        return BatchCounter(self, key)
+
+    def map(self, key: str) -> BatchMap:
+        return BatchMap(self, key)
+
+
+class _BatchHandle:
+    def __init__(self, batch: Batch, key: str) -> None:
+        encode_key(key)
+        self._batch = batch
+        self.key = key
+
+
+class BatchSet(_BatchHandle):
+    """The set at a key, inside a batch."""
+
+    def add(self, *elements: Any, ttl: float | None = None) -> None:
+        expiry = self._batch._expiry(ttl)
+        for data in [self._batch._encode(e, "element") for e in elements]:
+            self._batch._write(lambda t, data=data: t.add(self.key, data, expiry))  # type: ignore[misc]
+
+    def discard(self, *elements: Any) -> bool:
+        encoded = [encode_value(e) for e in elements]
+        return any([self._batch._write(lambda t, data=data: t.discard(self.key, data)) for data in encoded])  # type: ignore[misc]
+
+    def remove(self, element: Any) -> None:
+        if not self.discard(element):
+            raise KeyNotFoundError(f"set {self.key!r} has no such element: {element!r}", key=self.key)
+
+    def clear(self) -> bool:
+        return self._batch._write(lambda t: t.clear_set(self.key))
+
+    def contains(self, element: Any) -> bool:
+        data = encode_value(element)
+        if self._batch._read(lambda t: t.contains(self.key, data)):
+            return True
+        self._batch._only(self.key, SlotType.SET)
+        return False
+
+    def members(self) -> list[Any]:
+        self._batch._only(self.key, SlotType.SET)
+        return [decode_value(e) for e in self._batch._read(lambda t: t.members(self.key))]
+
+    def size(self) -> int:
+        self._batch._only(self.key, SlotType.SET)
+        return self._batch._read(lambda t: t.set_size(self.key))
+
+    def __contains__(self, element: Any) -> bool:
+        return self.contains(element)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.members())
+
+    def __len__(self) -> int:
+        return self.size()
+
+
+class BatchCounter(_BatchHandle):
+    """The counter at a key, inside a batch."""
+
+    def increment(self, n: int = 1) -> None:
+        self._batch._write(lambda t: t.increment(self.key, n))
+
+    def decrement(self, n: int = 1) -> None:
+        if type(n) is not int:
+            raise InvalidValueError(f"decrement: must be a whole number, got {n!r}", field="n")
+        self.increment(-n)
+
+    def reset(self) -> bool:
+        return self._batch._write(lambda t: t.reset(self.key))
+
+    def get(self) -> int:
+        value = self._batch._read(lambda t: t.counter(self.key))
+        if value is None:
+            self._batch._only(self.key, SlotType.COUNTER)
+        return value or 0
+
+    @property
+    def value(self) -> int:
+        return self.get()
+
+
+class BatchMap(_BatchHandle):
+    """The map at a key, inside a batch."""
+
+    def put(self, name: str, value: Any, *, ttl: float | None = None) -> None:
+        check_size(encode_field(name), self._batch._store.settings.value_bytes_max, "field")
+        data, expiry = self._batch._encode(value), self._batch._expiry(ttl)
+        self._batch._write(lambda t: t.put_field(self.key, name, data, expiry))
+
+    def delete(self, name: str) -> bool:
+        encode_field(name)
+        return self._batch._write(lambda t: t.delete_field(self.key, name))
+
+    def clear(self) -> bool:
+        return self._batch._write(lambda t: t.clear_map(self.key))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        encode_field(name)
+        data = self._batch._read(lambda t: t.field(self.key, name))
+        if data is not None:
+            return decode_value(data)
+        self._batch._only(self.key, SlotType.MAP)
+        return default
+
+    def contains(self, name: str) -> bool:
+        missing = object()
+        return self.get(name, missing) is not missing
+
+    def items(self) -> list[tuple[str, Any]]:
+        self._batch._only(self.key, SlotType.MAP)
+        return [(decode_value(n), decode_value(v)) for n, v in self._batch._read(lambda t: t.fields(self.key))]
+
+    def size(self) -> int:
+        self._batch._only(self.key, SlotType.MAP)
+        return self._batch._read(lambda t: t.map_size(self.key))
+
+    def __getitem__(self, name: str) -> Any:
+        missing = object()
+        value = self.get(name, missing)
+        if value is missing:
+            raise KeyNotFoundError(f"map {self.key!r} has no field {name!r}", key=self.key, field=name)
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.put(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        if not self.delete(name):
+            raise KeyNotFoundError(f"map {self.key!r} has no field {name!r}", key=self.key, field=name)
+
+    def __contains__(self, name: str) -> bool:
+        return self.contains(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for name, _ in self.items()])
+
+    def __len__(self) -> int:
+        return self.size()

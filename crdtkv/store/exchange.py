@@ -1,0 +1,130 @@
+"""Replication by hand: what one replica lacks of another, as bytes, and taking them in.
+
+`delta_since` gives frames from the log where the log still has them all, else a snapshot of the state. `merge` takes
+either: all or nothing. Frames travel as they are in the log, byte for byte:
+
+    0xC1 0x44 version  checksum  [cluster, shard, [frame, …]]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from crdtkv.core.apply import Touched
+from crdtkv.core.causality import VersionVector
+from crdtkv.core.frame import Frame
+from crdtkv.core.install import install
+from crdtkv.core.join import Snapshot, is_snapshot, snapshot_of
+from crdtkv.core.replica import Outcome
+from crdtkv.errors import CorruptionError, IncompatibleFormatError, MissingHistoryError, WrongClusterError
+from crdtkv.results import MergeResult
+from crdtkv.store.machine import Machine
+from crdtkv.store.watching import Watches
+
+MAGIC: Final = b"\xc1\x44"
+FORMAT_VERSION: Final = 1
+_CHECKSUM_BYTES: Final = 16
+_HEADER_BYTES: Final = len(MAGIC) + 1 + _CHECKSUM_BYTES
+READ_BYTES: Final = 1 << 20
+
+
+class _Wire(msgspec.Struct, array_like=True, frozen=True):
+    cluster: str
+    shard: int
+    frames: list[bytes]
+
+
+_decode = msgspec.msgpack.Decoder(_Wire).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def delta_since(machine: Machine, vv: VersionVector) -> bytes:
+    """The frames that `vv` lacks, or a snapshot if the log no longer has them all. O(what is given)."""
+    log = machine.log
+    if not log.floor() <= vv:
+        return snapshot_of(machine.replica).to_bytes()
+    frames: list[bytes] = []
+    position, end = log.position_after(vv), log.end()
+    while position < end:
+        found, position = log.read(position, bytes_max=READ_BYTES, until=end)
+        frames += [f.data for f in found if not vv.covers((f.origin, f.last_seq))]
+    body = _encode(_Wire(machine.cluster, machine.shard, frames))
+    return MAGIC + bytes([FORMAT_VERSION]) + _checksum(body) + body
+
+
+def _checksum(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).digest()
+
+
+def decode_frames(data: bytes) -> tuple[str, int, list[Frame]]:
+    """The cluster, shard and frames of bytes from `delta_since`, every frame checked.
+
+    Raises:
+        CorruptionError: not such bytes. IncompatibleFormatError: of a later format.
+    """
+    if data[: len(MAGIC)] != MAGIC or len(data) < _HEADER_BYTES:
+        raise CorruptionError("merge: the bytes are not what delta_since gives")
+    if data[2] != FORMAT_VERSION:
+        raise IncompatibleFormatError(f"merge: format version {data[2]}, this version of crdtkv knows {FORMAT_VERSION}: upgrade it")
+    body = data[_HEADER_BYTES:]
+    if data[3:_HEADER_BYTES] != _checksum(body):
+        raise CorruptionError("merge: the checksum does not fit: the bytes were cut or changed on their way")
+    try:
+        wire = _decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as e:
+        raise CorruptionError(f"merge: {e}") from e
+    frames = [Frame.decode(f) for f in wire.frames]
+    for frame in frames:
+        frame.rows()
+    return wire.cluster, wire.shard, frames
+
+
+def merge(machine: Machine, data: bytes, watches: Watches) -> tuple[MergeResult, int]:
+    """Take in bytes from `delta_since`; what was done, and the log's end. See `Store.merge`."""
+    conflicts = machine.replica.journal.total
+    with watches.gathering() as touched:
+        if is_snapshot(data):
+            applied, duplicates = _merge_snapshot(machine, Snapshot.from_bytes(data), touched)
+        else:
+            applied, duplicates = _merge_frames(machine, *decode_frames(data))
+    keys = tuple(sorted({t.key for t in touched}, key=str.encode))
+    return MergeResult(applied, duplicates, machine.replica.journal.total - conflicts, keys), machine.log.end()
+
+
+def _merge_frames(machine: Machine, cluster: str, shard: int, frames: list[Frame]) -> tuple[int, int]:
+    if (cluster, shard) != (machine.cluster, machine.shard):
+        raise WrongClusterError(
+            f"merge: the bytes are of cluster {cluster!r} shard {shard}, this is {machine.cluster!r} shard {machine.shard}", cluster=cluster
+        )
+    replica = machine.replica
+    duplicates = sum(f.count for f in frames if replica.ready(f) is Outcome.DUPLICATE)
+    order, needs = replica.plan(frames)
+    if needs:
+        raise MissingHistoryError(
+            f"merge: the bytes rest on commits that are not here: ask the other replica for delta_since(vv) with this replica's vv; needs {needs}",
+            needs=str(needs),
+        )
+    _check_chain(machine, order)
+    machine.apply(order)
+    return sum(f.count for f in order), duplicates
+
+
+def _check_chain(machine: Machine, order: list[Frame]) -> None:
+    """All or nothing: the hash of each predecessor is checked before the first frame is applied."""
+    last = {o: h for o, (_, h) in machine.replica.last_hashes().items()}
+    for frame in order:
+        if frame.previous != last.get(frame.origin, b""):
+            raise CorruptionError(
+                f"fork: frame {frame.origin}:{frame.first_seq} follows another history than the one applied here", origin=frame.origin
+            )
+        last[frame.origin] = frame.hash
+
+
+def _merge_snapshot(machine: Machine, snapshot: Snapshot, touched: list[Touched]) -> tuple[int, int]:
+    installed = install(machine.replica, snapshot)
+    machine.installed(installed.jumped)
+    touched.extend(installed.touched)
+    return installed.applied, sum(snapshot.vv.values()) - installed.applied

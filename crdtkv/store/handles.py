@@ -1,0 +1,214 @@
+"""Handles on the collections of an embedded store: a key and its type, nothing more; they hold no state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from crdtkv.core.codec import SlotType, check_size, decode_value, encode_key, encode_value, slot_of
+from crdtkv.errors import InvalidValueError, KeyNotFoundError
+from crdtkv.results import Commit
+from crdtkv.store import scanning
+
+if TYPE_CHECKING:
+    from crdtkv.store.store import Store
+
+
+def encode_field(name: str) -> bytes:
+    """A field's canonical bytes; raises `InvalidValueError` unless it is text."""
+    if not isinstance(name, str):
+        raise InvalidValueError(f"field: must be a str, got a {type(name).__name__}", field="field")
+    return encode_value(name)
+
+
+class _Handle:
+    __slots__ = ("_raw", "_store", "key")
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store = store
+        self._raw = encode_key(key)
+        self.key = key
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.key!r})"
+
+    def _encode(self, value: Any, what: str) -> bytes:
+        data = encode_value(value)
+        check_size(data, self._store.settings.value_bytes_max, what)
+        return data
+
+
+class SetHandle(_Handle):
+    """An OR-set (add wins). An element is any value; identity is its canonical encoding, so 1, 1.0 and True differ."""
+
+    __slots__ = ()
+
+    def add(self, *elements: Any, ttl: float | None = None, durability: str | None = None) -> Commit | None:
+        """Add elements in one commit. O(elements), whatever the size of the set. None if none are given."""
+        encoded = [self._encode(e, "element") for e in elements]
+        return self._store._transact(
+            lambda t: any([t.add(self.key, e, None if ttl is None else self._store._expiry(ttl)) for e in encoded]), durability
+        )
+
+    def discard(self, *elements: Any, durability: str | None = None) -> Commit | None:
+        """Remove what is there of these; None if nothing was."""
+        encoded = [encode_value(e) for e in elements]
+        return self._store._transact(lambda t: any([t.discard(self.key, e) for e in encoded]), durability)
+
+    def remove(self, element: Any, *, durability: str | None = None) -> Commit:
+        """Remove an element; raises `KeyNotFoundError` if it is not there."""
+        commit = self.discard(element, durability=durability)
+        if commit is None:
+            raise KeyNotFoundError(f"set {self.key!r} has no such element: {element!r}", key=self.key)
+        return commit
+
+    def contains(self, element: Any) -> bool:
+        """Whether an element is there. O(1)."""
+        data = encode_value(element)
+        if self._store._reader.entry(slot_of(self._raw, SlotType.SET, data)) is not None and not self._store.closed:
+            return True
+        self._store._check()
+        self._store._not_another_type(self.key, SlotType.SET)
+        return False
+
+    def members(self) -> list[Any]:
+        """All elements of one moment, in canonical order. O(n)."""
+        return list(self)
+
+    def __contains__(self, element: Any) -> bool:
+        return self.contains(element)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (decode_value(e) for e, _ in scanning.open_collection(self._store, self.key, SlotType.SET))
+
+    def __len__(self) -> int:
+        return self.size()
+
+    def size(self) -> int:
+        """How many elements there are. O(1), unless some may have expired or a clear is in progress."""
+        return _size(self._store, self.key, self._raw, SlotType.SET)
+
+    def clear(self, *, durability: str | None = None) -> Commit | None:
+        """Remove every element that is seen here; concurrent adds survive. O(1) for large sets, then in slices."""
+        return _cleared(self._store, self._store._transact(lambda t: t.clear_set(self.key), durability))
+
+
+class CounterHandle(_Handle):
+    """A counter of whole numbers: concurrent increments add up, a reset cancels what it has seen."""
+
+    __slots__ = ()
+
+    def increment(self, n: int = 1, *, durability: str | None = None) -> Commit | None:
+        """Add `n`, which may be negative; None for 0."""
+        return self._store._transact(lambda t: t.increment(self.key, n), durability)
+
+    def decrement(self, n: int = 1, *, durability: str | None = None) -> Commit | None:
+        """Subtract `n`."""
+        if type(n) is not int:
+            raise InvalidValueError(f"decrement: must be a whole number, got {n!r}", field="n")
+        return self.increment(-n, durability=durability)
+
+    def get(self) -> int:
+        """The value, 0 if the counter does not exist. O(runs): one per region that has counted since the last reset."""
+        with self._store._lock:
+            self._store._check()
+            value = self._store._reader.counter(self._raw)
+        if value is None:
+            self._store._not_another_type(self.key, SlotType.COUNTER)
+        return value or 0
+
+    @property
+    def value(self) -> int:
+        """The value, 0 if the counter does not exist."""
+        return self.get()
+
+    def reset(self, *, durability: str | None = None) -> Commit | None:
+        """Cancel every increment that is seen here; unseen ones survive. None if there is nothing to cancel."""
+        return self._store._transact(lambda t: t.reset(self.key), durability)
+
+
+class MapHandle(_Handle):
+    """A map: fields are text, each a register of its own."""
+
+    __slots__ = ()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field's value, or `default`. O(1)."""
+        entry = self._store._reader.entry(slot_of(self._raw, SlotType.MAP, encode_field(name)))
+        if entry is not None and not self._store.closed:
+            return decode_value(entry.value)
+        self._store._check()
+        self._store._not_another_type(self.key, SlotType.MAP)
+        return default
+
+    def put(self, name: str, value: Any, *, ttl: float | None = None, durability: str | None = None) -> Commit:
+        """Write a field. O(1), whatever the size of the map."""
+        self._encode(name if isinstance(name, str) else encode_field(name), "field")
+        data = self._encode(value, "value")
+        commit = self._store._transact(
+            lambda t: t.put_field(self.key, name, data, None if ttl is None else self._store._expiry(ttl)), durability
+        )
+        assert commit is not None, "a put always changes something"
+        return commit
+
+    def delete(self, name: str, *, durability: str | None = None) -> Commit | None:
+        """Remove a field; None if it is not there."""
+        encode_field(name)
+        return self._store._transact(lambda t: t.delete_field(self.key, name), durability)
+
+    def contains(self, name: str) -> bool:
+        """Whether a field is there. O(1)."""
+        missing = object()
+        return self.get(name, missing) is not missing
+
+    def items(self) -> list[tuple[str, Any]]:
+        """All fields and values of one moment, in canonical order of the fields. O(n)."""
+        found = scanning.open_collection(self._store, self.key, SlotType.MAP)
+        return [(decode_value(name), decode_value(entry.value)) for name, entry in found]
+
+    def __getitem__(self, name: str) -> Any:
+        missing = object()
+        value = self.get(name, missing)
+        if value is missing:
+            raise KeyNotFoundError(f"map {self.key!r} has no field {name!r}", key=self.key, field=name)
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.put(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        if self.delete(name) is None:
+            raise KeyNotFoundError(f"map {self.key!r} has no field {name!r}", key=self.key, field=name)
+
+    def __contains__(self, name: str) -> bool:
+        return self.contains(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (decode_value(name) for name, _ in scanning.open_collection(self._store, self.key, SlotType.MAP))
+
+    def __len__(self) -> int:
+        return self.size()
+
+    def size(self) -> int:
+        """How many fields there are. O(1), unless some may have expired or a clear is in progress."""
+        return _size(self._store, self.key, self._raw, SlotType.MAP)
+
+    def clear(self, *, durability: str | None = None) -> Commit | None:
+        """Remove every field that is seen here; concurrent puts survive."""
+        return _cleared(self._store, self._store._transact(lambda t: t.clear_map(self.key), durability))
+
+
+def _size(store: Store, key: str, raw: bytes, type_code: int) -> int:
+    with store._lock:
+        store._check()
+        size = store._reader.size(raw, type_code)
+    if not size:
+        store._not_another_type(key, type_code)
+    return size
+
+
+def _cleared(store: Store, commit: Commit | None) -> Commit | None:
+    """After a clear: see that what is left of it gets done."""
+    if store._replica.purges:
+        store._keep_house()
+    return commit

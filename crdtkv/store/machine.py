@@ -1,0 +1,234 @@
+"""One replica on one log and one engine: what makes commits durable, without locks, threads or sockets.
+
+The way of a local transaction: its deltas change the replica's overlay (`transact`), `seal` encodes the frame and
+appends it to the log, and only then may anyone be told. The engine follows in batches (`fold`): the log is the write
+ahead log, and recovery replays from the position that the engine's last batch recorded. The way of a received frame
+is the same, except that its bytes are there already. An append that fails leaves the overlay ahead of the log: the
+machine is then *failed*, and answers nothing more; opening the store again recovers to what the log holds.
+
+It is also the port that replication sees: the embedded store, the node and the simulator all drive this one class.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from crdtkv.core.causality import Origin, VersionVector
+from crdtkv.core.clock import HybridClock
+from crdtkv.core.frame import Delta, Frame
+from crdtkv.core.replica import Applied, Outcome, Replica
+from crdtkv.core.settings import CoreSettings
+from crdtkv.errors import CorruptionError, StorageError
+from crdtkv.storage.engine import StateEngine
+from crdtkv.storage.log import CommitLog
+
+REPLAY_BYTES = 1 << 20
+"""How much of the log recovery reads at a time."""
+
+
+class Machine:
+    """See the module's docstring. One caller at a time; `ReplicaPort` reads are safe from that caller only.
+
+    Args:
+        log: what was committed and received, in the order applied.
+        engine: what some prefix of it amounts to.
+        origin, cluster, shard: used if the engine is empty.
+        sync_releases: a frame may leave for peers only once it is fsynced (durability `sync`).
+        fold_records_max: changed records that may wait in memory before the engine is written.
+    """
+
+    def __init__(
+        self,
+        log: CommitLog,
+        engine: StateEngine,
+        *,
+        origin: Origin,
+        cluster: str,
+        clock: HybridClock,
+        shard: int = 0,
+        settings: CoreSettings | None = None,
+        sync_releases: bool = False,
+        fold_records_max: int = 4096,
+    ) -> None:
+        self.log = log
+        self.engine = engine
+        self.replica = Replica(engine, origin=origin, cluster=cluster, shard=shard, clock=clock, settings=settings)
+        self.origin = self.replica.origin
+        self.cluster = self.replica.cluster
+        self.shard = self.replica.shard
+        self.sync_releases = sync_releases
+        self.fold_records_max = fold_records_max
+        self.failed: BaseException | None = None
+        self.replayed = self._replay()
+        # What the log has fsynced, as a vector: it follows `log.synced()` through the marks of what was appended.
+        self._durable: dict[Origin, int] = dict(self.replica.vv().items())
+        self._logged: dict[Origin, int] = dict(self._durable)
+        self._marks: deque[tuple[int, Origin, int]] = deque()
+        self._held_back: deque[int] = deque()  # positions of frames that may leave only once fsynced
+
+    # -- recovery -------------------------------------------------------------------------------------------------
+
+    def _replay(self) -> int:
+        """Apply what the log has and the engine has not; how many frames that were."""
+        replica, log = self.replica, self.log
+        if replica.position > log.end() or replica.position < log.start():
+            raise CorruptionError(
+                f"the state engine stands at log position {replica.position}, but the log holds {log.start()} to {log.end()}: part of the "
+                "directory was lost or restored; move the directory away and start again, so that the data comes back from a peer"
+            )
+        replayed = 0
+        while replica.position < log.end():
+            frames, _ = log.read(replica.position, bytes_max=REPLAY_BYTES)
+            replica.state.load(replica.touches(frames))
+            for frame in frames:
+                replica.apply(frame)
+            replayed += len(frames)
+            replica.state.forget()
+            if replica.state.pending >= self.fold_records_max:
+                replica.fold()
+        return replayed
+
+    # -- local transactions ---------------------------------------------------------------------------------------
+
+    def transact(self, deltas: list[Delta], request_id: bytes | None = None) -> tuple[int, int]:
+        """Make one commit, of a frame that `seal` will close; its `(seq, hlc)`. Nobody may be told before."""
+        try:
+            return self.replica.commit(deltas, request_id)
+        except AssertionError as e:
+            self.fail(e)
+            raise
+
+    def seal(self, *, sync: bool = False) -> int:
+        """Close the frame in the making and append it; the log's end. `sync`: it may leave only once fsynced.
+
+        Raises:
+            StorageError: the log could not take it; the machine is failed from now on.
+        """
+        frame = self.replica.close_frame()
+        if frame is None:
+            return self.log.end()
+        return self._append([frame], sync)
+
+    def _append(self, frames: Sequence[Frame], sync: bool) -> int:
+        if self.failed is not None:
+            raise self._failure()
+        before = self.log.end()
+        try:
+            end = self.log.append(frames)
+        except BaseException as e:
+            self.fail(e)
+            raise
+        if sync and not self.sync_releases:
+            self._held_back.append(before)
+        marks, logged = self._marks, self._logged
+        for index, frame in enumerate(frames):
+            marks.append((before + index, frame.origin, frame.last_seq))
+            logged[frame.origin] = frame.last_seq
+        if len(marks) > 10_000:
+            self._advance_durable()
+        if self.replica.state.pending >= self.fold_records_max:
+            self.fold()
+        return end
+
+    def fold(self) -> None:
+        """Write what changed to the engine. Only between frames."""
+        if self.failed is not None:
+            raise self._failure()
+        if self.replica.state.pending:
+            try:
+                self.replica.fold()
+            except BaseException as e:
+                self.fail(e)
+                raise
+
+    def fail(self, error: BaseException) -> None:
+        """Something broke half way: answer nothing more."""
+        if self.failed is None:
+            self.failed = error
+
+    def _failure(self) -> StorageError:
+        return StorageError(f"the store failed and must be opened again: {self.failed}", cause=str(self.failed))
+
+    def check(self) -> None:
+        """Raise `StorageError` if the machine has failed."""
+        if self.failed is not None:
+            raise self._failure()
+
+    # -- the port that replication sees ---------------------------------------------------------------------------
+
+    def apply(self, frames: Sequence[Frame]) -> Applied:
+        """Apply received frames, append what became part of the state to the log; see `ReplicaPort.apply`."""
+        self.check()
+        replica = self.replica
+        applied: list[Frame] = []
+        dropped = 0
+        try:
+            if len(frames) > 1:
+                replica.state.load(replica.touches(f for f in frames if replica.ready(f) is not Outcome.DUPLICATE))
+            for frame in frames:
+                outcome, done = replica.receive(frame)
+                applied += done
+                dropped += outcome is Outcome.DROPPED
+        except AssertionError as e:
+            self.fail(e)
+            raise
+        finally:
+            # Whatever stopped us, what was applied before it must be in the log.
+            replica.state.forget()
+            if applied and self.failed is None:
+                self._append(applied, False)
+        return Applied(len(applied), replica.held[0], self.log.end(), dropped)
+
+    def installed(self, jumped: VersionVector) -> None:
+        """After a snapshot was installed: the engine must have it before anything rests on it, for the log has not."""
+        try:
+            self.log.reset_floor(jumped)
+            self.replica.fold()
+            self.engine.flush()
+        except BaseException as e:
+            self.fail(e)
+            raise
+        self._logged.update(jumped.items())
+        self._durable.update(jumped.items())
+
+    def vv(self) -> VersionVector:
+        """What is applied and in the log: it never names a commit of a frame in the making."""
+        return VersionVector(self._logged)
+
+    def durable_vv(self) -> VersionVector:
+        self._advance_durable()
+        return VersionVector(self._durable)
+
+    def _advance_durable(self) -> None:
+        synced, marks, durable = self.log.synced(), self._marks, self._durable
+        while marks and marks[0][0] < synced:
+            _, origin, seq = marks.popleft()
+            durable[origin] = seq
+
+    def released(self) -> int:
+        synced = self.log.synced()
+        if self.sync_releases:
+            return synced
+        while self._held_back and self._held_back[0] < synced:
+            self._held_back.popleft()
+        return self._held_back[0] if self._held_back else self.log.end()
+
+    def hlc(self) -> int:
+        return self.replica.clock.mark
+
+    def digest(self) -> tuple[VersionVector, str] | None:
+        if self.replica.purges:
+            return None
+        self.fold()  # the digest is then at hand
+        return self.vv(), f"{self.replica.digest():032x}"
+
+    def frame_hash(self, origin: Origin, seq: int) -> bytes | None:
+        return self.replica.hash_at(origin, seq)
+
+    def kept_hashes(self) -> dict[Origin, tuple[int, bytes]]:
+        return self.replica.last_hashes()
+
+
+WallClock = Callable[[], int]
+"""Unix time in ms."""

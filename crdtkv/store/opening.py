@@ -1,0 +1,177 @@
+"""Opening a store: the directory, its identity, the log and the engine, and the machine on them.
+
+A directory holds `LOCK`, `replica.json` (format, cluster, region, shard, engine, origin), `log/` and `state/`. The
+identity is written, fsynced, before the first commit; it is kept for ever after, except where the directory is known
+not to be the one that wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crdtkv.core.causality import Origin, check_origin, check_region, make_origin, region_of
+from crdtkv.core.clock import HybridClock
+from crdtkv.errors import ConfigError, CorruptionError, StorageError
+from crdtkv.storage.engine import MemoryEngine, StateEngine
+from crdtkv.storage.lock import DirectoryLock
+from crdtkv.storage.log import CommitLog, FileLog
+from crdtkv.storage.memory_log import MemoryLog
+from crdtkv.store.machine import Machine
+from crdtkv.store.settings import Settings
+
+ENGINES = ("memory", "rocksdb", "lmdb")
+IDENTITY_NAME = "replica.json"
+FORMAT = 1
+
+
+@dataclass(slots=True)
+class Opened:
+    """A machine and what must be closed with it."""
+
+    machine: Machine
+    region: str
+    engine_name: str
+    path: Path | None
+    lock: DirectoryLock | None
+
+    def close(self) -> None:
+        try:
+            self.machine.log.close()
+        finally:
+            try:
+                self.machine.engine.close()
+            finally:
+                if self.lock is not None:
+                    self.lock.release()
+
+
+def open_machine(
+    path: str | os.PathLike[str] | None,
+    *,
+    region: str,
+    engine: str | None,
+    durability: str,
+    settings: Settings,
+    wall_ms: Callable[[], int],
+) -> Opened:
+    """Open (or create) the machine of a store; see `crdtkv.open` for the arguments and errors."""
+    check_region(region)
+    name = engine if engine is not None else "memory" if path is None else "rocksdb"
+    if name not in ENGINES:
+        raise ConfigError(f"engine: must be one of {', '.join(ENGINES)}, got {name!r}", setting="engine")
+    clock = HybridClock(wall_ms, max_skew_ms=settings.max_skew_ms, refuse_ms=settings.clock_refuse_ms)
+    if path is None:
+        if name != "memory":
+            raise ConfigError(f"engine {name!r} needs a path", setting="engine")
+        if durability == "sync":
+            raise ConfigError("durability 'sync' needs a path: a store without one has no disk to sync", setting="durability")
+        machine = _machine(MemoryLog(settings.memory_log_bytes), MemoryEngine(), new_origin(region), clock, settings, durability)
+        return Opened(machine, region, name, None, None)
+    directory = Path(path)
+    lock = DirectoryLock(directory)
+    opened: list[Any] = []
+    try:
+        identity = _identity(directory, region, name, settings)
+        log = FileLog(directory / "log", segment_bytes=settings.log_segment_bytes)
+        opened.append(log)
+        state = _engine(directory, name)
+        opened.append(state)
+        machine = _machine(log, state, check_origin(identity["origin"]), clock, settings, durability)
+        if machine.origin != identity["origin"]:
+            raise CorruptionError(f"{directory}: {IDENTITY_NAME} names {identity['origin']}, the state engine {machine.origin}: parts of two directories?")
+        return Opened(machine, region, name, directory, lock)
+    except BaseException:
+        for part in reversed(opened):
+            part.close()
+        lock.release()
+        raise
+
+
+def new_origin(region: str, generation: int = 1) -> Origin:
+    """A new incarnation of a region."""
+    return make_origin(region, generation, secrets.randbits(32))
+
+
+def _machine(log: CommitLog, engine: StateEngine, origin: Origin, clock: HybridClock, settings: Settings, durability: str) -> Machine:
+    return Machine(
+        log,
+        engine,
+        origin=origin,
+        cluster=settings.cluster,
+        shard=settings.shard,
+        clock=clock,
+        settings=settings,
+        sync_releases=durability == "sync",
+        fold_records_max=settings.fold_records_max,
+    )
+
+
+def _engine(directory: Path, name: str) -> StateEngine:
+    if name == "memory":
+        return MemoryEngine()  # rebuilt from the log at each opening
+    if name == "rocksdb":
+        from crdtkv.storage.rocksdb import RocksDbEngine
+
+        return RocksDbEngine(directory / "state")
+    from crdtkv.storage.lmdb import LmdbEngine
+
+    return LmdbEngine(directory / "state")
+
+
+def _identity(directory: Path, region: str, engine: str, settings: Settings) -> dict[str, Any]:
+    """The identity of a directory, made and fsynced if it has none."""
+    path = directory / IDENTITY_NAME
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        if any((directory / part).exists() for part in ("log", "state")):
+            raise CorruptionError(f"{directory} holds a log or state but no {IDENTITY_NAME}: restore it, or move the directory away") from None
+        return _make_identity(path, region, engine, settings)
+    except OSError as e:
+        raise StorageError(f"cannot read {path}: {e.strerror}", path=str(path)) from e
+    try:
+        identity = json.loads(text)
+        found = {name: identity[name] for name in ("format", "cluster", "region", "shard", "engine", "origin")}
+    except (ValueError, TypeError, KeyError) as e:
+        raise CorruptionError(f"{path} is damaged: restore it, or move the directory away", path=str(path)) from e
+    if found["format"] != FORMAT:
+        raise StorageError(f"{directory} has format {found['format']}, this version of crdtkv knows {FORMAT}: upgrade it", path=str(directory))
+    asked = {"cluster": settings.cluster, "region": region, "shard": settings.shard, "engine": engine}
+    for name, value in asked.items():
+        if found[name] != value:
+            raise ConfigError(f"{name}: {directory} belongs to {name} {found[name]!r}, not {value!r}: open it as that, or choose another directory", setting=name)
+    if region_of(check_origin(found["origin"])) != region:
+        raise CorruptionError(f"{path} is damaged: {found['origin']!r} is not of region {region!r}", path=str(path))
+    return found
+
+
+def _make_identity(path: Path, region: str, engine: str, settings: Settings) -> dict[str, Any]:
+    identity = {
+        "format": FORMAT,
+        "cluster": settings.cluster,
+        "region": region,
+        "shard": settings.shard,
+        "engine": engine,
+        "origin": new_origin(region),
+    }
+    temporary = path.with_suffix(".new")
+    try:
+        with temporary.open("w") as file:
+            file.write(json.dumps(identity, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fd = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        raise StorageError(f"cannot write {path}: {e.strerror}", path=str(path)) from e
+    return identity

@@ -1,0 +1,273 @@
+"""Requests as rows: what a node's clients ask, run as one group.
+
+A request is `[id, op, args, options]`, its reply `[id, 0, payload]` or `[id, 1, [code, message, details, retryable,
+maybe_applied]]`. All requests of a group run in order under one hold of the store's lock; each writing one is its own
+commit, and all the commits of the group are one frame and one append. A request that fails changes nothing and stops
+nobody else. Values and elements are canonical bytes both ways; they are checked, not decoded, on the way in.
+
+A writing request may carry an id (`options["rid"]`): a second request with it makes no second commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from crdtkv.core.codec import SlotType, check_size, check_value, encode_key, encode_value, slot_of
+from crdtkv.core.frame import DeltaKind
+from crdtkv.errors import CorruptionError, CrdtkvError, InvalidValueError, KeyNotFoundError
+from crdtkv.store.handles import encode_field
+from crdtkv.store.transaction import Transaction
+
+if TYPE_CHECKING:
+    from crdtkv.store.store import Store
+
+SEAL_BYTES = 1 << 20
+"""A group's frame is closed, and another begun, once its requests hold this many bytes."""
+
+
+class Executed(NamedTuple):
+    """What a group did. `position` is the log's end: wait for it to be durable before telling anyone."""
+
+    replies: list[list[Any]]
+    token: str
+    position: int
+
+
+def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
+    """Run a group. Called with the store's lock held."""
+    group = _Group(store)
+    replies: list[list[Any]] = []
+    reply = replies.append
+    put = group.put
+    for request in requests:
+        number = 0
+        try:
+            number, op, args, options = request
+            rid = options.get("rid") if options else None
+            if op == "put":
+                reply([number, 0, put(rid, *args)])
+            else:
+                reply([number, 0, group.run(op, args, rid)])
+        except CrdtkvError as e:
+            reply([number, 1, [e.code, e.message, e.details, e.retryable, e.maybe_applied]])
+        except (TypeError, ValueError, AttributeError) as e:
+            error = InvalidValueError(f"request: wrong arguments: {e}")
+            reply([number, 1, [error.code, error.message, {}, False, False]])
+        if group.bytes >= SEAL_BYTES:
+            group.seal()
+    position = group.seal()
+    return Executed(replies, store._watches.token(position), position)
+
+
+class _Group:
+    """The commits of one group in the making."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._machine = store._machine
+        self._replica = store._replica
+        self._reader = store._reader
+        self.bytes = 0
+
+    def seal(self) -> int:
+        """Close the frame in the making and append it; the log's end."""
+        self.bytes = 0
+        position = self._machine.seal()
+        if self._store._watches.active:
+            self._store._watches.publish(position)
+        if self._replica.purges:
+            self._store._keep_house()
+        return position
+
+    def run(self, op: str, args: list[Any], rid: bytes | None) -> Any:
+        write = _WRITES.get(op)
+        if write is not None:
+            return self._write(rid, lambda t: write(self, t, *args))
+        read = _READS.get(op)
+        if read is not None:
+            return read(self, *args)
+        raise InvalidValueError(f"op: {str(op)[:40]!r} is not known to this version of crdtkv", op=str(op)[:40])
+
+    # -- writes ---------------------------------------------------------------------------------------------------
+
+    def put(self, rid: bytes | None, key: str, value: bytes, ttl: float | None = None) -> Any:
+        """The commonest request, without a transaction around it."""
+        known = self._known(rid)
+        if known is not None:
+            return known
+        self.check(value)
+        self._reader.require(encode_key(key), SlotType.REGISTER)
+        delta = [DeltaKind.REGISTER_PUT, key, value]
+        if ttl is not None:
+            delta.append(self.expiry(ttl))
+        self.bytes += len(value) + len(key) + 32
+        seq, hlc = self._machine.transact([delta], rid)
+        return [self._machine.origin, seq, hlc]
+
+    def _write(self, rid: bytes | None, change: Callable[[Transaction], bool]) -> Any:
+        known = self._known(rid)
+        if known is not None:
+            return known
+        transaction = Transaction(self._replica, self._reader)
+        if not change(transaction):
+            return None
+        deltas = transaction.deltas()
+        if not deltas:
+            return None
+        self.bytes += transaction.size
+        seq, hlc = self._machine.transact(deltas, rid)
+        return [self._machine.origin, seq, hlc]
+
+    def _known(self, rid: bytes | None) -> list[Any] | None:
+        """The commit that a request with this id has made before, if it is remembered."""
+        if rid is None:
+            return None
+        if type(rid) is not bytes or not 0 < len(rid) <= 64:
+            raise InvalidValueError("rid: a request id is 1 to 64 bytes", field="rid")
+        known = self._replica.request(rid)
+        return None if known is None else list(known)
+
+    def check(self, value: Any, what: str = "value") -> bytes:
+        """A value or element from elsewhere: canonical, and not too large."""
+        if type(value) is not bytes:
+            raise InvalidValueError(f"{what}: must be canonical MessagePack bytes, got a {type(value).__name__}", field=what)
+        check_size(value, self._store.settings.value_bytes_max, what)
+        try:
+            check_value(value)
+        except CorruptionError as e:
+            raise InvalidValueError(f"{what}: {e.message}", field=what) from e
+        return value
+
+    def expiry(self, ttl: float | None) -> int | None:
+        return None if ttl is None else self._store._expiry(ttl)
+
+    # -- reads ----------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> bytes | None:
+        raw = encode_key(key)
+        entry = self._reader.register(raw)
+        if entry is not None:
+            return entry.value
+        self._store._not_another_type(key, SlotType.REGISTER)
+        return None
+
+    def contains(self, key: str, element: Any) -> bool:
+        self.check(element, "element")
+        if self._reader.entry(slot_of(encode_key(key), SlotType.SET, element)) is not None:
+            return True
+        self._store._not_another_type(key, SlotType.SET)
+        return False
+
+    def field(self, key: str, name: str) -> bytes | None:
+        entry = self._reader.entry(slot_of(encode_key(key), SlotType.MAP, encode_field(name)))
+        if entry is not None:
+            return entry.value
+        self._store._not_another_type(key, SlotType.MAP)
+        return None
+
+    def merge(self, data: bytes) -> list[Any]:
+        # What a merge applies has to follow the commits of this group, and they it.
+        self.seal()
+        result = self._store.merge(data)
+        return [result.applied, result.duplicates, result.conflicts, list(result.changed_keys)]
+
+    def delete_prefix(self, prefix: str) -> Any:
+        self.seal()
+        commit = self._store.delete_prefix(prefix)
+        return None if commit is None else [commit.origin, commit.seq, commit.hlc]
+
+    def count(self, prefix: str) -> int:
+        self.seal()
+        return self._store.count(prefix)
+
+    def digest(self) -> str:
+        self.seal()
+        return self._store.digest()
+
+    def status(self) -> dict[str, Any]:
+        self.seal()
+        return self._store.status().to_wire()
+
+
+def _add(group: _Group, t: Transaction, key: str, elements: list[Any], ttl: float | None = None) -> bool:
+    expiry = group.expiry(ttl)
+    return any([t.add(key, group.check(e, "element"), expiry) for e in elements])
+
+
+def _discard(group: _Group, t: Transaction, key: str, elements: list[Any]) -> bool:
+    return any([t.discard(key, group.check(e, "element")) for e in elements])
+
+
+def _remove(group: _Group, t: Transaction, key: str, element: Any) -> bool:
+    if not t.discard(key, group.check(element, "element")):
+        raise KeyNotFoundError(f"set {key!r} has no such element", key=key)
+    return True
+
+
+def _put_field(group: _Group, t: Transaction, key: str, name: str, value: Any, ttl: float | None = None) -> bool:
+    check_size(encode_field(name), group._store.settings.value_bytes_max, "field")
+    return t.put_field(key, name, group.check(value), group.expiry(ttl))
+
+
+def _delete_field(_: _Group, t: Transaction, key: str, name: str) -> bool:
+    encode_field(name)
+    return t.delete_field(key, name)
+
+
+def _expire(group: _Group, t: Transaction, key: str, seconds: float | None) -> bool:
+    group._reader.require(encode_key(key), SlotType.REGISTER)
+    value = t.register(key)
+    return value is not None and t.put(key, value, group.expiry(seconds))
+
+
+def _batch(group: _Group, t: Transaction, calls: list[Any]) -> bool:
+    changed = False
+    for op, *args in calls:
+        write = _WRITES.get(op)
+        if write is None or op == "batch":
+            raise InvalidValueError(f"batch: {str(op)[:40]!r} is no write", op=str(op)[:40])
+        changed = write(group, t, *args) or changed
+    return changed
+
+
+_WRITES: dict[str, Callable[..., bool]] = {
+    "put": lambda g, t, key, value, ttl=None: t.put(key, g.check(value), g.expiry(ttl)),
+    "delete": lambda g, t, key: t.delete(key),
+    "expire": _expire,
+    "sadd": _add,
+    "sdiscard": _discard,
+    "sremove": _remove,
+    "sclear": lambda g, t, key: t.clear_set(key),
+    "cincr": lambda g, t, key, n: t.increment(key, n),
+    "creset": lambda g, t, key: t.reset(key),
+    "hput": _put_field,
+    "hdel": _delete_field,
+    "hclear": lambda g, t, key: t.clear_map(key),
+    "batch": _batch,
+}
+
+_READS: dict[str, Callable[..., Any]] = {
+    "get": _Group.get,
+    "exists": lambda g, key: g._store.exists(key),
+    "type": lambda g, key: g._store.types(key),
+    "ttl": lambda g, key: g._store.ttl(key),
+    "count": _Group.count,
+    "delete_prefix": _Group.delete_prefix,
+    "scontains": _Group.contains,
+    "slen": lambda g, key: g._store.set(key).size(),
+    "cget": lambda g, key: g._store.counter(key).get(),
+    "hget": _Group.field,
+    "hcontains": lambda g, key, name: g.field(key, name) is not None,
+    "hlen": lambda g, key: g._store.map(key).size(),
+    "siblings": lambda g, key: [[encode_value(s.value), s.origin, s.dot.seq, s.hlc] for s in g._store.siblings(key)],
+    "explain": lambda g, key: g._store.explain(key).to_wire(),
+    "conflicts": lambda g, prefix="", since=None, limit=None: [
+        c.to_wire() for c in g._store.conflicts(prefix, since=since, limit=limit)
+    ],
+    "vv": lambda g: g._machine.replica.vv().to_bytes(),
+    "digest": _Group.digest,
+    "status": _Group.status,
+    "merge": _Group.merge,
+}
+

@@ -1,0 +1,55 @@
+"""Settings of a store: one frozen value, a unit and a consequence per field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crdtkv.core.settings import CoreSettings
+from crdtkv.errors import ConfigError
+
+DURABILITIES = ("memory", "async", "sync")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings(CoreSettings):
+    """Limits and policies of a store, beside those of the core.
+
+    Attributes:
+        cluster: the cluster's name; replicas of different clusters refuse each other's commits.
+        shard: which part of the region's data this store holds; 0 while a region has one.
+        async_sync_ms: at durability `async`, within what time a commit is fsynced.
+        fold_records_max: changed records that may wait in memory before the state engine is written; more means
+            fewer, larger writes, and a longer replay after a crash.
+        memory_log_bytes: how much of its log a store without a path keeps; a `delta_since` from before gives a snapshot.
+        log_segment_bytes: size of the log's files.
+        watch_changes_max: changes that may wait for one watcher; a slower one is cut with a token to resume by.
+        purge_slots: how many slots of a large cleared collection are dropped at a time.
+    """
+
+    cluster: str = "crdtkv"
+    shard: int = 0
+    async_sync_ms: int = 100
+    fold_records_max: int = 4096
+    memory_log_bytes: int = 64 << 20
+    log_segment_bytes: int = 64 << 20
+    watch_changes_max: int = 100_000
+    purge_slots: int = 2000
+
+    def validate(self) -> None:
+        """Raise `ConfigError` naming the first field that is out of range."""
+        if not isinstance(self.cluster, str) or not 0 < len(self.cluster.encode()) <= 64:
+            raise ConfigError(f"setting cluster: must be 1 to 64 bytes of text, got {self.cluster!r}", setting="cluster")
+        for name in ("async_sync_ms", "fold_records_max", "memory_log_bytes", "log_segment_bytes", "watch_changes_max", "purge_slots"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"setting {name}: must be a whole number of at least 1, got {value!r}", setting=name)
+        if type(self.shard) is not int or self.shard < 0:
+            raise ConfigError(f"setting shard: must be a whole number of at least 0, got {self.shard!r}", setting="shard")
+        CoreSettings.validate(self)
+
+
+def check_durability(level: str) -> str:
+    """Return `level` if it is one of memory, async, sync."""
+    if level not in DURABILITIES:
+        raise ConfigError(f"durability: must be one of {', '.join(DURABILITIES)}, got {level!r}", setting="durability")
+    return level

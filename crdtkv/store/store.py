@@ -1,0 +1,604 @@
+"""The embedded store: all of the public interface, on one machine (replica, log, engine), for many threads.
+
+Writers take the store's lock for the few microseconds of validate, apply, encode, append; waiting for the disk
+happens outside it, so concurrent `sync` writers share one fsync. Single-record reads take no lock. Scans and the
+members of collections read an engine snapshot, so they see one moment and block nobody.
+
+Durability of a write, per store or per call: `memory` and `async` are acknowledged once the log has them (a process
+crash loses nothing; a power failure may lose what was not fsynced, at `async` at most the last `async_sync_ms`);
+`sync` once the log is fsynced.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
+from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_prefix, encode_value
+from crdtkv.core.frame import Delta, DeltaKind, Frame
+from crdtkv.core.replica import Applied
+from crdtkv.errors import InvalidValueError, KeyNotFoundError, StoreClosedError, StorageError
+from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
+from crdtkv.store import exchange, scanning, story
+from crdtkv.store.batch import Batch
+from crdtkv.store.handles import CounterHandle, MapHandle, SetHandle
+from crdtkv.store.machine import Machine
+from crdtkv.store.opening import Opened
+from crdtkv.store.port import StorePort
+from crdtkv.store.reading import Reader, wrong_type
+from crdtkv.store.requests import Executed, execute
+from crdtkv.store.settings import Settings, check_durability
+from crdtkv.store.transaction import Transaction
+from crdtkv.store.watching import Subscription, Watches
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+DELETE_PREFIX_KEYS = 1000
+"""How many keys one commit of `delete_prefix` removes."""
+
+
+class Store:
+    """An embedded replica; `crdtkv.open` makes one. Thread-safe; use it as a context manager, or `close` it.
+
+    Attributes:
+        region: the region it was opened for. origin: its replica id. cluster, shard: whose data it holds.
+        path: its directory, None if it lives in memory. durability: the level of writes that name none.
+    """
+
+    def __init__(self, opened: Opened, durability: str, settings: Settings, wall_ms: Callable[[], int]) -> None:
+        self._opened = opened
+        self._machine: Machine = opened.machine
+        self._replica = opened.machine.replica
+        self._reader = Reader(self._replica)
+        self._wall_ms = wall_ms
+        self._lock = threading.RLock()
+        self._closed: str | None = None
+        self._sync_default = durability == "sync"
+        self._value_max = settings.value_bytes_max
+        self._callbacks: tuple[Callable[[], None], ...] = ()
+        self._watches = Watches(self._machine, self._reader)
+        self._housekeeper: Housekeeper | None = None
+        self.settings = settings
+        self.durability = durability
+        self.path: Path | None = opened.path
+        self.engine_name = opened.engine_name
+        self.region = opened.region
+        self.origin: Origin = self._machine.origin
+        self.cluster = self._machine.cluster
+        self.shard = self._machine.shard
+        self.port = StorePort(self)
+        _stores.add(self)
+        if self.path is not None or self._replica.purges:
+            self._keep_house()
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Fsync, write the state engine, release the directory. Idempotent."""
+        housekeeper = self._housekeeper
+        if housekeeper is not None:
+            housekeeper.stop()
+        with self._lock:
+            if self._closed is not None:
+                return
+            self._watches.close()
+            try:
+                if self._machine.failed is None:
+                    self._machine.log.sync()
+                    self._machine.fold()
+                    self._machine.engine.flush()
+            finally:
+                self._closed = "the store is closed"
+                self._opened.close()
+        _stores.discard(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called (or this is a fork's child)."""
+        return self._closed is not None
+
+    def _check(self) -> None:
+        if self._closed is not None:
+            raise StoreClosedError(f"{self._closed}: open it again with crdtkv.open({str(self.path) if self.path else ''!r})")
+        if self._machine.failed is not None:
+            self._machine.check()
+
+    def _forked(self) -> None:
+        self._closed = "the store belongs to the parent process of this fork"
+
+    # -- registers and keys ---------------------------------------------------------------------------------------
+
+    def put(self, key: str, value: Any, *, ttl: float | None = None, durability: str | None = None) -> Commit:
+        """Write a register. O(1).
+
+        Args:
+            value: None, bool, int (-2^63 .. 2^64-1), float, str, bytes, list, dict or an aware datetime, nested as needed.
+            ttl: seconds until it is no longer visible; None: it stays.
+        Raises:
+            InvalidKeyError, InvalidValueError, ValueTooLargeError: nothing changed.
+            WrongTypeError: something else than a register is visible at the key.
+        """
+        return self._put(key, encode_value(value), ttl, durability)
+
+    def _put(self, key: str, data: bytes, ttl: float | None, durability: str | None) -> Commit:
+        if len(data) > self._value_max:
+            check_size(data, self._value_max)
+        raw = encode_key(key)
+        delta: Delta = [DeltaKind.REGISTER_PUT, key, data]
+        with self._lock:
+            self._check()
+            if ttl is not None:
+                delta.append(self._expiry(ttl))
+            self._reader.require(raw, SlotType.REGISTER)
+            commit = self._finish([delta], durability)
+        return self._settle(commit, durability)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a register, or `default` if nothing is visible there. O(1), no lock.
+
+        Raises:
+            WrongTypeError: a set, counter or map is there.
+        """
+        entry = self._reader.register(encode_key(key))
+        if entry is not None and self._closed is None:
+            return decode_value(entry.value)
+        self._check()
+        self._not_another_type(key, SlotType.REGISTER)
+        return default
+
+    def _not_another_type(self, key: str, type_code: int) -> None:
+        """For a read that found nothing: complain if something else is there."""
+        raw = encode_key(key)
+        if self._reader.head(raw) is None and type_code == SlotType.REGISTER:
+            return
+        with self._lock:
+            types = self._reader.visible_types(raw)
+        if types and type_code not in types:
+            raise wrong_type(raw, types, type_code)
+
+    def __getitem__(self, key: str) -> Any:
+        missing = object()
+        found = self.get(key, missing)
+        if found is missing:
+            raise KeyNotFoundError(f"key {key!r} does not exist", key=key)
+        return found
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.put(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        if self.delete(key) is None:
+            raise KeyNotFoundError(f"key {key!r} does not exist", key=key)
+
+    def __contains__(self, key: str) -> bool:
+        return self.exists(key)
+
+    def exists(self, key: str) -> bool:
+        """Whether anything of any type is visible at a key. O(1)."""
+        return bool(self.types(key))
+
+    def types(self, key: str) -> list[str]:
+        """The names of the types that are visible at a key; two if it was written concurrently as two."""
+        raw = encode_key(key)
+        with self._lock:
+            self._check()
+            return [TYPE_NAMES[code] for code in self._reader.visible_types(raw)]
+
+    def delete(self, key: str, *, durability: str | None = None) -> Commit | None:
+        """Remove a key of any type; None (and no commit) if nothing is visible there."""
+        return self._transact(lambda t: t.delete(key), durability)
+
+    def ttl(self, key: str) -> float | None:
+        """Seconds until a register expires; None if it never does, or is absent."""
+        entry = self._reader.register(encode_key(key))
+        self._check()
+        if entry is None:
+            self._not_another_type(key, SlotType.REGISTER)
+            return None
+        return None if entry.expiry is None else max(0.0, (entry.expiry - self._replica.now_ms()) / 1000)
+
+    def expire(self, key: str, seconds: float | None, *, durability: str | None = None) -> Commit | None:
+        """Give a register another expiry, `seconds` from now (None: it stays); None if it is absent.
+
+        It is a write of the same value, so it wins and loses against concurrent writes like any other. Elements
+        and fields take their own `ttl` when they are added or put.
+        """
+        raw = encode_key(key)
+        with self._lock:
+            self._check()
+            self._reader.require(raw, SlotType.REGISTER)
+            entry = self._reader.register(raw)
+            if entry is None:
+                if seconds is not None:
+                    self._expiry(seconds)
+                return None
+            delta: Delta = [DeltaKind.REGISTER_PUT, key, entry.value]
+            if seconds is not None:
+                delta.append(self._expiry(seconds))
+            elif entry.expiry is None:
+                return None
+            commit = self._finish([delta], durability)
+        return self._settle(commit, durability)
+
+    def count(self, prefix: str = "") -> int:
+        """How many keys with a prefix are visible. O(keys with the prefix)."""
+        return sum(1 for _ in self._scan_keys(prefix))
+
+    def delete_prefix(self, prefix: str, *, durability: str | None = None) -> Commit | None:
+        """Remove every key with a prefix, as of one moment; the last commit, or None if there was none.
+
+        It makes one commit per 1,000 keys, so that neither store nor peers stop for it; each commit is atomic,
+        the whole is not. A key written meanwhile stays.
+        """
+        last: Commit | None = None
+        chunk: list[str] = []
+        for key in self._scan_keys(prefix):
+            chunk.append(key)
+            if len(chunk) == DELETE_PREFIX_KEYS:
+                last = self._delete_all(chunk, durability) or last
+                chunk = []
+        return (self._delete_all(chunk, durability) if chunk else None) or last
+
+    def _delete_all(self, keys: list[str], durability: str | None) -> Commit | None:
+        def remove(transaction: Transaction) -> bool:
+            return any([transaction.delete(key) for key in keys])
+
+        return self._transact(remove, durability)
+
+    def _scan_keys(self, prefix: str) -> Iterator[str]:
+        last = None
+        for key, _type, _entries in scanning.open_scan(self, prefix, values=False):
+            if key != last:
+                last = key
+                yield key
+
+    # -- collections, batches -------------------------------------------------------------------------------------
+
+    def set(self, key: str) -> SetHandle:
+        """A handle on the OR-set at a key; an absent key reads as empty, and the handle creates nothing."""
+        return SetHandle(self, key)
+
+    def counter(self, key: str) -> CounterHandle:
+        """A handle on the counter at a key."""
+        return CounterHandle(self, key)
+
+    def map(self, key: str) -> MapHandle:
+        """A handle on the map at a key."""
+        return MapHandle(self, key)
+
+    def batch(self, *, durability: str | None = None) -> Batch:
+        """A context manager with the same mutators: one atomic commit at its exit, nothing if it raises."""
+        return Batch(self, durability)
+
+    # -- the way of every write -----------------------------------------------------------------------------------
+
+    def _transact(self, build: Callable[[Transaction], bool], durability: str | None) -> Commit | None:
+        """Run one transaction; None if it changed nothing."""
+        with self._lock:
+            self._check()
+            transaction = Transaction(self._replica, self._reader)
+            if not build(transaction):
+                return None
+            deltas = transaction.deltas()
+            if not deltas:
+                return None
+            commit = self._finish(deltas, durability)
+        return self._settle(commit, durability)
+
+    def _finish(self, deltas: list[Delta], durability: str | None) -> Commit:
+        """Commit and append, with the lock held; `_settle` follows without it."""
+        context = self._replica.context()
+        seq, hlc = self._machine.transact(deltas)
+        position = self._machine.seal(sync=self._syncs(durability))
+        if self._watches.active:
+            self._watches.publish(position)
+        return Commit(self.origin, seq, hlc, (self.shard, position, context))
+
+    def _settle(self, commit: Commit, durability: str | None) -> Commit:
+        """Wait until a commit is as durable as was asked for, then tell the peers."""
+        if self._syncs(durability):
+            assert not isinstance(commit.mark, str)
+            self._wait_synced(commit.mark[1])
+        for callback in self._callbacks:
+            callback()
+        return commit
+
+    def _syncs(self, durability: str | None) -> bool:
+        return self._sync_default if durability is None else check_durability(durability) == "sync"
+
+    def _wait_synced(self, position: int) -> None:
+        """Wait until the log is fsynced up to a position. Without the lock: concurrent writers share one fsync."""
+        log = self._machine.log
+        try:
+            while log.synced() < position:
+                log.sync()
+        except StorageError as e:
+            self._machine.fail(e)
+            e.maybe_applied = True
+            raise
+
+    def _expiry(self, ttl: float) -> int:
+        if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not math.isfinite(ttl) or ttl <= 0 or ttl > 10**10:
+            raise InvalidValueError(f"ttl: must be a number of seconds above 0 and at most 10^10, got {ttl!r}", field="ttl")
+        self._keep_house()
+        return self._replica.now_ms() + max(1, math.ceil(ttl * 1000))
+
+    # -- scans and watches ----------------------------------------------------------------------------------------
+
+    def scan(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        types: Sequence[str] | None = None,
+    ) -> Iterator[tuple[str, Any]]:
+        """The visible keys of one moment in byte order, with their values; sets as lists, maps as dicts.
+
+        Args:
+            start, end: keys; from `start` on, before `end`.
+            types: only these of "register", "set", "counter", "map".
+        """
+        found = scanning.open_scan(self, prefix, start=start, end=end, limit=limit, reverse=reverse, types=types)
+        return ((key, scanning.plain_value(type_code, value)) for key, type_code, value in found)
+
+    def watch(self, prefix: str = "", *, since: str | None = None, timeout: float | None = None) -> Iterator[Change]:
+        """Changes of keys with a prefix, as they become visible, in the order applied here.
+
+        Args:
+            since: the token of a change or commit to go on after; None: from now.
+            timeout: end after so many seconds without a change; None: wait for ever.
+        Raises:
+            TokenExpiredError: the token is below the log's floor, or of another replica's log; or this watcher was
+                too slow: the error's `token` says where to resume.
+        """
+        return self.subscribe(prefix, since).changes(timeout)
+
+    def subscribe(self, prefix: str = "", since: str | None = None, notify: Callable[[], None] | None = None) -> Subscription:
+        """The push form of `watch`: see `Subscription`. `notify` is called, on any thread, when there is more."""
+        encode_prefix(prefix)
+        with self._lock:
+            self._check()
+            return self._watches.subscribe(self._lock, prefix, since, self.settings.watch_changes_max, notify)
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Call back after each append to the log, on the thread that made it."""
+        self._callbacks = (*self._callbacks, callback)
+
+    # -- conflicts ------------------------------------------------------------------------------------------------
+
+    def siblings(self, key: str) -> list[Sibling]:
+        """The concurrent values of a register, the one that is read first; [] if it is absent."""
+        raw = encode_key(key)
+        with self._lock:
+            self._check()
+            return story.siblings(self._replica, self._reader, raw)
+
+    def explain(self, key: str) -> Explanation:
+        """Why a key reads as it does here: who wrote what, who had seen what, who won, by which rule."""
+        raw = encode_key(key)
+        with self._lock:
+            self._check()
+            return story.explain(self._machine, self._reader, raw)
+
+    def conflicts(self, prefix: str = "", *, since: int | None = None, limit: int | None = None) -> list[Conflict]:
+        """What the conflict journal holds about keys with a prefix, newest last.
+
+        Args:
+            since: only conflicts recorded at or after this stamp (`Conflict.hlc`).
+            limit: only the newest so many.
+        """
+        wanted = encode_prefix(prefix)
+        with self._lock:
+            self._check()
+            return story.conflicts(self._replica, wanted, since, limit)
+
+    # -- replication by hand --------------------------------------------------------------------------------------
+
+    def vv(self) -> VersionVector:
+        """What is applied here."""
+        self._check()
+        return self._machine.vv()
+
+    def digest(self) -> str:
+        """The digest of the state, 32 hex digits: equal version vectors give equal digests, on every engine.
+
+        Finishes clears in progress first, in slices.
+        """
+        while True:
+            with self._lock:
+                self._check()
+                found = self._machine.digest()
+                if found is not None:
+                    return found[1]
+                self._replica.purge_slice(self.settings.purge_slots)
+
+    def delta_since(self, vv: VersionVector | None = None) -> bytes:
+        """Exactly what `vv` lacks of what is here (everything if None), for another replica's `merge`.
+
+        If the log no longer has all of it, the bytes hold a snapshot of the state instead.
+        """
+        if vv is not None and not isinstance(vv, VersionVector):
+            raise InvalidValueError(f"vv: must be a VersionVector or None, got a {type(vv).__name__}", field="vv")
+        with self._lock:
+            self._check()
+            return exchange.delta_since(self._machine, vv or EMPTY_VV)
+
+    def merge(self, data: bytes) -> MergeResult:
+        """Take in what another replica's `delta_since` gave: all or nothing, and once however often it is repeated.
+
+        Raises:
+            CorruptionError: not such bytes. MissingHistoryError: they rest on commits that are not here.
+            WrongClusterError: they are of another cluster.
+        """
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise InvalidValueError(f"merge: needs bytes, got a {type(data).__name__}", field="data")
+        with self._lock:
+            self._check()
+            result, position = exchange.merge(self._machine, bytes(data), self._watches)
+            if self._replica.purges:
+                self._keep_house()
+        if self._sync_default:
+            self._wait_synced(position)
+        for callback in self._callbacks:
+            callback()
+        return result
+
+    # -- for nodes ------------------------------------------------------------------------------------------------
+
+    def execute(self, requests: Sequence[Sequence[Any]]) -> Executed:
+        """Run a group of requests (rows `[id, op, args, opts]`): its writes are one frame and one append."""
+        with self._lock:
+            self._check()
+            executed = execute(self, requests)
+        for callback in self._callbacks:
+            callback()
+        return executed
+
+    def wait_durable(self, position: int) -> None:
+        """Block until what is before a log position is durable at the store's level."""
+        if self._sync_default:
+            self._wait_synced(position)
+
+    def _apply_received(self, frames: Sequence[Frame]) -> Applied:
+        with self._lock:
+            self._check()
+            try:
+                return self._machine.apply(frames)
+            finally:
+                if self._watches.active:
+                    self._watches.publish(self._machine.log.end())
+                if self._replica.purges:
+                    self._keep_house()
+
+    def open_scan(self, op: str, args: Sequence[Any], *, page_bytes: int = 256 << 10) -> Iterator[list[Any]]:
+        """A streaming read (`scan`, `smembers`, `hitems`, `delta_since`) as pages of rows, of one moment."""
+        return scanning.open_pages(self, op, args, page_bytes)
+
+    def status(self) -> Status:
+        """What this replica is and holds."""
+        with self._lock:
+            self._check()
+            machine, replica = self._machine, self._replica
+            found = machine.digest()
+            retained = getattr(machine.log, "retained_bytes", None)
+            return Status(
+                region=self.region,
+                origin=self.origin,
+                cluster=self.cluster,
+                shard=self.shard,
+                version=_version(),
+                engine=self.engine_name,
+                durability=self.durability,
+                path=None if self.path is None else str(self.path),
+                vv=machine.vv(),
+                durable_vv=machine.durable_vv(),
+                digest=None if found is None else found[1],
+                hlc=replica.clock.mark,
+                wall_ms=self._wall_ms(),
+                log_start=machine.log.start(),
+                log_end=machine.log.end(),
+                log_bytes=retained() if retained is not None else 0,
+                state_bytes=machine.engine.size_bytes(),
+                held_frames=replica.held[0],
+                conflicts=replica.journal.total,
+                watchers=self._watches.count,
+                pid=os.getpid(),
+            )
+
+    # -- housekeeping ---------------------------------------------------------------------------------------------
+
+    def _keep_house(self) -> None:
+        """Start the thread that fsyncs, expires and purges, if it is not running yet."""
+        if self._housekeeper is None:
+            self._housekeeper = Housekeeper(self)
+
+    def maintain(self) -> None:
+        """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""
+        callbacks: tuple[Callable[[], None], ...] = ()
+        with self._lock:
+            self._check()
+            machine, replica = self._machine, self._replica
+            position = machine.log.end()
+            due = list(replica.due(1000))
+            if due:
+                machine.transact(due)
+                position = machine.seal(sync=self._sync_default)
+                callbacks = self._callbacks
+                if self._watches.active:
+                    self._watches.publish(position)
+            if replica.purges:
+                replica.purge_slice(self.settings.purge_slots)
+            replica.maintain(self._wall_ms())
+        if self.durability != "memory" and machine.log.synced() < position:
+            machine.log.sync()
+        for callback in callbacks:
+            callback()
+
+
+class Housekeeper:
+    """A daemon thread that calls `Store.maintain` while its store is open; it keeps no store alive."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = weakref.ref(store)
+        self._interval_s = store.settings.async_sync_ms / 1000
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"crdtkv-{store.region}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        wait = self._interval_s
+        while not self._stop.wait(wait):
+            store = self._store()
+            if store is None or store.closed:
+                return
+            try:
+                store.maintain()
+            except StoreClosedError:
+                return
+            except Exception as e:
+                # Nobody is there to raise it to: the machine answers every later call with it.
+                store._machine.fail(e)
+                return
+            wait = 0.001 if store._replica.purges else self._interval_s
+            del store
+
+    def stop(self) -> None:
+        self._stop.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=10)
+
+
+def _version() -> str:
+    from crdtkv.version import VERSION
+
+    return VERSION
+
+
+def wall_clock_ms() -> int:
+    """Unix time in ms."""
+    return time.time_ns() // 1_000_000
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_stores):
+        store._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+

@@ -1,0 +1,293 @@
+"""Watching: changes pushed to whoever asked, bounded, resumable from the log.
+
+Live changes are taken while a commit is applied and carry the value that became visible. A watcher that resumes from
+a token first catches up from the log: for each delta since then it gets the value that is visible when the log is
+read, so a cache kept from a watch is right at the end either way. A token points between frames; resuming repeats at
+most what came with the last frames, never skips.
+
+A watcher that does not keep up is cut: its queue holds so many changes, then it ends with an error and the token to
+resume by. It never costs more memory, and never slows a writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from crdtkv.core.apply import Touched
+from crdtkv.core.codec import TYPE_NAMES, SlotType, encode_value, slot_of
+from crdtkv.core.frame import DeltaKind, Frame
+from crdtkv.core.token import Token, decode_token
+from crdtkv.errors import OverloadedError, StoreClosedError, TokenExpiredError
+from crdtkv.results import Change
+from crdtkv.store.machine import Machine
+from crdtkv.store.reading import Reader
+
+CATCH_UP_BYTES = 256 << 10
+"""How much of the log a watcher that catches up reads at a time, with the store's lock held."""
+
+Row = list[Any]
+_KINDS = {
+    DeltaKind.REGISTER_PUT: (SlotType.REGISTER, "put"),
+    DeltaKind.REGISTER_DELETE: (SlotType.REGISTER, "delete"),
+    DeltaKind.SET_ADD: (SlotType.SET, "add"),
+    DeltaKind.SET_REMOVE: (SlotType.SET, "remove"),
+    DeltaKind.SET_CLEAR: (SlotType.SET, "clear"),
+    DeltaKind.COUNTER_ADD: (SlotType.COUNTER, "increment"),
+    DeltaKind.COUNTER_RESET: (SlotType.COUNTER, "reset"),
+    DeltaKind.MAP_PUT: (SlotType.MAP, "put"),
+    DeltaKind.MAP_DELETE: (SlotType.MAP, "delete"),
+    DeltaKind.MAP_CLEAR: (SlotType.MAP, "clear"),
+}
+_GONE = {"put": "delete", "add": "remove"}
+_TRUE = encode_value(True)
+
+
+def touched_by(frame: Frame) -> Iterator[Touched]:
+    """What a frame's deltas touch, in order."""
+    for seq, hlc, _, deltas in frame.commits():
+        for delta in deltas:
+            if delta[0] == DeltaKind.EXPIRE:
+                yield Touched(delta[1], delta[2], delta[3], "expire", frame.origin, seq, hlc)
+                continue
+            type_code, kind = _KINDS[delta[0]]
+            subkey = b""
+            if kind in ("add", "remove") and type_code == SlotType.SET:
+                subkey = delta[2]
+            elif kind in ("put", "delete") and type_code == SlotType.MAP:
+                subkey = encode_value(delta[2])
+            yield Touched(delta[1], type_code, subkey, kind, frame.origin, seq, hlc)
+
+
+class Watches:
+    """The watchers of one store, and the changes on their way to them. Used with the store's lock held."""
+
+    def __init__(self, machine: Machine, reader: Reader) -> None:
+        self._machine = machine
+        self._reader = reader
+        self._subscriptions: list[Subscription] = []
+        self._touched: list[Touched] = []
+        self.active = False
+        self._position = machine.log.end()
+
+    @property
+    def count(self) -> int:
+        return len(self._subscriptions)
+
+    @contextlib.contextmanager
+    def gathering(self) -> Iterator[list[Touched]]:
+        """The visible changes made meanwhile, for one caller; watchers get them as well."""
+        gathered: list[Touched] = []
+        self._machine.replica.watch_changes(gathered)
+        try:
+            yield gathered
+        finally:
+            self._touched.extend(gathered)
+            self._machine.replica.watch_changes(self._touched if self.active else None)
+            if self.active:
+                self.publish(self._machine.log.end())
+            else:
+                self._touched.clear()
+
+    def publish(self, position: int) -> None:
+        """Hand what was touched since the last call to the watchers; the log ends at `position` now."""
+        touched = self._touched
+        if touched:
+            before = self._position
+            rows = [(self.row(t), before) for t in touched]
+            rows[-1] = (rows[-1][0], position)
+            touched.clear()
+            for subscription in self._subscriptions:
+                subscription._push(rows)
+        self._position = position
+
+    def row(self, touched: Touched) -> Row:
+        """One change with the value that is visible now; the token is set when it is taken."""
+        key = touched.key.encode()
+        kind, subkey, value = touched.kind, None, None
+        if touched.type_code == SlotType.COUNTER:
+            amount = self._reader.counter(key)
+            value = encode_value(amount or 0)
+        elif touched.kind != "clear":
+            entry = self._reader.entry(slot_of(key, touched.type_code, touched.subkey))
+            subkey = touched.subkey or None
+            if entry is None:
+                kind = _GONE.get(kind, kind)
+            elif touched.type_code == SlotType.SET:
+                kind, value = "add", _TRUE
+            else:
+                kind, value = "put", entry.value
+        return [touched.key, TYPE_NAMES[touched.type_code], subkey, kind, value, touched.origin, touched.seq, touched.hlc, ""]
+
+    def token(self, position: int) -> str:
+        """The token of a place in this log."""
+        return Token(self._machine.shard, self._machine.origin, position, self._machine.vv()).encode()
+
+    def subscribe(
+        self, lock: threading.RLock, prefix: str, since: str | None, limit: int, notify: Callable[[], None] | None
+    ) -> Subscription:
+        position = None if since is None else self._place(since)
+        subscription = Subscription(self, lock, prefix, position, limit, notify)
+        if position is None:
+            self._join(subscription)
+        return subscription
+
+    def _place(self, since: str) -> int:
+        token = decode_token(since)
+        log = self._machine.log
+        start, end = log.start(), log.end()
+        advice = "read the keys anew with scan(), then watch from now"
+        if token.owner != self._machine.origin or token.shard != self._machine.shard:
+            raise TokenExpiredError(f"the token is of the log of {token.owner}, this is {self._machine.origin}: {advice}", owner=token.owner)
+        if token.position < start:
+            raise TokenExpiredError(f"the token is of log position {token.position}, the log begins at {start} by now: {advice}", floor=start)
+        if token.position > end:
+            raise TokenExpiredError(f"the token is of log position {token.position}, but the log ends at {end}: {advice}", end=end)
+        return token.position
+
+    def _join(self, subscription: Subscription) -> None:
+        self._subscriptions = [*self._subscriptions, subscription]
+        if not self.active:
+            self.active = True
+            self._position = self._machine.log.end()
+            self._machine.replica.watch_changes(self._touched)
+
+    def _leave(self, subscription: Subscription) -> None:
+        self._subscriptions = [s for s in self._subscriptions if s is not subscription]
+        if self.active and not self._subscriptions:
+            self.active = False
+            self._touched.clear()
+            self._machine.replica.watch_changes(None)
+
+    def catch_up(self, subscription: Subscription, position: int) -> tuple[list[tuple[Row, int]], int | None]:
+        """Changes of the next frames from a position, and the position after them; None once it is live."""
+        log = self._machine.log
+        end = log.end()
+        if position < log.start():
+            raise TokenExpiredError("the log was cut while this watcher caught up: read the keys anew with scan(), then watch from now")
+        rows: list[tuple[Row, int]] = []
+        if position < end:
+            frames, position = log.read(position, bytes_max=CATCH_UP_BYTES, until=end)
+            at = position - len(frames)
+            for frame in frames:
+                mine = [self.row(t) for t in touched_by(frame) if t.key.startswith(subscription.prefix)]
+                rows += [(row, at) for row in mine[:-1]]
+                at += 1
+                rows += [(row, at) for row in mine[-1:]]
+        if position >= end:
+            self._join(subscription)
+            return rows, None
+        return rows, position
+
+    def close(self) -> None:
+        for subscription in self._subscriptions:
+            subscription._end()
+        self._subscriptions = []
+        self.active = False
+
+
+class Subscription:
+    """One watcher's feed. `drain` gives the rows of changes (see `Change.to_row`) that have gathered; thread-safe.
+
+    Attributes:
+        overflowed: it was too slow: what `drain` still gives is the last, `last_token` says where to resume.
+    """
+
+    def __init__(
+        self, watches: Watches, lock: threading.RLock, prefix: str, position: int | None, limit: int, notify: Callable[[], None] | None
+    ) -> None:
+        self._watches = watches
+        self._lock = lock
+        self.prefix = prefix
+        self._position = position
+        self._limit = limit
+        self._notify = notify
+        self._queue: deque[tuple[Row, int]] = deque()
+        self._news = threading.Condition()
+        self._closed = False
+        self.overflowed = False
+        self.last_token: str | None = None
+
+    def on_change(self, notify: Callable[[], None]) -> None:
+        """Call back, on any thread, whenever there is more to drain."""
+        self._notify = notify
+        if self._queue or self._position is not None:
+            notify()
+
+    def _push(self, rows: list[tuple[Row, int]]) -> None:
+        prefix = self.prefix
+        mine = [pair for pair in rows if pair[0][0].startswith(prefix)] if prefix else rows
+        if not mine or self.overflowed:
+            return
+        if len(self._queue) + len(mine) > self._limit:
+            self.overflowed = True
+        else:
+            # A copy each: the token is written into the row.
+            self._queue.extend((list(row), position) for row, position in mine)
+        self._wake()
+
+    def _end(self) -> None:
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._notify is not None:
+            self._notify()
+        with self._news:
+            self._news.notify_all()
+
+    def drain(self, limit: int | None = None) -> list[Row]:
+        """What has gathered, at most `limit` rows; [] if nothing has."""
+        if self._position is not None:
+            with self._lock:
+                found, self._position = self._watches.catch_up(self, self._position)
+                # What became live while the lock was held comes after what was caught up.
+                self._queue.extendleft(reversed(found))
+            if self._notify is not None:
+                self._notify()
+        queue = self._queue
+        rows: list[Row] = []
+        tokens: dict[int, str] = {}
+        while queue and (limit is None or len(rows) < limit):
+            row, position = queue.popleft()
+            token = tokens.get(position)
+            if token is None:
+                token = tokens[position] = self._watches.token(position)
+            row[-1] = token
+            rows.append(row)
+        if rows:
+            self.last_token = rows[-1][-1]
+        return rows
+
+    def changes(self, timeout: float | None) -> Iterator[Change]:
+        """The blocking form: ends after `timeout` seconds of silence, when the store closes, or with an error."""
+        try:
+            while True:
+                rows = self.drain()
+                for row in rows:
+                    yield Change.from_row(row)
+                if rows:
+                    continue
+                if self.overflowed:
+                    raise OverloadedError(
+                        f"more than {self._limit:,} changes waited for this watcher: resume with watch(since=error.details['token'])",
+                        limit=self._limit,
+                        token=self.last_token,
+                    )
+                if self._closed:
+                    raise StoreClosedError("the store was closed")
+                with self._news:
+                    if not self._queue and not self._closed and not self.overflowed and not self._news.wait(timeout):
+                        return
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End it. Idempotent."""
+        with self._lock:
+            self._watches._leave(self)
+
+
