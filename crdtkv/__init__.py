@@ -40,7 +40,7 @@ from crdtkv.errors import (
 )
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
 from crdtkv.store import Settings, Store
-from crdtkv.store import open_store as open  # noqa: A004
+from crdtkv.store import open_store as open
 from crdtkv.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from crdtkv.client import Client, connect
     from crdtkv.node import Node
 
-_LAZY = {
+_WITH_GRPC = {
     "connect": ("crdtkv.client", "connect"),
     "Client": ("crdtkv.client", "Client"),
     "Node": ("crdtkv.node", "Node"),
@@ -57,16 +57,16 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    where = _LAZY.get(name)
+    where = _WITH_GRPC.get(name)
     if where is None:
         raise AttributeError(f"module 'crdtkv' has no attribute {name!r}")
     module, attribute = where
     try:
-        loaded = importlib.import_module(module)
+        importlib.import_module("grpc")
+        importlib.import_module("google.protobuf")
     except ModuleNotFoundError as e:
-        if e.name is not None and e.name.partition(".")[0] in ("grpc", "google", "grpc_health", "grpc_reflection", "grpc_status"):
-            raise ImportError(f"crdtkv.{name} needs the extra 'server' ({e.name} is missing): pip install 'crdtkv[server]'") from e
-        raise
+        raise ImportError(f"crdtkv.{name} needs the extra 'server' ({e.name} is missing): pip install 'crdtkv[server]'") from e
+    loaded = importlib.import_module(module)
     found = loaded if attribute is None else getattr(loaded, attribute)
     globals()[name] = found
     return found

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from crdtkv.core.causality import Dot, Origin, VersionVector
-from crdtkv.core.codec import SlotType, slot_of, split_slot, successor, type_range
+from crdtkv.core.codec import REGISTER_SUFFIX, SLOT_SPACE, SlotType, escape, slot_of, split_slot, successor, type_range
 from crdtkv.core.frame import Delta
 from crdtkv.core.heads import Heads
 from crdtkv.core.journal import (
@@ -84,9 +84,7 @@ class Purges:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self.active: dict[bytes, Purge] = {
-            k[1:]: _decode_purge(v) for k, v in state.scan(PURGE_SPACE, bytes([PURGE_SPACE[0] + 1]))
-        }
+        self.active: dict[bytes, Purge] = {k[1:]: _decode_purge(v) for k, v in state.scan(PURGE_SPACE, bytes([PURGE_SPACE[0] + 1]))}
         self.vvs: dict[bytes, VersionVector] = {start: p.vv() for start, p in self.active.items()}
 
     def __bool__(self) -> bool:
@@ -206,6 +204,14 @@ class Applier:
             self.meet_removal(key, type_code, subkey, mine)
         if self.touched is not None and (len(entries) == 1 or winner(entries) is mine):
             self.changed(key_text, type_code, subkey, _WRITE_KINDS[type_code])
+
+    def put_blind(self, delta: Delta) -> None:
+        """`write` of a register by a local commit that nobody watches: it has seen whatever is there."""
+        expiry = delta[3] if len(delta) > 3 else None
+        slot = SLOT_SPACE + escape(delta[1].encode()) + REGISTER_SUFFIX
+        self.state.put(slot, encode_entries((Entry(self.origin, self.seq, self.hlc, delta[2], expiry),)))
+        if expiry is not None:
+            self.state.side_put(expiry_key(expiry, slot), b"")
 
     def remove(self, key_text: str, type_code: int, subkey: bytes) -> None:
         """Drop the entries that the commit has seen; concurrent ones survive. Reads and writes one slot."""

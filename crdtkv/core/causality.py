@@ -29,11 +29,12 @@ _ORIGIN = re.compile(r"([a-z0-9][a-z0-9_-]{0,31})@([0-9a-f]{1,8})-([0-9a-f]{8})"
 _REGION = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
-def check_region(region: str) -> str:
+def check_region(region: object) -> str:
     """Return `region` if it is a valid name: 1..32 of a-z, 0-9, `_`, `-`, not starting with `_` or `-`."""
     if not isinstance(region, str) or not _REGION.fullmatch(region):
         raise ConfigError(
-            f"region {region!r} is not a valid name: use 1 to 32 of a-z, 0-9, '_' and '-', starting with a letter or digit", region=str(region)
+            f"region {region!r} is not a valid name: use 1 to 32 of a-z, 0-9, '_' and '-', starting with a letter or digit",
+            region=str(region),
         )
     return region
 

@@ -96,7 +96,7 @@ def _in_utc(value: datetime.datetime, path: tuple[str | int, ...]) -> datetime.d
 
 
 def _encode_dict_key(key: Any, path: tuple[str | int, ...]) -> bytes:
-    if key is None or isinstance(key, bool | int | float | str | bytes) and key == key:
+    if key is None or (isinstance(key, bool | int | float | str | bytes) and key == key):
         return _encode_any(key, path)
     raise InvalidValueError(
         f"value{_where(path)}: a dict key must be None, bool, int, float (not NaN), str or bytes, got {_shown(key)}", path=_path_text(path)
@@ -114,9 +114,7 @@ def _unsuitable(value: Any, path: tuple[str | int, ...]) -> InvalidValueError:
     elif isinstance(value, str):
         why = "the text holds a lone surrogate and has no UTF-8 form"
     else:
-        why = (
-            f"cannot store {_shown(value)}; use None, bool, int, float, str, bytes, list, dict or an aware datetime"
-        )
+        why = f"cannot store {_shown(value)}; use None, bool, int, float, str, bytes, list, dict or an aware datetime"
     return InvalidValueError(f"value{_where(path)}: {why}", path=_path_text(path))
 
 
@@ -162,7 +160,9 @@ def check_size(data: bytes, limit: int, what: str = "value") -> None:
     """Raise `ValueTooLargeError` if an encoded value is longer than `limit` bytes."""
     if len(data) > limit:
         raise ValueTooLargeError(
-            f"{what} is {len(data):,} bytes encoded; the limit is {limit:,} (setting value_bytes_max): store it in parts", limit=limit, size=len(data)
+            f"{what} is {len(data):,} bytes encoded; the limit is {limit:,} (setting value_bytes_max): store it in parts",
+            limit=limit,
+            size=len(data),
         )
 
 

@@ -102,15 +102,19 @@ _START = MAGIC + bytes([FORMAT_VERSION]) + b"\x92"
 _DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, TypeError, OverflowError)
 
 
+_blake2b = hashlib.blake2b
+
+
 def hash_of(data: bytes) -> bytes:
     """The 16-byte hash that the origin's next frame carries as `previous`."""
-    return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
+    return _blake2b(data, digest_size=HASH_BYTES).digest()
 
 
-class Frame:
-    """One frame, decoded as far as its header; the rows are decoded and checked on first use."""
+class Frame(msgspec.Struct, gc=False, eq=False):
+    """One frame, decoded as far as its header; the rows are decoded and checked on first use.
 
-    __slots__ = ("_commits", "_rows", "cluster", "context", "data", "first_seq", "hash", "hlc", "last_seq", "origin", "previous", "shard", "size")
+    Immutable but for that. (A struct outside the garbage collector: logs keep many, and none refers to another.)
+    """
 
     data: bytes
     cluster: str
@@ -123,6 +127,8 @@ class Frame:
     previous: bytes
     hash: bytes
     size: int
+    _rows: msgspec.Raw | None = None
+    _commits: list[Row] | None = None
 
     @classmethod
     def build(
@@ -130,27 +136,6 @@ class Frame:
     ) -> Frame:
         """Encode a frame of local commits. `context` must not name `origin`; rows are trusted to be valid."""
         return FrameTemplate(cluster, shard, origin, context).build(first_seq, hlc, previous, rows)
-
-    @classmethod
-    def adopt(
-        cls, data: bytes, cluster: str, shard: int, origin: Origin, first_seq: int, count: int, hlc: int, context: VersionVector, previous: bytes
-    ) -> Frame:
-        """Wrap bytes that were just encoded here from these very fields."""
-        frame = cls.__new__(cls)
-        frame.data = data
-        frame.cluster = cluster
-        frame.shard = shard
-        frame.origin = origin
-        frame.first_seq = first_seq
-        frame.last_seq = first_seq + count - 1
-        frame.hlc = hlc
-        frame.context = context
-        frame.previous = previous
-        frame.hash = hash_of(data)
-        frame.size = len(data)
-        frame._rows = None
-        frame._commits = None
-        return frame
 
     @classmethod
     def decode(cls, data: bytes) -> Frame:
@@ -189,9 +174,21 @@ class Frame:
             raise CorruptionError("frame: stamp or shard out of range")
         if len(header.previous) != (HASH_BYTES if header.first_seq > 1 else 0):
             raise CorruptionError("frame: the hash of the previous frame is missing or too long")
-        frame = cls.adopt(data, header.cluster, header.shard, origin, header.first_seq, header.count, header.hlc, context, header.previous)
-        frame._rows = bytes(wire.rows)
-        return frame
+        last_seq = header.first_seq + header.count - 1
+        return cls(
+            data,
+            header.cluster,
+            header.shard,
+            origin,
+            header.first_seq,
+            last_seq,
+            header.hlc,
+            context,
+            header.previous,
+            hash_of(data),
+            len(data),
+            wire.rows,
+        )
 
     @property
     def count(self) -> int:
@@ -205,9 +202,7 @@ class Frame:
             CorruptionError: a row or delta breaks the format or the net-effect rule.
         """
         if self._commits is None:
-            raw = self._rows
-            if raw is None:
-                raw = bytes(_decode_wire(self.data[2:]).rows)
+            raw = _decode_wire(self.data[2:]).rows if self._rows is None else self._rows
             try:
                 rows = _decode_rows(raw)
             except _DECODE_ERRORS as e:
@@ -258,10 +253,11 @@ class FrameTemplate:
     def build(self, first_seq: int, hlc: int, previous: bytes, rows: list[Row]) -> Frame:
         """Encode commits of this origin made in this context."""
         count = len(rows)
-        data = b"".join(
-            (self._before, _encode(first_seq), _encode(count), _encode(hlc), self._after, _encode(previous), b"\xc0", _encode(rows))
-        )
-        return Frame.adopt(data, self.cluster, self.shard, self.origin, first_seq, count, hlc, self.context, previous)
+        encode = _encode
+        data = b"".join((self._before, encode(first_seq), encode(count), encode(hlc), self._after, encode(previous), b"\xc0", encode(rows)))
+        last_seq = first_seq + count - 1
+        digest = _blake2b(data, digest_size=HASH_BYTES).digest()
+        return Frame(data, self.cluster, self.shard, self.origin, first_seq, last_seq, hlc, self.context, previous, digest, len(data))
 
 
 def _check_row(row: Row, seq: int, base: int) -> None:
@@ -290,7 +286,7 @@ def _check_delta(delta: Any, seq: int) -> tuple[Any, ...]:
     if not isinstance(delta, list) or len(delta) < 2:
         raise CorruptionError("frame: not a delta")
     kind, key, size = delta[0], delta[1], len(delta)
-    if not isinstance(key, str) or not 0 < len(key) <= KEY_BYTES_MAX or not key.isascii() and len(key.encode()) > KEY_BYTES_MAX:
+    if not isinstance(key, str) or not 0 < len(key) <= KEY_BYTES_MAX or (not key.isascii() and len(key.encode()) > KEY_BYTES_MAX):
         raise CorruptionError("frame: a delta's key is not 1 to 1,024 bytes of text")
     if kind == DeltaKind.REGISTER_PUT:
         _check_expiry(delta, 3)

@@ -23,7 +23,7 @@ class Head(msgspec.Struct, array_like=True, gc=False):
     set_expires: bool = False
     map_slots: int = 0
     map_expires: bool = False
-    runs: list[tuple[str, int]] = []  # noqa: RUF012  (msgspec copies an empty list default)
+    runs: list[tuple[str, int]] = []
 
     def slots(self, type_code: int) -> int:
         return self.set_slots if type_code == SlotType.SET else self.map_slots

@@ -80,9 +80,7 @@ def _removed(before: bytes | None) -> Iterator[Entry]:
         yield winner(decode_entries(before))
 
 
-def _journal(
-    replica: Replica, key: bytes, type_code: int, subkey: bytes, entries: list[Entry], mine: Snapshot, theirs: Snapshot
-) -> None:
+def _journal(replica: Replica, key: bytes, type_code: int, subkey: bytes, entries: list[Entry], mine: Snapshot, theirs: Snapshot) -> None:
     """Entries of one slot that either side had and the other had not seen."""
     if len(entries) < 2 or not uncovered(entries, mine.vv) or not uncovered(entries, theirs.vv):
         return

@@ -57,7 +57,7 @@ class JournalCounts(msgspec.Struct, array_like=True, gc=False):
     following: int = 0
     first: int = 0
     size_bytes: int = 0
-    by_rule: dict[str, int] = {}  # noqa: RUF012  (msgspec copies an empty dict default)
+    by_rule: dict[str, int] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -32,9 +32,9 @@ from crdtkv.core.journal import Journal, JournalCounts
 from crdtkv.core.removals import Removals
 from crdtkv.core.settings import CoreSettings
 from crdtkv.core.state import Base, State
-from crdtkv.core.types.registry import APPLY
 from crdtkv.core.types.base import Entry, rank, winner
 from crdtkv.core.types.counter import decode_run, run_slot
+from crdtkv.core.types.registry import APPLY
 from crdtkv.errors import CorruptionError, StorageError, WrongClusterError
 
 META_KEY = b"m"
@@ -76,8 +76,8 @@ class Meta(msgspec.Struct, array_like=True):
     shard: int
     origin: str
     vv: list[str | int]
-    hashes: dict[str, tuple[int, bytes]]
-    kept: dict[str, list[tuple[int, bytes]]]
+    hashes: dict[Origin, tuple[int, bytes]]
+    kept: dict[Origin, list[tuple[int, bytes]]]
     mark: int
     digest: bytes
     position: int
@@ -117,8 +117,8 @@ class Replica:
         """The log position up to which frames are applied."""
         self.state = State(base, enters_digest, int.from_bytes(meta.digest, "big") if meta else 0)
         self._vv: dict[Origin, int] = dict(VersionVector.from_flat(meta.vv)) if meta else {}
-        self._hashes: dict[Origin, tuple[int, bytes]] = {Origin(o): h for o, h in meta.hashes.items()} if meta else {}
-        self._kept: dict[Origin, list[tuple[int, bytes]]] = {Origin(o): k for o, k in meta.kept.items()} if meta else {}
+        self._hashes: dict[Origin, tuple[int, bytes]] = meta.hashes if meta else {}
+        self._kept: dict[Origin, list[tuple[int, bytes]]] = meta.kept if meta else {}
         if meta:
             clock.restore(meta.mark)
         self.heads = Heads(self.state)
@@ -218,7 +218,10 @@ class Replica:
         step = self._applier
         step.begin(origin, seq, hlc, self._vv, True)
         for delta in deltas:
-            APPLY[delta[0]](step, delta)
+            if delta[0] == DeltaKind.REGISTER_PUT and step.touched is None:
+                step.put_blind(delta)  # the commonest delta; the same as what its type would do
+            else:
+                APPLY[delta[0]](step, delta)
         self._vv[origin] = seq
         meta: dict[str, Any] | None = None
         if request_id is not None:
@@ -246,26 +249,30 @@ class Replica:
 
     # -- received frames ------------------------------------------------------------------------------------------
 
-    def receive(self, frame: Frame) -> tuple[Outcome, list[Frame]]:
+    def receive(self, frame: Frame, applied: list[Frame] | None = None) -> tuple[Outcome, list[Frame]]:
         """Take a frame from a peer, a log or a delta.
 
+        Args:
+            applied: where to add the frames that were applied, as they are: one that had been held may turn out to
+                be broken after others have become part of the state.
         Returns:
             What became of it, and the frames that were applied, in that order: this one, then held ones that had
             waited for it. They must be appended to the log in this order.
         Raises:
-            CorruptionError: it does not follow from what is applied (a fork), or breaks the format. Nothing changed.
+            CorruptionError: this frame, or a held one, does not follow from what is applied (a fork, `details["fork"]`)
+                or breaks the format. It is dropped and has changed nothing.
             WrongClusterError: it is of another cluster or shard.
         """
         assert not self._rows, "a frame is being made"
+        applied = [] if applied is None else applied
         outcome = self.ready(frame)
         if outcome is Outcome.HELD:
-            return self._hold(frame), []
-        if outcome is Outcome.DUPLICATE:
-            return outcome, []
-        self.apply(frame)
-        applied = [frame]
-        if self._held:
-            applied += self._apply_held()
+            outcome = self._hold(frame)
+        elif outcome is Outcome.APPLIED:
+            self.apply(frame)
+            applied.append(frame)
+            if self._held:
+                self._apply_held(applied)
         return outcome, applied
 
     def ready(self, frame: Frame) -> Outcome:
@@ -285,7 +292,8 @@ class Replica:
             return Outcome.DUPLICATE
         if frame.first_seq <= done:
             raise CorruptionError(
-                f"fork: a frame of {frame.origin} holds commits {frame.first_seq}..{frame.last_seq}, but here a frame ended at {done}"
+                f"fork: a frame of {frame.origin} holds commits {frame.first_seq}..{frame.last_seq}, but here a frame ended at {done}",
+                fork=True,
             )
         if frame.first_seq > done + 1:
             return Outcome.HELD
@@ -328,7 +336,10 @@ class Replica:
         assert self._readiness(frame, self._vv) is Outcome.APPLIED, "applied only when next and covered"
         if frame.previous != self.last_hash(origin)[1]:
             raise CorruptionError(
-                f"fork: frame {origin}:{frame.first_seq} follows another history than the one applied here", origin=origin, seq=frame.first_seq
+                f"fork: frame {origin}:{frame.first_seq} follows another history than the one applied here",
+                fork=True,
+                origin=origin,
+                seq=frame.first_seq,
             )
         frame.rows()  # everything is checked before anything changes
         step = self._applier
@@ -368,9 +379,8 @@ class Replica:
         self._held_bytes += frame.size
         return Outcome.HELD
 
-    def _apply_held(self) -> list[Frame]:
+    def _apply_held(self, applied: list[Frame]) -> None:
         """Apply the held frames that are ready now, and drop those that are duplicates by now."""
-        applied: list[Frame] = []
         progress = True
         while progress:
             progress = False
@@ -386,7 +396,6 @@ class Replica:
                 self.apply(frame)
                 applied.append(frame)
                 progress = True
-        return applied
 
     def _release(self, origin: Origin, first_seq: int) -> None:
         waiting = self._held[origin]

@@ -40,4 +40,3 @@ def open_store(
     level = check_durability(durability) if durability is not None else "memory" if path is None else "sync"
     opened = open_machine(path, region=region, engine=engine, durability=level, settings=chosen, wall_ms=wall_clock_ms)
     return Store(opened, level, chosen, wall_clock_ms)
-

@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_value
-from crdtkv.errors import InvalidValueError, KeyNotFoundError, StoreClosedError
+from crdtkv.errors import KeyNotFoundError, StoreClosedError
 from crdtkv.results import Commit
 from crdtkv.store.handles import encode_field
 from crdtkv.store.reading import wrong_type
-from crdtkv.store.transaction import Transaction
+from crdtkv.store.transaction import Transaction, whole
 
 if TYPE_CHECKING:
     from crdtkv.store.store import Store
@@ -193,9 +193,7 @@ class BatchCounter(_BatchHandle):
         self._batch._write(lambda t: t.increment(self.key, n))
 
     def decrement(self, n: int = 1) -> None:
-        if type(n) is not int:
-            raise InvalidValueError(f"decrement: must be a whole number, got {n!r}", field="n")
-        self.increment(-n)
+        self.increment(-whole(n, "decrement"))
 
     def reset(self) -> bool:
         return self._batch._write(lambda t: t.reset(self.key))

@@ -104,7 +104,8 @@ def _merge_frames(machine: Machine, cluster: str, shard: int, frames: list[Frame
     order, needs = replica.plan(frames)
     if needs:
         raise MissingHistoryError(
-            f"merge: the bytes rest on commits that are not here: ask the other replica for delta_since(vv) with this replica's vv; needs {needs}",
+            "merge: the bytes rest on commits that are not here: ask the other replica for delta_since(vv) with this "
+            f"replica's vv; needs {needs}",
             needs=str(needs),
         )
     _check_chain(machine, order)

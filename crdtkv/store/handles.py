@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from crdtkv.core.codec import SlotType, check_size, decode_value, encode_key, encode_value, slot_of
 from crdtkv.errors import InvalidValueError, KeyNotFoundError
 from crdtkv.results import Commit
-from crdtkv.store import scanning
+from crdtkv.store.scanning import open_collection
+from crdtkv.store.transaction import whole
 
 if TYPE_CHECKING:
     from crdtkv.store.store import Store
 
 
-def encode_field(name: str) -> bytes:
+def encode_field(name: object) -> bytes:
     """A field's canonical bytes; raises `InvalidValueError` unless it is text."""
     if not isinstance(name, str):
         raise InvalidValueError(f"field: must be a str, got a {type(name).__name__}", field="field")
@@ -79,7 +80,7 @@ class SetHandle(_Handle):
         return self.contains(element)
 
     def __iter__(self) -> Iterator[Any]:
-        return (decode_value(e) for e, _ in scanning.open_collection(self._store, self.key, SlotType.SET))
+        return (decode_value(e) for e, _ in open_collection(self._store, self.key, SlotType.SET))
 
     def __len__(self) -> int:
         return self.size()
@@ -104,9 +105,7 @@ class CounterHandle(_Handle):
 
     def decrement(self, n: int = 1, *, durability: str | None = None) -> Commit | None:
         """Subtract `n`."""
-        if type(n) is not int:
-            raise InvalidValueError(f"decrement: must be a whole number, got {n!r}", field="n")
-        return self.increment(-n, durability=durability)
+        return self.increment(-whole(n, "decrement"), durability=durability)
 
     def get(self) -> int:
         """The value, 0 if the counter does not exist. O(runs): one per region that has counted since the last reset."""
@@ -143,7 +142,7 @@ class MapHandle(_Handle):
 
     def put(self, name: str, value: Any, *, ttl: float | None = None, durability: str | None = None) -> Commit:
         """Write a field. O(1), whatever the size of the map."""
-        self._encode(name if isinstance(name, str) else encode_field(name), "field")
+        check_size(encode_field(name), self._store.settings.value_bytes_max, "field")
         data = self._encode(value, "value")
         commit = self._store._transact(
             lambda t: t.put_field(self.key, name, data, None if ttl is None else self._store._expiry(ttl)), durability
@@ -163,7 +162,7 @@ class MapHandle(_Handle):
 
     def items(self) -> list[tuple[str, Any]]:
         """All fields and values of one moment, in canonical order of the fields. O(n)."""
-        found = scanning.open_collection(self._store, self.key, SlotType.MAP)
+        found = open_collection(self._store, self.key, SlotType.MAP)
         return [(decode_value(name), decode_value(entry.value)) for name, entry in found]
 
     def __getitem__(self, name: str) -> Any:
@@ -184,7 +183,7 @@ class MapHandle(_Handle):
         return self.contains(name)
 
     def __iter__(self) -> Iterator[str]:
-        return (decode_value(name) for name, _ in scanning.open_collection(self._store, self.key, SlotType.MAP))
+        return (decode_value(name) for name, _ in open_collection(self._store, self.key, SlotType.MAP))
 
     def __len__(self) -> int:
         return self.size()

@@ -11,6 +11,7 @@ It is also the port that replication sees: the embedded store, the node and the 
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -19,7 +20,7 @@ from crdtkv.core.clock import HybridClock
 from crdtkv.core.frame import Delta, Frame
 from crdtkv.core.replica import Applied, Outcome, Replica
 from crdtkv.core.settings import CoreSettings
-from crdtkv.errors import CorruptionError, StorageError
+from crdtkv.errors import ClockSkewError, CorruptionError, StorageError, WrongClusterError
 from crdtkv.storage.engine import StateEngine
 from crdtkv.storage.log import CommitLog
 
@@ -61,10 +62,12 @@ class Machine:
         self.fold_records_max = fold_records_max
         self.failed: BaseException | None = None
         self.replayed = self._replay()
-        # What the log has fsynced, as a vector: it follows `log.synced()` through the marks of what was appended.
-        self._durable: dict[Origin, int] = dict(self.replica.vv().items())
-        self._logged: dict[Origin, int] = dict(self._durable)
-        self._marks: deque[tuple[int, Origin, int]] = deque()
+        if log.synced() < log.end():
+            log.sync()  # a killed process leaves frames that only the kernel has; nothing may be promised on them before
+        # What is in the log, and what of it is fsynced: the latter follows `log.synced()` when somebody asks.
+        self._logged: dict[Origin, int] = dict(self.replica.vv().items())
+        self._durable: dict[Origin, int] = dict(self._logged)
+        self._durable_at = log.end()
         self._held_back: deque[int] = deque()  # positions of frames that may leave only once fsynced
 
     # -- recovery -------------------------------------------------------------------------------------------------
@@ -95,7 +98,9 @@ class Machine:
         """Make one commit, of a frame that `seal` will close; its `(seq, hlc)`. Nobody may be told before."""
         try:
             return self.replica.commit(deltas, request_id)
-        except AssertionError as e:
+        except ClockSkewError:
+            raise  # nothing has changed
+        except BaseException as e:
             self.fail(e)
             raise
 
@@ -113,20 +118,16 @@ class Machine:
     def _append(self, frames: Sequence[Frame], sync: bool) -> int:
         if self.failed is not None:
             raise self._failure()
-        before = self.log.end()
         try:
             end = self.log.append(frames)
         except BaseException as e:
             self.fail(e)
             raise
         if sync and not self.sync_releases:
-            self._held_back.append(before)
-        marks, logged = self._marks, self._logged
-        for index, frame in enumerate(frames):
-            marks.append((before + index, frame.origin, frame.last_seq))
+            self._held_back.append(end - len(frames))
+        logged = self._logged
+        for frame in frames:
             logged[frame.origin] = frame.last_seq
-        if len(marks) > 10_000:
-            self._advance_durable()
         if self.replica.state.pending >= self.fold_records_max:
             self.fold()
         return end
@@ -165,12 +166,13 @@ class Machine:
         dropped = 0
         try:
             if len(frames) > 1:
-                replica.state.load(replica.touches(f for f in frames if replica.ready(f) is not Outcome.DUPLICATE))
+                self._read_ahead(frames)
             for frame in frames:
-                outcome, done = replica.receive(frame)
-                applied += done
+                outcome, _ = replica.receive(frame, applied)
                 dropped += outcome is Outcome.DROPPED
-        except AssertionError as e:
+        except (CorruptionError, WrongClusterError):
+            raise  # the frame's fault: it has changed nothing
+        except BaseException as e:
             self.fail(e)
             raise
         finally:
@@ -179,6 +181,15 @@ class Machine:
             if applied and self.failed is None:
                 self._append(applied, False)
         return Applied(len(applied), replica.held[0], self.log.end(), dropped)
+
+    def _read_ahead(self, frames: Sequence[Frame]) -> None:
+        """Fetch in one multi-get what a group of frames will touch. A damaged frame is left for `apply` to refuse."""
+        keys: list[bytes] = []
+        with contextlib.suppress(CorruptionError, WrongClusterError):
+            for frame in frames:
+                if self.replica.ready(frame) is not Outcome.DUPLICATE:
+                    keys += self.replica.touches((frame,))
+        self.replica.state.load(keys)
 
     def installed(self, jumped: VersionVector) -> None:
         """After a snapshot was installed: the engine must have it before anything rests on it, for the log has not."""
@@ -197,14 +208,19 @@ class Machine:
         return VersionVector(self._logged)
 
     def durable_vv(self) -> VersionVector:
-        self._advance_durable()
+        """What is fsynced. O(frames fsynced since the last call)."""
+        log, durable = self.log, self._durable
+        synced = log.synced()
+        if synced == log.end():
+            self._durable = dict(self._logged)
+            self._durable_at = synced
+        else:
+            self._durable_at = max(self._durable_at, log.start())
+            while self._durable_at < synced:
+                frames, self._durable_at = log.read(self._durable_at, bytes_max=REPLAY_BYTES, until=synced)
+                for frame in frames:
+                    durable[frame.origin] = max(frame.last_seq, durable.get(frame.origin, 0))
         return VersionVector(self._durable)
-
-    def _advance_durable(self) -> None:
-        synced, marks, durable = self.log.synced(), self._marks, self._durable
-        while marks and marks[0][0] < synced:
-            _, origin, seq = marks.popleft()
-            durable[origin] = seq
 
     def released(self) -> int:
         synced = self.log.synced()

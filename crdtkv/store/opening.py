@@ -84,7 +84,9 @@ def open_machine(
         opened.append(state)
         machine = _machine(log, state, check_origin(identity["origin"]), clock, settings, durability)
         if machine.origin != identity["origin"]:
-            raise CorruptionError(f"{directory}: {IDENTITY_NAME} names {identity['origin']}, the state engine {machine.origin}: parts of two directories?")
+            raise CorruptionError(
+                f"{directory}: {IDENTITY_NAME} names {identity['origin']}, the state engine {machine.origin}: parts of two directories?"
+            )
         return Opened(machine, region, name, directory, lock)
     except BaseException:
         for part in reversed(opened):
@@ -131,7 +133,9 @@ def _identity(directory: Path, region: str, engine: str, settings: Settings) -> 
         text = path.read_text()
     except FileNotFoundError:
         if any((directory / part).exists() for part in ("log", "state")):
-            raise CorruptionError(f"{directory} holds a log or state but no {IDENTITY_NAME}: restore it, or move the directory away") from None
+            raise CorruptionError(
+                f"{directory} holds a log or state but no {IDENTITY_NAME}: restore it, or move the directory away"
+            ) from None
         return _make_identity(path, region, engine, settings)
     except OSError as e:
         raise StorageError(f"cannot read {path}: {e.strerror}", path=str(path)) from e
@@ -141,11 +145,16 @@ def _identity(directory: Path, region: str, engine: str, settings: Settings) -> 
     except (ValueError, TypeError, KeyError) as e:
         raise CorruptionError(f"{path} is damaged: restore it, or move the directory away", path=str(path)) from e
     if found["format"] != FORMAT:
-        raise StorageError(f"{directory} has format {found['format']}, this version of crdtkv knows {FORMAT}: upgrade it", path=str(directory))
+        raise StorageError(
+            f"{directory} has format {found['format']}, this version of crdtkv knows {FORMAT}: upgrade it", path=str(directory)
+        )
     asked = {"cluster": settings.cluster, "region": region, "shard": settings.shard, "engine": engine}
     for name, value in asked.items():
         if found[name] != value:
-            raise ConfigError(f"{name}: {directory} belongs to {name} {found[name]!r}, not {value!r}: open it as that, or choose another directory", setting=name)
+            raise ConfigError(
+                f"{name}: {directory} belongs to {name} {found[name]!r}, not {value!r}: open it as that, or choose another directory",
+                setting=name,
+            )
     if region_of(check_origin(found["origin"])) != region:
         raise CorruptionError(f"{path} is damaged: {found['origin']!r} is not of region {region!r}", path=str(path))
     return found

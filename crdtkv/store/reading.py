@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from crdtkv.core.causality import Origin
 from crdtkv.core.codec import SLOT_SPACE, TYPE_NAMES, SlotType, escape, slot_of, split_slot, type_range
 from crdtkv.core.heads import Head
 from crdtkv.core.replica import Replica
@@ -54,7 +55,7 @@ class Reader:
     def head(self, key: bytes) -> Head | None:
         return self._replica.heads.get(key)
 
-    def runs(self, key: bytes) -> list[tuple[str, int, Run]]:
+    def runs(self, key: bytes) -> list[tuple[Origin, int, Run]]:
         """The runs of a key's counter, dead ones included, as `(origin, run, Run)` in order."""
         found = []
         for origin, number in sorted(self._replica.heads.runs(key)):

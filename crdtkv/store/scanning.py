@@ -143,7 +143,7 @@ def _content(view: _View, key: bytes, type_code: int, group: Iterator[tuple[byte
         return None if entry is None else entry.value
     seen = ((slot[len(start) :], entry) for slot, record in group if (entry := view.entry(slot, record, start)) is not None)
     if reverse:
-        seen = iter(list(seen)[::-1])
+        seen = (pair for pair in list(seen)[::-1])
     first = next(seen, None)
     return None if first is None else _with_first(first, seen)
 

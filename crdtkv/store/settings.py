@@ -37,7 +37,7 @@ class Settings(CoreSettings):
 
     def validate(self) -> None:
         """Raise `ConfigError` naming the first field that is out of range."""
-        if not isinstance(self.cluster, str) or not 0 < len(self.cluster.encode()) <= 64:
+        if not 0 < len(str(self.cluster).encode()) <= 64:
             raise ConfigError(f"setting cluster: must be 1 to 64 bytes of text, got {self.cluster!r}", setting="cluster")
         for name in ("async_sync_ms", "fold_records_max", "memory_log_bytes", "log_segment_bytes", "watch_changes_max", "purge_slots"):
             value = getattr(self, name)

@@ -24,17 +24,19 @@ from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_prefix, encode_value
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.replica import Applied
-from crdtkv.errors import InvalidValueError, KeyNotFoundError, StoreClosedError, StorageError
+from crdtkv.errors import InvalidValueError, KeyNotFoundError, StorageError, StoreClosedError
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
-from crdtkv.store import exchange, scanning, story
 from crdtkv.store.batch import Batch
+from crdtkv.store.exchange import delta_since, merge
 from crdtkv.store.handles import CounterHandle, MapHandle, SetHandle
 from crdtkv.store.machine import Machine
 from crdtkv.store.opening import Opened
 from crdtkv.store.port import StorePort
 from crdtkv.store.reading import Reader, wrong_type
 from crdtkv.store.requests import Executed, execute
+from crdtkv.store.scanning import open_pages, open_scan, plain_value
 from crdtkv.store.settings import Settings, check_durability
+from crdtkv.store.story import conflicts, explain, siblings
 from crdtkv.store.transaction import Transaction
 from crdtkv.store.watching import Subscription, Watches
 
@@ -259,7 +261,7 @@ class Store:
 
     def _scan_keys(self, prefix: str) -> Iterator[str]:
         last = None
-        for key, _type, _entries in scanning.open_scan(self, prefix, values=False):
+        for key, _type, _entries in open_scan(self, prefix, values=False):
             if key != last:
                 last = key
                 yield key
@@ -330,7 +332,7 @@ class Store:
             raise
 
     def _expiry(self, ttl: float) -> int:
-        if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not math.isfinite(ttl) or ttl <= 0 or ttl > 10**10:
+        if type(ttl) not in (int, float) or not math.isfinite(ttl) or ttl <= 0 or ttl > 10**10:
             raise InvalidValueError(f"ttl: must be a number of seconds above 0 and at most 10^10, got {ttl!r}", field="ttl")
         self._keep_house()
         return self._replica.now_ms() + max(1, math.ceil(ttl * 1000))
@@ -353,8 +355,8 @@ class Store:
             start, end: keys; from `start` on, before `end`.
             types: only these of "register", "set", "counter", "map".
         """
-        found = scanning.open_scan(self, prefix, start=start, end=end, limit=limit, reverse=reverse, types=types)
-        return ((key, scanning.plain_value(type_code, value)) for key, type_code, value in found)
+        found = open_scan(self, prefix, start=start, end=end, limit=limit, reverse=reverse, types=types)
+        return ((key, plain_value(type_code, value)) for key, type_code, value in found)
 
     def watch(self, prefix: str = "", *, since: str | None = None, timeout: float | None = None) -> Iterator[Change]:
         """Changes of keys with a prefix, as they become visible, in the order applied here.
@@ -386,14 +388,14 @@ class Store:
         raw = encode_key(key)
         with self._lock:
             self._check()
-            return story.siblings(self._replica, self._reader, raw)
+            return siblings(self._replica, self._reader, raw)
 
     def explain(self, key: str) -> Explanation:
         """Why a key reads as it does here: who wrote what, who had seen what, who won, by which rule."""
         raw = encode_key(key)
         with self._lock:
             self._check()
-            return story.explain(self._machine, self._reader, raw)
+            return explain(self._machine, self._reader, raw)
 
     def conflicts(self, prefix: str = "", *, since: int | None = None, limit: int | None = None) -> list[Conflict]:
         """What the conflict journal holds about keys with a prefix, newest last.
@@ -405,7 +407,7 @@ class Store:
         wanted = encode_prefix(prefix)
         with self._lock:
             self._check()
-            return story.conflicts(self._replica, wanted, since, limit)
+            return conflicts(self._replica, wanted, since, limit)
 
     # -- replication by hand --------------------------------------------------------------------------------------
 
@@ -436,7 +438,7 @@ class Store:
             raise InvalidValueError(f"vv: must be a VersionVector or None, got a {type(vv).__name__}", field="vv")
         with self._lock:
             self._check()
-            return exchange.delta_since(self._machine, vv or EMPTY_VV)
+            return delta_since(self._machine, vv or EMPTY_VV)
 
     def merge(self, data: bytes) -> MergeResult:
         """Take in what another replica's `delta_since` gave: all or nothing, and once however often it is repeated.
@@ -449,7 +451,7 @@ class Store:
             raise InvalidValueError(f"merge: needs bytes, got a {type(data).__name__}", field="data")
         with self._lock:
             self._check()
-            result, position = exchange.merge(self._machine, bytes(data), self._watches)
+            result, position = merge(self._machine, bytes(data), self._watches)
             if self._replica.purges:
                 self._keep_house()
         if self._sync_default:
@@ -487,7 +489,7 @@ class Store:
 
     def open_scan(self, op: str, args: Sequence[Any], *, page_bytes: int = 256 << 10) -> Iterator[list[Any]]:
         """A streaming read (`scan`, `smembers`, `hitems`, `delta_since`) as pages of rows, of one moment."""
-        return scanning.open_pages(self, op, args, page_bytes)
+        return open_pages(self, op, args, page_bytes)
 
     def status(self) -> Status:
         """What this replica is and holds."""
@@ -601,4 +603,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-

@@ -50,9 +50,7 @@ def _conflict(record: Record) -> Conflict:
         )
 
     losers = tuple(write(u, "lost") for u in record.losers)
-    return Conflict(
-        record.key.decode(), type_name, subkey, record.rule, write(record.winner, "won"), losers, record.hlc, record.installed
-    )
+    return Conflict(record.key.decode(), type_name, subkey, record.rule, write(record.winner, "won"), losers, record.hlc, record.installed)
 
 
 def explain(machine: Machine, reader: Reader, raw: bytes) -> Explanation:
@@ -106,8 +104,11 @@ def _value_and_rule(reader: Reader, raw: bytes, types: list[int], writes: list[W
         else:
             size = reader.size(raw, type_code)
             value = f"{size:,} {'elements' if type_code == SlotType.SET else 'fields'}"
-            rules.append("add wins: an element is there if an add of it was not seen by any remove" if type_code == SlotType.SET else
-                         "each field is a register: " + RULE_LWW)
+            rules.append(
+                "add wins: an element is there if an add of it was not seen by any remove"
+                if type_code == SlotType.SET
+                else "each field is a register: " + RULE_LWW
+            )
     if len(types) > 1:
         rules.append("written concurrently as several types: each can be read by its type; delete removes all")
     return value, "; ".join(rules)
@@ -133,9 +134,7 @@ def _live_writes(machine: Machine, raw: bytes) -> Iterator[Write]:
             value = None if type_code == SlotType.SET else decode_value(entry.value)
             kind = "add" if type_code == SlotType.SET else "put"
             outcome = _outcome(entry, entries, now)
-            yield Write(
-                entry.origin, entry.seq, entry.hlc, kind, TYPE_NAMES[type_code], name, value, seen, outcome, entry.expiry
-            )
+            yield Write(entry.origin, entry.seq, entry.hlc, kind, TYPE_NAMES[type_code], name, value, seen, outcome, entry.expiry)
 
 
 def _outcome(entry: Entry, entries: list[Entry], now: int) -> str:
@@ -156,4 +155,3 @@ def _commit(machine: Machine, origin: Origin, seq: int) -> tuple[int, VersionVec
         if number == seq:
             return hlc, frame.context.advance(origin, seq - 1)
     return frame.hlc, frame.context
-

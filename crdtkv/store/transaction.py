@@ -21,6 +21,13 @@ TOTAL_MAX: Final = 2**63 - 1
 """Counters are whole numbers of 64 bits with sign, per run."""
 
 
+def whole(n: object, call: str) -> int:
+    """A counter's argument; raises `InvalidValueError` unless it is a whole number."""
+    if type(n) is not int:
+        raise InvalidValueError(f"{call}: must be a whole number, got {n!r}", field="n")
+    return n
+
+
 @dataclass(slots=True)
 class _Written:
     """A pending write of one slot; `value` None removes it."""
@@ -143,8 +150,7 @@ class Transaction:
         return True
 
     def increment(self, key: str, amount: int) -> bool:
-        if type(amount) is not int:
-            raise InvalidValueError(f"increment: must be a whole number, got {amount!r}", field="n")
+        whole(amount, "increment")
         self._require(key, SlotType.COUNTER)
         if not amount:
             return False
@@ -153,7 +159,9 @@ class Transaction:
         reset = changes is not None and changes.counter_reset
         before = 0 if reset else self._own_run(key.encode())[1]
         if abs(before + pending + amount) > TOTAL_MAX:
-            raise InvalidValueError(f"increment: the counter's total at this replica would leave -2^63 .. 2^63-1 by adding {amount}", field="n")
+            raise InvalidValueError(
+                f"increment: the counter's total at this replica would leave -2^63 .. 2^63-1 by adding {amount}", field="n"
+            )
         self._account(key)
         self._changes(key).counter_add += amount
         return True
@@ -331,7 +339,9 @@ class Transaction:
         size = self._bytes + len(key) + len(value) + len(name) + 16
         limit = self._replica.settings.commit_bytes_max
         if size > limit:
-            raise ValueTooLargeError(f"commit: holds more than {limit:,} bytes (setting commit_bytes_max): make several commits of it", limit=limit)
+            raise ValueTooLargeError(
+                f"commit: holds more than {limit:,} bytes (setting commit_bytes_max): make several commits of it", limit=limit
+            )
         self._bytes = size
 
 

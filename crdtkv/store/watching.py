@@ -141,9 +141,13 @@ class Watches:
         start, end = log.start(), log.end()
         advice = "read the keys anew with scan(), then watch from now"
         if token.owner != self._machine.origin or token.shard != self._machine.shard:
-            raise TokenExpiredError(f"the token is of the log of {token.owner}, this is {self._machine.origin}: {advice}", owner=token.owner)
+            raise TokenExpiredError(
+                f"the token is of the log of {token.owner}, this is {self._machine.origin}: {advice}", owner=token.owner
+            )
         if token.position < start:
-            raise TokenExpiredError(f"the token is of log position {token.position}, the log begins at {start} by now: {advice}", floor=start)
+            raise TokenExpiredError(
+                f"the token is of log position {token.position}, the log begins at {start} by now: {advice}", floor=start
+            )
         if token.position > end:
             raise TokenExpiredError(f"the token is of log position {token.position}, but the log ends at {end}: {advice}", end=end)
         return token.position
@@ -241,13 +245,13 @@ class Subscription:
 
     def drain(self, limit: int | None = None) -> list[Row]:
         """What has gathered, at most `limit` rows; [] if nothing has."""
-        if self._position is not None:
+        while self._position is not None and not self._queue:
             with self._lock:
                 found, self._position = self._watches.catch_up(self, self._position)
                 # What became live while the lock was held comes after what was caught up.
                 self._queue.extendleft(reversed(found))
-            if self._notify is not None:
-                self._notify()
+        if self._position is not None and self._notify is not None:
+            self._notify()  # there is more to catch up with
         queue = self._queue
         rows: list[Row] = []
         tokens: dict[int, str] = {}
@@ -280,14 +284,15 @@ class Subscription:
                 if self._closed:
                     raise StoreClosedError("the store was closed")
                 with self._news:
-                    if not self._queue and not self._closed and not self.overflowed and not self._news.wait(timeout):
+                    if self._idle() and not self._news.wait(timeout):
                         return
         finally:
             self.close()
+
+    def _idle(self) -> bool:
+        return not (self._queue or self._closed or self.overflowed)
 
     def close(self) -> None:
         """End it. Idempotent."""
         with self._lock:
             self._watches._leave(self)
-
-

@@ -64,9 +64,7 @@ def uncovered(entries: list[Entry], seen: Mapping[Origin, int]) -> list[Entry]:
     return [e for e in entries if seen.get(e.origin, 0) < e.seq]
 
 
-def join_entries(
-    mine: list[Entry], my_vv: Mapping[Origin, int], theirs: list[Entry], their_vv: Mapping[Origin, int]
-) -> list[Entry]:
+def join_entries(mine: list[Entry], my_vv: Mapping[Origin, int], theirs: list[Entry], their_vv: Mapping[Origin, int]) -> list[Entry]:
     """The reference join of one slot: kept if both have it, or if the other side has never seen its dot.
 
     Covered by a side's vector and absent there means superseded there.

@@ -1,0 +1,444 @@
+"""The one loop for all peers of a replica, itself sans-IO: node, in-process transport and simulator supply only the I/O.
+
+    feed inputs      connect, receive, disconnect, local_commits, applied, tick
+    work = ready()   what to send to whom, what to apply, which links to close, when to wake
+    accept(work)     before any further input; then do it: send, apply (in a thread if it blocks), close
+
+At most one group of frames is being applied: what arrives meanwhile gathers into the next, in order of arrival over all
+peers. After `port.apply` the I/O reports `applied` or `apply_failed`; only then acks say so.
+
+**Which peer to ask for a relay** is decided here, because it takes all peers to see it. A *need* is an origin of which
+something is known to exist and is not applied, and which does not come by itself: a frame waits here for it, or a peer that
+has it says so while no live link to that origin sends it. A need that makes no progress for `relay_delay_ms` is asked for:
+one peer at a time, the nearest that has it; the next one if that refuses, or brings nothing for `relay_timeout_ms`. A relay
+ends when for `relay_linger_ms` it brought nothing but what came by itself as well. When all that have it refuse, only a
+snapshot helps: that is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from crdtkv.core.causality import EMPTY_VV, Origin, region_of
+from crdtkv.core.frame import Frame
+from crdtkv.core.replica import Applied
+from crdtkv.errors import CorruptionError, CrdtkvError
+from crdtkv.replication.messages import Ack, Credit, Frames, HeartbeatReply, Message, decode
+from crdtkv.replication.port import ReplicaPort
+from crdtkv.replication.progress import OwnTail
+from crdtkv.replication.session import Ready, Session
+from crdtkv.replication.settings import ReplicationSettings
+from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Relay, State
+
+Link = Hashable
+"""Whatever the I/O layer names a connection by; a new connection has a new name."""
+
+REMEMBERED_MAX: Final = 64
+"""Regions whose peers are listed in `statistics` after they are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A link to close once its messages are sent."""
+
+    link: Link
+    origin: Origin | None
+    code: str
+    """A `session.Code`, or whatever else the peer's Bye said."""
+
+    @property
+    def permanent(self) -> bool:
+        """Whether dialling again soon cannot help."""
+        return self.code in set(Code) and Code(self.code).permanent
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done. Links with nothing to be sent are left out."""
+
+    messages: Mapping[Link, tuple[Message, ...]]
+    apply: tuple[Frame, ...]
+    """For `port.apply`, in this order; then `applied` or `apply_failed`, which is due even if the links are gone by then."""
+    closed: tuple[Closed, ...]
+    events: tuple[Event, ...]
+    wake_at_ms: float | None
+    """When to `tick` at the latest; None: nothing is pending."""
+    readies: Mapping[Link, Ready] = field(default_factory=dict, repr=False)
+    arrivals: tuple[_Arrival, ...] = field(default=(), repr=False)
+
+
+class _Arrival(NamedTuple):
+    """One message of frames on its way to be applied."""
+
+    link: Link
+    session: Session
+    relayed: bool
+    frames: list[Frame]
+
+
+class _Need(NamedTuple):
+    applied: int
+    """What was applied of the origin when the waiting began; progress begins it anew."""
+    since_ms: float
+
+
+class _Peer:
+    """A link and its session."""
+
+    __slots__ = ("dialed", "session", "writable")
+
+    def __init__(self, session: Session, dialed: bool) -> None:
+        self.session = session
+        self.dialed = dialed
+        self.writable = True
+
+
+class Drive:
+    """All peers of one replica. Not thread-safe: one loop calls it; `port` may be written to by others meanwhile.
+
+    Args:
+        now_ms: a clock that never goes back; every input has it. Deadlines are compared with it.
+        wall_ms: the wall clock, for hellos and clock offsets only.
+        members: names of the regions of the cluster, as far as configured.
+    """
+
+    def __init__(
+        self, port: ReplicaPort, settings: ReplicationSettings, *, now_ms: float, wall_ms: Callable[[], float], members: Sequence[str] = ()
+    ) -> None:
+        self._port = port
+        self._settings = settings.validate()
+        self._wall_ms = wall_ms
+        self._members = tuple(members)
+        self._now = now_ms
+        self._tail = OwnTail(port, settings, now_ms)
+        self._vv = port.vv()
+        self._peers: dict[Link, _Peer] = {}
+        self._events: list[Event] = []
+        self._remembered: dict[str, PeerStatistics] = {}
+
+        self._queue: list[_Arrival] = []
+        self._alone: list[list[_Arrival]] = []
+        """Groups that failed together, now one link each: who is to blame shows."""
+        self._applying: tuple[_Arrival, ...] | None = None
+        self._apply_began_ms = self._applied_by_ms = now_ms
+
+        self._direct: frozenset[Origin] = frozenset()
+        """Origins whose own stream comes over a live link."""
+        self._needs: dict[Origin, _Need] = {}
+        self._tried: dict[Link, float] = {}
+        """Peers whose relay brought nothing, and when that was found."""
+        self._snapshot_for: set[Origin] = set()
+        self._relay_wake_ms: float | None = None
+        self._resubscribe_at_ms: float | None = None
+        self._resubscribe_after_ms = settings.resubscribe_ms
+
+    # -- inputs -----------------------------------------------------------------------------------------------
+
+    def connect(self, link: Link, now_ms: float, *, dialed: bool) -> None:
+        """A link is open, `dialed` by this side or accepted from the other."""
+        self._begin(now_ms)
+        assert link not in self._peers
+        session = Session(
+            self._port, self._settings, self._tail, now_ms=self._now, wall_ms=self._wall_ms, events=self._events, members=self._members
+        )
+        self._peers[link] = _Peer(session, dialed)
+
+    def disconnect(self, link: Link, now_ms: float, reason: str = "the connection ended") -> None:
+        """A link is gone. A link that is not known (any more) is ignored."""
+        self._begin(now_ms)
+        peer = self._peers.pop(link, None)
+        if peer is not None:
+            self._forget(link, peer.session)
+            if not peer.session.ended:
+                self._events.append(Event(EventKind.CLOSED, peer.session.origin, reason, {"code": "disconnected"}))
+            self._review()
+
+    def receive(self, link: Link, data: bytes | Message, now_ms: float) -> None:
+        """A message came in; whatever it holds, nothing is raised: a link that breaks the protocol is closed."""
+        self._begin(now_ms)
+        peer = self._peers.get(link)
+        if peer is None:
+            return
+        session, before = peer.session, peer.session.state
+        try:
+            message = decode(data) if isinstance(data, bytes) else data
+        except CorruptionError as e:
+            session.receive_garbage(e, self._now)
+            return
+        session.receive(message, self._now)
+        for relayed, frames in session.take_frames():
+            self._queue.append(_Arrival(link, session, relayed, frames))
+            if relayed and any(f.origin not in self._direct and f.last_seq > self._vv.seq(f.origin) for f in frames):
+                session.relay_useful_ms = self._now
+        if before is State.OPENING and session.state is State.LIVE:
+            self._drop_duplicates(link, peer)
+        if not isinstance(message, Frames | Ack | Credit | HeartbeatReply):
+            self._review()  # what acks tell of others' commits, the next heartbeat tells as well
+
+    def local_commits(self, now_ms: float) -> None:
+        """Something was committed here, released, or became durable. Cheap; many changes may share one call."""
+        self._begin(now_ms)
+        self._refresh()
+
+    def applied(self, result: Applied, now_ms: float) -> None:
+        """What came of the last `Work.apply`."""
+        self._begin(now_ms)
+        group, before = self._end_apply(), self._vv
+        self._applied_by_ms = self._apply_began_ms
+        for arrival in group:
+            arrival.session.settle(arrival.relayed, 1)
+        self._refresh()
+        if self._vv != before:
+            self._resubscribe_after_ms = self._settings.resubscribe_ms
+        if result.dropped and self._resubscribe_at_ms is None:
+            self._resubscribe_at_ms = self._now + self._resubscribe_after_ms
+            self._resubscribe_after_ms = min(2 * self._resubscribe_after_ms, max(self._settings.relay_retry_ms, self._resubscribe_after_ms))
+        if result.held or result.dropped or self._needs:
+            self._review()
+
+    def apply_failed(self, error: CrdtkvError, now_ms: float) -> None:
+        """The last `Work.apply` raised. Who is to blame loses its link; `details["fork"]` of the error makes it a quarantine.
+
+        With several links in the group and content to blame, each link's frames are tried alone first.
+        """
+        self._begin(now_ms)
+        group = self._end_apply()
+        self._refresh()
+        links = list(dict.fromkeys(arrival.link for arrival in group))
+        if isinstance(error, CorruptionError) and len(links) > 1:
+            self._alone += [[arrival for arrival in group if arrival.link == link] for link in links]
+            return
+        for session in {id(arrival.session): arrival.session for arrival in group}.values():
+            if error.details.get("fork"):
+                session.quarantine(error.message, **{k: v for k, v in error.details.items() if isinstance(v, (str, int))})
+            else:
+                session.close(Code.APPLY, f"received frames could not be applied: {error.message}")
+
+    def set_writable(self, link: Link, writable: bool, now_ms: float) -> None:
+        """Whether the link takes messages: while it does not, what is to be sent gathers, and stays bounded."""
+        self._begin(now_ms)
+        if (peer := self._peers.get(link)) is not None:
+            peer.writable = writable
+
+    def tick(self, now_ms: float) -> None:
+        """Time has passed; to be called at `Work.wake_at_ms`."""
+        self._begin(now_ms)
+        self._refresh()
+        for peer in self._peers.values():
+            peer.session.tick(self._now)
+        if self._resubscribe_at_ms is not None and self._resubscribe_at_ms <= self._now:
+            self._resubscribe_at_ms = None
+            for peer in self._peers.values():
+                if peer.session.own_in.waiting or peer.session.relay_in.waiting:
+                    peer.session.resubscribe()
+        self._review()
+
+    def shutdown(self, now_ms: float) -> None:
+        """Say goodbye to everybody."""
+        self._begin(now_ms)
+        for peer in self._peers.values():
+            peer.session.close(Code.SHUTDOWN, "the node is shutting down")
+
+    # -- outputs ----------------------------------------------------------------------------------------------
+
+    def ready(self) -> Work:
+        """What is to be done now. Asking twice changes nothing."""
+        messages: dict[Link, tuple[Message, ...]] = {}
+        readies: dict[Link, Ready] = {}
+        closed: list[Closed] = []
+        wakes = [at for at in (self._relay_wake_ms, self._resubscribe_at_ms) if at is not None]
+        for link, peer in self._peers.items():
+            session = peer.session
+            if not peer.writable and not session.ended:
+                wakes.append(self._now + self._settings.heartbeat_ms)
+                continue
+            ready = readies[link] = session.ready()
+            if ready.messages:
+                messages[link] = ready.messages
+            if ready.wake_at_ms is not None:
+                wakes.append(ready.wake_at_ms)
+            if session.ended:
+                closed.append(Closed(link, session.origin, session.close_code or ""))
+        arrivals = self._next_group()
+        frames = tuple(frame for arrival in arrivals for frame in arrival.frames)
+        return Work(messages, frames, tuple(closed), tuple(self._events), min(wakes, default=None), readies, arrivals)
+
+    def accept(self, work: Work) -> None:
+        """What `ready` returned is being done. To be called before any further input."""
+        del self._events[: len(work.events)]
+        for link, ready in work.readies.items():
+            self._peers[link].session.accept(ready)
+        for closed in work.closed:
+            self._forget(closed.link, self._peers.pop(closed.link).session)
+        if work.arrivals:
+            self._applying, self._apply_began_ms = work.arrivals, self._now
+            if self._alone:
+                del self._alone[0]
+            else:
+                del self._queue[: len(work.arrivals)]
+        if work.closed:
+            self._review()
+
+    def is_connected(self, region: str) -> bool:
+        """Whether a live link leads to a region: another one is not to be dialled."""
+        return any(peer.session.state is State.LIVE and peer.session.region == region for peer in self._peers.values())
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing received waits to be applied."""
+        return self._applying is None and not self._queue and not self._alone
+
+    def statistics(self, now_ms: float) -> tuple[PeerStatistics, ...]:
+        """One row per region ever connected, by name; what is not known of the disconnected is None."""
+        self._begin(now_ms)
+        rows = dict(self._remembered)
+        for peer in self._peers.values():
+            if peer.session.origin is not None and not (peer.session.ended and peer.session.region in rows):
+                peer.session.tick(self._now)
+                rows[peer.session.region] = peer.session.statistics()
+        return tuple(rows[region] for region in sorted(rows))
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _begin(self, now_ms: float) -> None:
+        self._now = max(self._now, now_ms)
+
+    def _refresh(self) -> None:
+        """Take in what is applied, durable and released by now."""
+        self._tail.refresh(self._now)
+        self._vv, durable = self._port.vv(), self._port.durable_vv()
+        for peer in self._peers.values():
+            peer.session.advance(self._vv, durable, self._now)
+
+    def _next_group(self) -> tuple[_Arrival, ...]:
+        """What is applied next: whole messages in order of arrival, up to `apply_bytes_max`."""
+        if self._applying is not None:
+            return ()
+        if self._alone:
+            return tuple(self._alone[0])
+        size = 0
+        for count, arrival in enumerate(self._queue):
+            size += sum(frame.size for frame in arrival.frames)
+            if size > self._settings.apply_bytes_max:
+                return tuple(self._queue[: max(1, count)])
+        return tuple(self._queue)
+
+    def _end_apply(self) -> tuple[_Arrival, ...]:
+        assert self._applying is not None, "nothing was being applied"
+        group, self._applying = self._applying, None
+        return group
+
+    def _forget(self, link: Link, session: Session) -> None:
+        """Nothing more of this link is applied; what is lost by that is sent again on the next."""
+        self._queue = [arrival for arrival in self._queue if arrival.session is not session]
+        self._alone = [group for group in self._alone if group[0].session is not session]
+        self._tried.pop(link, None)
+        if session.origin is not None and not self.is_connected(session.region):
+            state = session.state if session.ended else State.CLOSED
+            self._remembered.pop(session.region, None)
+            self._remembered[session.region] = PeerStatistics(region=session.region, origin=session.origin, state=state)
+            if len(self._remembered) > REMEMBERED_MAX:
+                del self._remembered[next(iter(self._remembered))]
+
+    def _drop_duplicates(self, link: Link, peer: _Peer) -> None:
+        """Keep one link per peer. Both sides choose alike: a newer one replaces an older one of the same dialler, else
+        the link that the lesser origin dialled stays."""
+        origin = peer.session.origin
+        assert origin is not None
+        for other_link, other in list(self._peers.items()):
+            if other_link == link or other.session.state is not State.LIVE or other.session.origin != origin:
+                continue
+            if other.dialed == peer.dialed:
+                other.session.close(Code.REPLACED, "a newer link replaces this one")
+            elif peer.dialed == (self._port.origin < origin):
+                other.session.close(Code.DUPLICATE, "another link to the same peer is kept")
+            else:
+                peer.session.close(Code.DUPLICATE, "another link to the same peer is kept")
+                return
+
+    # -- relays -----------------------------------------------------------------------------------------------
+
+    def _review(self) -> None:
+        """Find what does not come by itself; ask for it, go on to the next peer, or end what is no longer needed."""
+        live = [(link, peer.session) for link, peer in self._peers.items() if peer.session.state is State.LIVE]
+        self._direct = frozenset(session.origin for _, session in live if session.sends_own and session.origin is not None)
+        self._relay_wake_ms = None
+        holders = self._find_needs([session for _, session in live])
+        for origin, need in self._needs.items():
+            if (due := need.since_ms + self._settings.relay_delay_ms) > self._now:
+                self._wake_for_relay(due)
+            else:
+                self._meet(origin, need, [(link, s) for link, s in live if s in holders[origin] and s.origin != origin])
+        self._snapshot_for.intersection_update(self._needs)
+        needed = set().union(*holders.values()) if holders else set()
+        for _, session in live:
+            if session.relay in (Relay.ASKED, Relay.OPEN) and session not in needed:
+                if (end := session.relay_useful_ms + self._settings.relay_linger_ms) <= self._now:
+                    session.end_relay()
+                else:
+                    self._wake_for_relay(end)
+
+    def _find_needs(self, live: Sequence[Session]) -> dict[Origin, set[Session]]:
+        """Bring `_needs` up to date; per origin needed, the peers that have what is missing."""
+        seq, own = self._vv.seq, self._port.origin
+        began: dict[Origin, float] = {}
+        holders: dict[Origin, set[Session]] = {}
+        for session in live:
+            if session.peer_vv is not EMPTY_VV and not session.peer_vv <= self._vv:
+                for origin, known in session.peer_vv.items():
+                    if known > seq(origin) and origin != own:
+                        holders.setdefault(origin, set()).add(session)
+                        if origin not in self._direct:
+                            began.setdefault(origin, self._now)
+            blocked = session.blocked_on(self._applied_by_ms)
+            if blocked is not None:
+                # Whoever sent a frame had applied what it rests on.
+                for origin in blocked[0]:
+                    holders.setdefault(origin, set()).add(session)
+                    began[origin] = min(began.get(origin, self._now), blocked[1])
+        needs: dict[Origin, _Need] = {}
+        for origin, since_ms in began.items():
+            old = self._needs.get(origin)
+            if old is None:
+                needs[origin] = _Need(seq(origin), since_ms)
+            else:
+                needs[origin] = old if old.applied == seq(origin) else _Need(seq(origin), self._now)
+        self._needs = needs
+        return {origin: holders[origin] for origin in needs}
+
+    def _meet(self, origin: Origin, need: _Need, holders: Sequence[tuple[Link, Session]]) -> None:
+        """Have what is needed of an origin relayed by one of the peers that have it."""
+        settings = self._settings
+        for link, session in holders:
+            if session.relay in (Relay.ASKED, Relay.OPEN):
+                patience = max(need.since_ms, session.relay_changed_ms, session.relay_received_ms) + settings.relay_timeout_ms
+                if patience > self._now:
+                    return self._wake_for_relay(patience)
+                session.end_relay()
+                self._tried[link] = self._now
+        candidates = []
+        for link, session in holders:
+            refused = session.relay is Relay.REFUSED and not session.relay_floor <= self._vv
+            again = (session.relay_changed_ms if refused else self._tried.get(link, float("-inf"))) + settings.relay_retry_ms
+            if again <= self._now:
+                candidates.append((session.round_trip_ms or 0.0, str(session.origin), session))
+            else:
+                self._wake_for_relay(again)
+        if candidates:
+            min(candidates, key=lambda row: row[:2])[2].ask_relay()
+            return self._wake_for_relay(self._now + settings.relay_timeout_ms)
+        if holders and all(session.relay is Relay.REFUSED for _, session in holders) and origin not in self._snapshot_for:
+            self._snapshot_for.add(origin)
+            text = f"no peer's log reaches back to what is missing of {origin}, after {self._vv.seq(origin)}: a snapshot is needed"
+            self._events.append(Event(EventKind.NEEDS_SNAPSHOT, origin, text, {"region": region_of(origin)}))
+        return None
+
+    def _wake_for_relay(self, at_ms: float) -> None:
+        self._relay_wake_ms = at_ms if self._relay_wake_ms is None else min(self._relay_wake_ms, at_ms)
+
+    @property
+    def needs_snapshot(self) -> frozenset[Origin]:
+        """Origins of which something is missing that no reachable peer can send from its log."""
+        return frozenset(self._snapshot_for)

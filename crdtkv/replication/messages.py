@@ -1,0 +1,241 @@
+"""The messages between two replicas, and their bytes.
+
+A message is one MessagePack array `[kind, field, field, …]`. The kind is a name: whoever does not know it can still
+say which it was. A kind that starts with `?` is optional: a receiver that does not know it ignores it; any other
+unknown kind is refused by name (`Unknown`). Fields are only ever added at the end: a reader skips those that it does
+not know, and a writer's older peer is served by their defaults. The range of protocol versions in `Hello` is for
+changes that this cannot express.
+
+    Hello            once, first, from both sides at once    who I am, what I have, what I grant you
+    Frames           frames of the sender's own origin, or relayed ones, in the order of the sender's log
+    Subscribe        send me your own frames anew from this vector on: I had to drop some
+    AskRelay         send me also the frames of third origins that I lack; asked again, it starts anew
+    EndRelay         what I need comes by itself again
+    CannotRelay      my log starts at this floor; what you ask for is below it. My own stream goes on if it can
+    Ack              what is applied here, what is fsynced, how many messages of frames were dealt with
+    Credit           how many bytes of frames, in total since the hello, you may send me
+    Heartbeat        I live: vector, clock, digest; answered by HeartbeatReply: round trip and clock offset
+    Bye              why this link ends; nothing follows it
+
+Decoding hostile bytes gives a message or `CorruptionError`, in time and memory proportional to their length: kinds
+other than `Frames` are refused above `CONTROL_BYTES_MAX` before they are looked at, and the number of frames is read
+from the array's header before any of them is.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from crdtkv.core.causality import SEQ_MAX, Origin, VersionVector, check_origin
+from crdtkv.core.clock import STAMP_MAX
+from crdtkv.core.frame import FRAME_BYTES_MAX, HASH_BYTES
+from crdtkv.errors import CorruptionError
+
+PROTOCOL_VERSION_MIN: Final = 1
+PROTOCOL_VERSION_MAX: Final = 1
+
+FRAMES_MAX: Final = 8_192
+"""Frames in one message."""
+FRAMES_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX
+"""Bytes of one `Frames` message: a full message and one frame of the largest size, with room."""
+CONTROL_BYTES_MAX: Final = 512 << 10
+"""Bytes of any other message: a hello with the most origins, and room."""
+ORIGINS_MAX: Final = 4_096
+"""Origins in one version vector on the wire: every incarnation that was ever met and not closed."""
+
+_Seq = Annotated[int, Meta(ge=0, le=SEQ_MAX)]
+_Stamp = Annotated[int, Meta(ge=0, le=STAMP_MAX)]
+_Whole = Annotated[int, Meta(ge=0, le=2**53)]
+_Version = Annotated[int, Meta(ge=1, le=65_535)]
+_Name = Annotated[str, Meta(max_length=128)]
+_Text = Annotated[str, Meta(max_length=1_024)]
+_Hash = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
+_Digest = Annotated[str, Meta(max_length=64)]
+
+
+class Hello(Struct, frozen=True, array_like=True, tag="hello", kw_only=True):
+    """The first message of each side.
+
+    `kept` has per origin the seq and hash of the last frame applied: two contents for one dot show at once.
+    `own_credit` and `relay_credit` are the first grants, as in `Credit`.
+    """
+
+    version_min: _Version
+    version_max: _Version
+    features: Annotated[tuple[_Name, ...], Meta(max_length=64)]
+    cluster: _Name
+    shard: _Whole
+    region: _Name
+    origin: Origin
+    members: Annotated[tuple[_Name, ...], Meta(max_length=1_024)]
+    vv: VersionVector
+    kept: Annotated[dict[Origin, tuple[_Seq, _Hash]], Meta(max_length=ORIGINS_MAX)]
+    wall_ms: _Whole
+    hlc: _Stamp
+    own_credit: _Whole
+    relay_credit: _Whole
+
+
+class Frames(Struct, frozen=True, array_like=True, tag="frames"):
+    """Whole frames, byte for byte; all of the sender's own origin, or (`relayed`) none of them."""
+
+    relayed: bool
+    frames: tuple[bytes, ...]
+
+
+class Subscribe(Struct, frozen=True, array_like=True, tag="subscribe"):
+    """Send your own frames from `vv` on."""
+
+    vv: VersionVector
+
+
+class AskRelay(Struct, frozen=True, array_like=True, tag="ask_relay"):
+    """Send the frames of third origins that `vv` lacks, and go on doing so."""
+
+    vv: VersionVector
+
+
+class EndRelay(Struct, frozen=True, array_like=True, tag="end_relay"):
+    """No more relayed frames."""
+
+
+class CannotRelay(Struct, frozen=True, array_like=True, tag="cannot_relay"):
+    """The sender's log lacks something below `floor`; with `own`, of its own origin."""
+
+    floor: VersionVector
+    own: bool = False
+
+
+class Ack(Struct, frozen=True, array_like=True, tag="ack"):
+    """`durable` is what is fsynced, or what it would survive by the sender's level; messages count since the hello."""
+
+    applied: VersionVector
+    durable: VersionVector
+    own_messages: _Whole
+    relay_messages: _Whole
+
+
+class Credit(Struct, frozen=True, array_like=True, tag="credit"):
+    """Bytes of frames, own and relayed, that may be sent in total since the hello; never decreases."""
+
+    own_bytes: _Whole
+    relay_bytes: _Whole
+
+
+class Heartbeat(Struct, frozen=True, array_like=True, tag="heartbeat"):
+    """`digest` is the vector and digest of one settled state of the sender; `wall_us` its wall clock, Unix µs."""
+
+    number: _Whole
+    wall_us: _Whole
+    vv: VersionVector
+    hlc: _Stamp
+    digest: tuple[VersionVector, _Digest] | None = None
+
+
+class HeartbeatReply(Struct, frozen=True, array_like=True, tag="heartbeat_reply"):
+    """The answerer's wall clock when heartbeat `number` came, and how long the answer waited there."""
+
+    number: _Whole
+    received_wall_us: _Whole
+    waited_us: _Whole
+
+
+class Bye(Struct, frozen=True, array_like=True, tag="bye"):
+    """The last message: a code for programs (`session.Code`) and a sentence for people."""
+
+    code: _Name
+    reason: _Text
+
+
+class Unknown(Struct, frozen=True):
+    """A message of a kind that this version does not know. Never sent."""
+
+    kind: str
+    optional: bool
+
+
+Wire = Hello | Frames | Subscribe | AskRelay | EndRelay | CannotRelay | Ack | Credit | Heartbeat | HeartbeatReply | Bye
+Message = Wire | Unknown
+
+_KINDS: Final = frozenset(str(cls.__struct_config__.tag) for cls in Wire.__args__)
+_FRAMES_START: Final = b"\xa6frames"
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError, OverflowError, RecursionError)
+
+
+def _to_wire(value: Any) -> Any:
+    if isinstance(value, VersionVector):
+        return value.flat()
+    raise TypeError(f"a message holds a {type(value).__name__}")
+
+
+def _from_wire(_type: type, value: Any) -> Any:
+    """The only custom type in a message is `VersionVector`."""
+    if isinstance(value, list) and len(value) > 2 * ORIGINS_MAX:
+        raise CorruptionError(f"message: a version vector of {len(value) // 2:,} origins, the limit is {ORIGINS_MAX:,}")
+    return VersionVector.from_flat(value)
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_to_wire).encode
+_decode = msgspec.msgpack.Decoder(Wire, dec_hook=_from_wire).decode
+_decode_items = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_decode_kind = msgspec.msgpack.Decoder(str).decode
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message."""
+    assert not isinstance(message, Unknown)
+    return _encode(message)
+
+
+def decode(data: bytes) -> Message:
+    """The message in `data`.
+
+    Raises:
+        CorruptionError: these bytes are not one whole message within its limits.
+    """
+    if data[1:8] == _FRAMES_START:
+        if len(data) > FRAMES_BYTES_MAX:
+            raise CorruptionError(f"message: {len(data):,} bytes of frames, the limit is {FRAMES_BYTES_MAX:,}")
+        count = _array_length(data, 9)
+        if count > FRAMES_MAX:
+            raise CorruptionError(f"message: {count:,} frames, the limit is {FRAMES_MAX:,}")
+    elif len(data) > CONTROL_BYTES_MAX:
+        raise CorruptionError(f"message: {len(data):,} bytes, the limit is {CONTROL_BYTES_MAX:,}")
+    try:
+        message: Message = _decode(data)
+    except _DECODE_ERRORS as e:
+        if data[1:8] != _FRAMES_START and (unknown := _unknown(data)) is not None:
+            return unknown
+        raise CorruptionError(f"message: {e}") from e
+    if isinstance(message, Hello):
+        check_origin(message.origin)
+        for origin in message.kept:
+            check_origin(origin)
+    return message
+
+
+def _unknown(data: bytes) -> Unknown | None:
+    """What failed to decode, if it is whole and of a kind that is not known here."""
+    try:
+        items = _decode_items(data)
+        kind = _decode_kind(items[0]) if items else ""
+    except _DECODE_ERRORS:
+        return None
+    if not 0 < len(kind) <= 64 or kind in _KINDS:
+        return None
+    return Unknown(kind, kind.startswith("?"))
+
+
+def _array_length(data: bytes, at: int) -> int:
+    """The length in the MessagePack array header at `at`; 0 if there is none (the decoder will say so)."""
+    first = data[at] if at < len(data) else 0
+    if 0x90 <= first <= 0x9F:
+        return first & 0x0F
+    if first == 0xDC:
+        return int.from_bytes(data[at + 1 : at + 3], "big")
+    if first == 0xDD:
+        return int.from_bytes(data[at + 1 : at + 5], "big")
+    return 0

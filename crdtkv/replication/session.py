@@ -1,0 +1,643 @@
+"""One peer: what it is told and what it may be sent. Sans-IO: messages and time in, messages out.
+
+                 hello out            hello in, all checks hold
+    (new) ──────────────▶ OPENING ─────────────────────────────▶ LIVE
+                             │                                     │
+                             │ wrong cluster, self, version,       │ protocol broken, overdrawn, corrupt, silent,
+                             │ no hello in time, Bye               │ replaced by another link, shutdown, Bye
+                             ▼                                     ▼
+                           CLOSED ◀────────────────────────────────┤
+                                                                   │ fork, amnesia (from OPENING too)
+                        QUARANTINED ◀──────────────────────────────┘ an operator, or a new incarnation, must act
+
+A closed session has one Bye to say, and then does nothing more. The I/O layer opens a new link, and with it a new session.
+
+**Out.** The own frames that the peer lacks, in log order, up to `port.released()`; where the log's floor is above what the
+peer has, the peer is told so (`needs_snapshot`) and nothing is skipped. Relayed frames while the peer asks for them: *all*
+that it lacks of third origins, in log order (with only the origin asked for, two held frames can wait for each other);
+refused unless the whole floor is covered by what it has. The own stream goes on meanwhile, with its own credit.
+
+**In.** Frames are checked as far as one link can tell (cluster, origin, no gap, credit) and handed to the drive loop, which
+has them applied. What the replica holds because it rests on something else stays counted here until it is applied.
+Whether to ask for a relay is the drive's decision: it sees all peers. `blocked_on` says what this link waits for.
+
+What is remembered per peer is bounded: one pending message of each kind (the newest replaces older ones), frames within
+the credit, one version vector.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
+from crdtkv.core.frame import Frame
+from crdtkv.errors import CorruptionError, IncompatibleFormatError
+from crdtkv.replication import messages
+from crdtkv.replication.messages import (
+    Ack,
+    AskRelay,
+    Bye,
+    CannotRelay,
+    Credit,
+    EndRelay,
+    Frames,
+    Heartbeat,
+    HeartbeatReply,
+    Hello,
+    Message,
+    Subscribe,
+    Unknown,
+)
+from crdtkv.replication.port import ReplicaPort
+from crdtkv.replication.progress import Incoming, OwnTail
+from crdtkv.replication.settings import ReplicationSettings
+from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Relay, State
+from crdtkv.replication.streams import OwnStream, Plan, RelayStream
+
+FEATURES: Final[tuple[str, ...]] = ()
+"""Names of what this version can do beyond protocol version 1; a link uses what both sides name."""
+SAMPLES: Final = 8
+"""Heartbeats whose answers are waited for, and clock samples of which the one with the shortest round trip counts (NTP's filter)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What is to be done for one peer."""
+
+    messages: tuple[Message, ...]
+    """May leave at once, in this order: none promises more than `advance` has reported."""
+    wake_at_ms: float | None
+    """The next deadline; None: nothing is pending."""
+    plans: tuple[Plan, ...] = ()
+
+
+class Session:
+    """The protocol with one peer over one link. Pure state; see the module's docstring.
+
+    Args:
+        tail: the newest own frames, shared by all sessions of the replica.
+        events: what happens is appended to it.
+        members: names of the regions known here, for the hello.
+        wall_ms: the wall clock, for clock offsets only. `now_ms` everywhere is a clock that never goes back.
+    """
+
+    def __init__(
+        self,
+        port: ReplicaPort,
+        settings: ReplicationSettings,
+        tail: OwnTail,
+        *,
+        now_ms: float,
+        wall_ms: Callable[[], float],
+        events: list[Event],
+        members: Sequence[str] = (),
+    ) -> None:
+        self._port = port
+        self._settings = settings
+        self._tail = tail
+        self._wall_ms = wall_ms
+        self._now = now_ms
+        self.state = State.OPENING
+        self.origin: Origin | None = None
+        self.region = ""
+        self.peer_members: tuple[str, ...] = ()
+        self.features: frozenset[str] = frozenset()
+        self.close_code: str | None = None
+        """Why this session ended: a `Code`, or whatever the peer's Bye said."""
+        self.said_bye_by_peer = False
+        self._events = events
+        self._arrived: list[tuple[bool, list[Frame]]] = []
+
+        self._vv = port.vv()
+        self._durable = port.durable_vv()
+        self.peer_vv = EMPTY_VV
+        """What the peer has applied, by its latest message; never goes back."""
+        self._peer_durable = EMPTY_VV
+
+        self.own_out = OwnStream(port, settings, tail)
+        self.relay_out = RelayStream(port, settings)
+        self.own_in = Incoming(settings.own_credit_bytes)
+        self.relay_in = Incoming(settings.relay_credit_bytes)
+
+        self.relay = Relay.NONE
+        self.relay_changed_ms = now_ms
+        self.relay_useful_ms = now_ms
+        """When the relay was asked for, or last brought what did not come by itself (the drive says so)."""
+        self.relay_received_ms = now_ms
+        """When the relay last brought anything new."""
+        self.relay_floor = EMPTY_VV
+        """The floor that the peer named when it refused."""
+        self.own_floor = EMPTY_VV
+        """The floor that the peer named when it could not send its own."""
+        self._was_asked = False
+        self._last_received = 0
+        self._stall_reported: Frame | None = None
+
+        self._pending: dict[str, Message] = {}
+        """Decided and not sent yet, one per purpose: `relay`, `subscribe`, `bye`."""
+        self._hello_due = True
+        self._ack_due = False
+        self._heartbeat_at_ms = now_ms
+        self._heartbeat_number = 0
+        self._beat_vv: VersionVector | None = None
+        self._beats: dict[int, tuple[float, float]] = {}
+        self._reply: tuple[int, float, float] | None = None
+        self._heard_ms = now_ms
+        self.round_trip_ms: float | None = None
+        self._clock_samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
+        self._divergence: VersionVector | None = None
+        members = tuple(dict.fromkeys((*members, region_of(port.origin), *(region_of(o) for o in self._vv))))
+        self._members = members[:1_024]
+
+    # -- inputs -----------------------------------------------------------------------------------------------
+
+    def receive(self, message: Message, now_ms: float) -> None:
+        """Take in one message. A peer that breaks the protocol closes this session; nothing is raised."""
+        self._now = max(self._now, now_ms)
+        if self._ended:
+            return
+        self._heard_ms = self._now
+        if isinstance(message, Bye):
+            self.said_bye_by_peer = True
+            self._end(message.code, f"the peer ended the link: {message.reason}", say=False)
+        elif isinstance(message, Unknown):
+            if not message.optional:
+                self._end(Code.VERSION, f"messages of kind {message.kind!r} are not known here: upgrade")
+        elif isinstance(message, Hello):
+            if self.state is State.OPENING:
+                self._receive_hello(message)
+            else:
+                self._end(Code.PROTOCOL, "a second hello")
+        elif self.state is State.OPENING:
+            self._end(Code.PROTOCOL, f"{type(message).__name__} before the hello")
+        else:
+            self._receive_live(message)
+
+    def receive_garbage(self, error: CorruptionError, now_ms: float) -> None:
+        """Bytes came that are not a message."""
+        self._now = max(self._now, now_ms)
+        if not self._ended:
+            self._end(Code.CORRUPT, error.message)
+
+    def tick(self, now_ms: float) -> None:
+        """Time has passed."""
+        self._now = max(self._now, now_ms)
+        settings = self._settings
+        if self._ended:
+            return
+        if self.state is State.OPENING and self._now - self._heard_ms >= settings.hello_timeout_ms:
+            self._end(Code.TIMEOUT, f"no hello within {settings.hello_timeout_ms} ms")
+        elif self.state is State.LIVE and self._now - self._heard_ms >= settings.dead_after_ms:
+            self._end(Code.TIMEOUT, f"silent for {settings.dead_after_ms} ms")
+        for incoming in (self.own_in, self.relay_in):
+            if not incoming.waiting:
+                continue
+            frame, since_ms = incoming.waiting[0]
+            if since_ms + settings.stalled_ms <= self._now and self._stall_reported is not frame:
+                self._stall_reported, missing = frame, self._missing(frame)
+                text = f"{frame.origin}:{frame.first_seq} waits for {missing} for more than {settings.stalled_ms} ms"
+                self._event(EventKind.STALLED, text, missing=str(missing))
+
+    def advance(self, vv: VersionVector, durable: VersionVector, now_ms: float) -> None:
+        """What is applied here, and fsynced, by now. The only source of what acks and heartbeats say."""
+        self._now = max(self._now, now_ms)
+        if self._ended or (vv is self._vv and durable is self._durable):
+            return
+        peer = self.origin
+        if peer is not None:
+            moved = vv.seq(peer) != self._vv.seq(peer) or durable.seq(peer) != self._durable.seq(peer)
+            if moved or (self.relay in (Relay.ASKED, Relay.OPEN) and (vv != self._vv or durable != self._durable)):
+                self._ack_due = True
+        self._vv, self._durable = vv, durable
+        self.own_in.advance(vv)
+        self.relay_in.advance(vv)
+
+    def settle(self, relayed: bool, count: int) -> None:
+        """The frames of so many messages were applied, or are held: their sender may go on. Precedes `advance`."""
+        incoming = self.relay_in if relayed else self.own_in
+        incoming.settled_messages += count
+        self._ack_due = True
+
+    def ask_relay(self) -> None:
+        """Ask the peer for what third origins wrote and this replica lacks."""
+        assert self.state is State.LIVE
+        self.relay, self.relay_changed_ms, self.relay_useful_ms = Relay.ASKED, self._now, self._now
+        self._was_asked = True
+        self._pending["relay"] = AskRelay(self._vv)
+        self._event(EventKind.RELAY_ASKED, f"asked {self.origin} to relay")
+
+    def end_relay(self) -> None:
+        """What the peer relayed is no longer needed."""
+        if self.relay in (Relay.ASKED, Relay.OPEN):
+            self.relay, self.relay_changed_ms = Relay.NONE, self._now
+            if self.state is State.LIVE:
+                self._pending["relay"] = EndRelay()
+                self._event(EventKind.RELAY_ENDED, f"no longer need what {self.origin} relays")
+
+    def resubscribe(self) -> None:
+        """The replica dropped frames that it could not hold: have both streams sent anew from what is applied."""
+        if self.state is State.LIVE:
+            self.own_in.forget()
+            self.relay_in.forget()
+            self._pending["subscribe"] = Subscribe(self._vv)
+
+    def close(self, code: Code, reason: str) -> None:
+        """End the link from this side."""
+        if not self._ended:
+            self._end(code, reason)
+
+    # -- outputs ----------------------------------------------------------------------------------------------
+
+    def ready(self) -> Ready:
+        """What is to be sent now. Asking twice changes nothing; what the log has dropped is answered, not raised."""
+        if self._ended:
+            bye = self._pending.get("bye")
+            return Ready((bye,) if bye is not None else (), None)
+        out: list[Message] = []
+        if self._hello_due:
+            out.append(self._hello())
+        if self.state is not State.LIVE:
+            return Ready(tuple(out), self._heard_ms + self._settings.hello_timeout_ms)
+        out.extend(self._pending.values())
+        if self._ack_due:
+            out.append(Ack(self._vv, self._durable, self.own_in.settled_messages, self.relay_in.settled_messages))
+        if self.own_in.grant_due or self.relay_in.grant_due:
+            out.append(Credit(self.own_in.next_grant, self.relay_in.next_grant))
+        if self._reply is not None:
+            number, received_wall_ms, received_ms = self._reply
+            out.append(HeartbeatReply(number, int(received_wall_ms * 1000), int((self._now - received_ms) * 1000)))
+        wake_at_ms = self._heard_ms + self._settings.dead_after_ms
+        if self._heartbeat_at_ms <= self._now:
+            wall_us = max(0, int(self._wall_ms() * 1000))
+            # Settling a digest costs the replica work: only when it is idle, and in the first heartbeat.
+            digest = self._port.digest() if self._beat_vv in (None, self._vv) else None
+            out.append(Heartbeat(self._heartbeat_number, wall_us, self._vv, self._port.hlc(), digest))
+        else:
+            wake_at_ms = min(wake_at_ms, self._heartbeat_at_ms)
+        plans: list[Plan] = []
+        for stream in (self.own_out, self.relay_out):
+            flow, round_trip_ms = stream.flow, self.round_trip_ms
+            if not stream.has_more or not flow.has_room(round_trip_ms):
+                continue
+            if (due := flow.flush_due_ms(round_trip_ms)) > self._now:
+                wake_at_ms = min(wake_at_ms, due)
+                continue
+            plan = self._plan(stream)
+            if plan is None:
+                continue
+            plans.append(plan)
+            if plan.refused is not None:
+                if plan.relayed or not self.own_out.needs_snapshot:
+                    out.append(CannotRelay(plan.refused, own=not plan.relayed))
+            elif plan.frames:
+                out.append(Frames(plan.relayed, tuple(frame.data for frame in plan.frames)))
+                if flow.window(round_trip_ms) > 1:
+                    wake_at_ms = min(wake_at_ms, self._now + self._settings.flush_ms)
+            elif plan.is_searching:
+                wake_at_ms = self._now
+        return Ready(tuple(out), wake_at_ms, tuple(plans))
+
+    def accept(self, ready: Ready) -> None:
+        """What `ready` returned is being sent. To be called before any further input."""
+        for message in ready.messages:
+            match message:
+                case Hello():
+                    self._hello_due = False
+                case Ack():
+                    self._ack_due = False
+                case Credit():
+                    self.own_in.granted_bytes, self.relay_in.granted_bytes = message.own_bytes, message.relay_bytes
+                case HeartbeatReply():
+                    self._reply = None
+                case Heartbeat():
+                    self._beats[message.number] = (self._now, message.wall_us / 1000)
+                    if len(self._beats) > SAMPLES:
+                        del self._beats[next(iter(self._beats))]
+                    self._beat_vv = message.vv
+                    self._heartbeat_number += 1
+                    self._heartbeat_at_ms = self._now + self._settings.heartbeat_ms
+                case _:
+                    pass
+        self._pending.clear()
+        for plan in ready.plans:
+            if plan.relayed:
+                self.relay_out.accept(plan, self._now)
+                continue
+            if plan.refused is not None and not self.own_out.needs_snapshot:
+                text = f"{self.origin} lacks own commits up to {plan.refused.seq(self._port.origin)} that the log no longer has"
+                self._event(EventKind.NEEDS_SNAPSHOT, text)
+            self.own_out.accept(plan, self._now)
+
+    def _plan(self, stream: OwnStream | RelayStream) -> Plan | None:
+        if isinstance(stream, OwnStream):
+            return stream.plan(self._vv)
+        assert self.origin is not None
+        return stream.plan(self._vv, self.origin, self.peer_vv, self.own_out.seq)
+
+    def take_frames(self) -> list[tuple[bool, list[Frame]]]:
+        """The frames received since the last call, per message, with whether they were relayed; to be applied in this order."""
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def blocked_on(self, arrived_by_ms: float) -> tuple[VersionVector, float] | None:
+        """What the first frame that waits here rests on and is not applied, and since when it waits.
+
+        Args:
+            arrived_by_ms: frames that came later had no chance to be applied yet, and are not looked at.
+
+        Only that first one is looked at: by the order of streams (`progress`), nothing after it can be ready for long
+        while it is not, so what it waits for is what this link waits for.
+        """
+        worst: tuple[VersionVector, float] | None = None
+        for incoming in (self.own_in, self.relay_in):
+            if incoming.waiting:
+                frame, since = incoming.waiting[0]
+                missing = self._missing(frame)
+                if since <= arrived_by_ms and missing and (worst is None or since < worst[1]):
+                    worst = (missing, since)
+        return worst
+
+    @property
+    def sends_own(self) -> bool:
+        """Whether what the peer itself writes comes over this link, as far as one can know."""
+        return self.state is State.LIVE and self.origin is not None and self.own_floor.seq(self.origin) <= self._vv.seq(self.origin)
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    def statistics(self) -> PeerStatistics:
+        """What is known of the peer. Needs its hello."""
+        assert self.origin is not None
+        if self.state is not State.LIVE:
+            return PeerStatistics(region=self.region, origin=self.origin, state=self.state)
+        tail, applied = self._tail, self.peer_vv.seq(self._port.origin)
+        return PeerStatistics(
+            region=self.region,
+            origin=self.origin,
+            state=self.state,
+            applied_seq=applied,
+            durable_seq=self._peer_durable.seq(self._port.origin),
+            behind_commits=max(0, tail.last_seq - applied),
+            behind_bytes=tail.behind_bytes(applied),
+            behind_ms=tail.behind_ms(applied, self._now),
+            round_trip_ms=self.round_trip_ms,
+            clock_offset_ms=min(self._clock_samples)[1] if self._clock_samples else None,
+            heard_ms_ago=self._now - self._heard_ms,
+            in_flight_messages=self.own_out.flow.in_flight + self.relay_out.flow.in_flight,
+            waiting_frames=len(self.own_in.waiting) + len(self.relay_in.waiting),
+            sent_bytes=self.own_out.flow.sent_bytes + self.relay_out.flow.sent_bytes,
+            received_bytes=self.own_in.received_bytes + self.relay_in.received_bytes,
+            relay_in=self.relay,
+            relay_out=self.relay_out.is_open,
+            needs_snapshot=self.own_out.needs_snapshot,
+            below_floor=not self.sends_own,
+            vv=self.peer_vv,
+        )
+
+    # -- the hello --------------------------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        port = self._port
+        return Hello(
+            version_min=messages.PROTOCOL_VERSION_MIN,
+            version_max=messages.PROTOCOL_VERSION_MAX,
+            features=FEATURES,
+            cluster=port.cluster,
+            shard=port.shard,
+            region=region_of(port.origin),
+            origin=port.origin,
+            members=self._members,
+            vv=self._vv,
+            kept=port.kept_hashes(),
+            wall_ms=max(0, int(self._wall_ms())),
+            hlc=port.hlc(),
+            own_credit=self.own_in.granted_bytes,
+            relay_credit=self.relay_in.granted_bytes,
+        )
+
+    def _receive_hello(self, hello: Hello) -> None:
+        port = self._port
+        if hello.cluster != port.cluster or hello.shard != port.shard:
+            there = f"cluster {hello.cluster!r}, shard {hello.shard}"
+            return self._end(Code.CLUSTER, f"the peer is of {there}; this is cluster {port.cluster!r}, shard {port.shard}")
+        if max(hello.version_min, messages.PROTOCOL_VERSION_MIN) > min(hello.version_max, messages.PROTOCOL_VERSION_MAX):
+            ours = f"{messages.PROTOCOL_VERSION_MIN} to {messages.PROTOCOL_VERSION_MAX}"
+            theirs = f"{hello.version_min} to {hello.version_max}"
+            return self._end(Code.VERSION, f"the peer speaks protocol {theirs}, this is {ours}: upgrade the older")
+        if region_of(hello.origin) != hello.region:
+            return self._end(Code.PROTOCOL, f"origin {hello.origin} is not of region {hello.region!r}")
+        if hello.origin == port.origin:
+            return self._end(Code.SELF, f"the peer is {port.origin} as well: a link to oneself, or a copied data directory")
+        self.origin, self.region, self.peer_members = hello.origin, hello.region, hello.members
+        self.features = frozenset(FEATURES) & frozenset(hello.features)
+        if not self._learn(hello.vv) or self._find_fork(hello):
+            return None
+        self.own_out.flow.grant(hello.own_credit)
+        self.relay_out.flow.grant(hello.relay_credit)
+        self.own_out.restart(hello.vv.seq(port.origin))
+        self._last_received = self._vv.seq(hello.origin)
+        self._heartbeat_at_ms = self._now
+        self.state = State.LIVE
+        self._event(EventKind.LIVE, f"{hello.origin} is connected", behind=self._vv.missing_from(hello.vv))
+        return None
+
+    def _find_fork(self, hello: Hello) -> bool:
+        """Compare the peer's hash of each origin's last frame with ours of the same frame, if we have it."""
+        for origin, (seq, theirs) in hello.kept.items():
+            if not 0 < seq <= self._vv.seq(origin):
+                continue
+            ours = self._port.frame_hash(origin, seq)
+            if ours is None and (frame := self._port.log.find(origin, seq)) is not None:
+                # A frame that holds this commit but ends elsewhere is other content as well.
+                ours = frame.hash
+            if ours is not None and ours != theirs:
+                details: dict[str, str | int] = {"origin": origin, "seq": seq, "ours": ours.hex(), "theirs": theirs.hex()}
+                text = f"{origin}:{seq} has two contents, here and at {hello.origin}: a copied or rolled back disk"
+                self._alarm(Code.FORK, text, **details)
+                return True
+        return False
+
+    def _learn(self, vv: VersionVector) -> bool:
+        """Take in what the peer says it has applied; False if the session ended by that."""
+        if vv == self.peer_vv:
+            return True
+        if not self.peer_vv <= vv:
+            self._end(Code.PROTOCOL, "the peer's version vector went back")
+            return False
+        origin = self._port.origin
+        theirs, ours = vv.seq(origin), self._port.vv().seq(origin)
+        if theirs > ours:
+            return self._find_amnesia(theirs, ours)
+        self.peer_vv = vv
+        self.own_out.learn(theirs)
+        return True
+
+    def _find_amnesia(self, theirs: int, ours: int) -> bool:
+        text = f"{self.origin} knows {self._port.origin} up to {theirs}, this replica only up to {ours}: commits were lost here"
+        self._alarm(Code.AMNESIA, text, theirs=theirs, ours=ours)
+        return False
+
+    # -- live -------------------------------------------------------------------------------------------------
+
+    def _receive_live(
+        self, message: Frames | Subscribe | AskRelay | EndRelay | CannotRelay | Ack | Credit | Heartbeat | HeartbeatReply
+    ) -> None:
+        match message:
+            case Frames():
+                self._receive_frames(message)
+            case Ack():
+                if not self.own_out.flow.ack(message.own_messages) or not self.relay_out.flow.ack(message.relay_messages):
+                    self._end(Code.PROTOCOL, "an ack for messages that were not sent")
+                elif self._learn(message.applied):
+                    self._peer_durable = message.durable
+            case Credit():
+                if not self.own_out.flow.grant(message.own_bytes) or not self.relay_out.flow.grant(message.relay_bytes):
+                    self._end(Code.PROTOCOL, "credit was taken back")
+            case Heartbeat():
+                if self._learn(message.vv):
+                    self._reply = (message.number, max(0.0, self._wall_ms()), self._now)
+                    self._compare_digest(message)
+            case HeartbeatReply():
+                self._receive_reply(message)
+            case Subscribe():
+                if self._learn(message.vv):
+                    self.own_out.restart(message.vv.seq(self._port.origin))
+                    if self.relay_out.is_open:
+                        self.relay_out.begin()
+            case AskRelay():
+                if self._learn(message.vv):
+                    self.relay_out.begin()
+            case EndRelay():
+                self.relay_out.end()
+            case CannotRelay():
+                self._receive_refusal(message)
+            case _:
+                assert_never(message)
+
+    def _receive_refusal(self, message: CannotRelay) -> None:
+        assert self.origin is not None
+        if message.own:
+            self.own_floor = message.floor
+            if not self.sends_own:
+                text = f"{self.origin} no longer has its own commits up to {message.floor.seq(self.origin)}, which are missing here"
+                self._event(EventKind.NEEDS_SNAPSHOT, text)
+        elif self.relay in (Relay.ASKED, Relay.OPEN):
+            self.relay, self.relay_changed_ms, self.relay_floor = Relay.REFUSED, self._now, message.floor
+            self._event(EventKind.RELAY_REFUSED, f"{self.origin} cannot relay: its log begins at {message.floor}")
+
+    def _receive_frames(self, message: Frames) -> None:
+        incoming = self.relay_in if message.relayed else self.own_in
+        if not message.frames:
+            return self._end(Code.PROTOCOL, "a message of no frames")
+        if message.relayed and not self._was_asked:
+            return self._end(Code.PROTOCOL, "relayed frames that nobody asked for")
+        if not incoming.take(sum(map(len, message.frames))):
+            return self._end(Code.OVERDRAWN, f"{incoming.received_bytes:,} bytes were sent, {incoming.granted_bytes:,} were granted")
+        try:
+            frames = [Frame.decode(data) for data in message.frames]
+        except (CorruptionError, IncompatibleFormatError) as e:
+            return self._end(Code.CORRUPT if isinstance(e, CorruptionError) else Code.VERSION, e.message)
+        if not all(map(self._relayed_is_fit if message.relayed else self._own_is_fit, frames)):
+            return None
+        incoming.wait_for(frames, self._now)
+        incoming.advance(self._vv)
+        self._arrived.append((message.relayed, frames))
+        if message.relayed:
+            if any(frame.last_seq > self._vv.seq(frame.origin) for frame in frames):
+                self.relay_received_ms = self._now
+            if self.relay is Relay.ASKED:
+                self.relay, self.relay_changed_ms = Relay.OPEN, self._now
+        return None
+
+    def _own_is_fit(self, frame: Frame) -> bool:
+        """Whether a frame may come as the peer's own; otherwise the session has ended."""
+        if frame.origin != self.origin:
+            self._end(Code.PROTOCOL, f"a frame of {frame.origin} among the own frames of {self.origin}")
+            return False
+        if frame.first_seq > self._last_received + 1 and frame.first_seq > self._vv.seq(frame.origin) + 1:
+            after = max(self._last_received, self._vv.seq(frame.origin))
+            self._end(Code.PROTOCOL, f"a gap: {frame.origin}:{frame.first_seq} follows {after}")
+            return False
+        if not self._is_fit(frame):
+            return False
+        self._last_received = frame.last_seq
+        return True
+
+    def _relayed_is_fit(self, frame: Frame) -> bool:
+        if frame.origin == self.origin or frame.origin == self._port.origin:
+            self._end(Code.PROTOCOL, f"a relayed frame of {frame.origin}")
+            return False
+        return self._is_fit(frame)
+
+    def _is_fit(self, frame: Frame) -> bool:
+        port = self._port
+        if frame.cluster != port.cluster or frame.shard != port.shard:
+            self._end(Code.PROTOCOL, f"a frame of cluster {frame.cluster[:64]!r}, shard {frame.shard}")
+            return False
+        seen = frame.context.seq(port.origin)
+        if seen > self._vv.seq(port.origin) and seen > (ours := port.vv().seq(port.origin)):
+            return self._find_amnesia(seen, ours)
+        return True
+
+    def _missing(self, frame: Frame) -> VersionVector:
+        """What a frame rests on and is not applied."""
+        seq = self._vv.seq
+        missing = {o: n for o, n in frame.context.items() if n > seq(o)}
+        if frame.first_seq > seq(frame.origin) + 1:
+            missing[frame.origin] = frame.first_seq - 1
+        return VersionVector.adopt(missing)
+
+    def _receive_reply(self, reply: HeartbeatReply) -> None:
+        beat = self._beats.pop(reply.number, None)
+        if beat is None:
+            return
+        sent_ms, sent_wall_ms = beat
+        round_trip_ms = max(0.0, self._now - sent_ms - reply.waited_us / 1000)
+        self.round_trip_ms = round_trip_ms if self.round_trip_ms is None else self.round_trip_ms + (round_trip_ms - self.round_trip_ms) / 8
+        there = reply.received_wall_us / 1000
+        offset_ms = ((there - sent_wall_ms) + (there + reply.waited_us / 1000 - self._wall_ms())) / 2
+        self._clock_samples.append((round_trip_ms, offset_ms))
+
+    def _compare_digest(self, beat: Heartbeat) -> None:
+        """Equal vectors must have equal digests; anything else is divergence, whoever is to blame."""
+        if beat.digest is None or beat.digest[0] != self._vv or (mine := self._port.digest()) is None:
+            return
+        vv, theirs = beat.digest
+        if vv == mine[0] and theirs != mine[1] and vv != self._divergence:
+            self._divergence = vv
+            text = f"this replica and {self.origin} differ at {vv}: digest {mine[1]} here, {theirs} there"
+            self._event(EventKind.DIVERGENCE, text, vv=str(vv), ours=mine[1], theirs=theirs)
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    @property
+    def _ended(self) -> bool:
+        return self.state in (State.CLOSED, State.QUARANTINED)
+
+    def _event(self, kind: EventKind, text: str, **details: str | int) -> None:
+        self._events.append(Event(kind, self.origin, text, details))
+
+    def _alarm(self, code: Code, text: str, **details: str | int) -> None:
+        self._event(EventKind(code.value), text, **details)
+        self._end(code, text)
+
+    def quarantine(self, text: str, **details: str | int) -> None:
+        """The replica found other content under a known name in what this peer sent."""
+        if not self._ended:
+            self._alarm(Code.FORK, text, **details)
+
+    def _end(self, code: str, reason: str, *, say: bool = True) -> None:
+        quarantined = code in (Code.FORK, Code.AMNESIA)
+        self.state = State.QUARANTINED if quarantined else State.CLOSED
+        self.close_code = str(code)
+        self._pending.clear()
+        if say:
+            self._pending["bye"] = Bye(str(code), reason[:1_000])
+        self.own_in.forget()
+        self.relay_in.forget()
+        self._arrived.clear()
+        self._event(EventKind.CLOSED, reason, code=str(code))

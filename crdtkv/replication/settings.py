@@ -1,0 +1,114 @@
+"""Settings of replication: one frozen dataclass, the unit in each name, presets for loopback, LAN and WAN.
+
+Nothing here has to be equal on both sides of a link: what a side sends is bounded by what the other has granted,
+and what it waits for by its own settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Final
+
+from crdtkv.core.frame import FRAME_BYTES_MAX
+from crdtkv.errors import ConfigError
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicationSettings:
+    """How one replica replicates. Bytes are bytes of frames, times are ms.
+
+    Attributes:
+        heartbeat_ms: how often each side says that it lives. Lower: a death and a lost commit show sooner.
+        heartbeats_missed_max: a peer silent for so many heartbeats is dead, and its link is cut.
+        hello_timeout_ms: how long a new link may take to say hello.
+        message_bytes_max: how much one message carries, unless a single frame is longer. Longer messages delay heartbeats.
+        message_frames_max: how many frames one message carries; at most `messages.FRAMES_MAX`.
+        own_credit_bytes, relay_credit_bytes: what each peer may have on its way or held here, per kind. Memory per peer
+            is at most their sum; at least twice the largest frame, or that frame could never be sent.
+        round_trip_short_ms: on a link faster than this one message is on its way at a time: the next carries all that gathered.
+        flush_ms: on a slower link, the least time between two messages of frames.
+        window_messages_max: how many messages of frames are on their way at most, however long the link.
+        read_bytes_max: how much of the log one turn reads for one peer that catches up.
+        tail_bytes_max: how much of the newest own frames stays in memory, shared by all peers.
+        apply_bytes_max: how much received is applied as one group, unless one message is longer.
+        relay_delay_ms: how long something missing may take to come by itself before a peer is asked to relay.
+        relay_timeout_ms: a relay that brings nothing of what is waited for within this time: another peer is asked.
+        relay_linger_ms: how long an open relay that is no longer needed is kept.
+        relay_retry_ms: when a peer that refused, or brought nothing, may be asked again.
+        resubscribe_ms: how long after the replica dropped frames that it could not hold the streams are asked for anew;
+            doubled, up to `relay_retry_ms`, each time that nothing was applied in between.
+        stalled_ms: received frames that wait longer than this for what they rest on are reported.
+        backoff_min_ms, backoff_max_ms: the delay before a link is dialled again: doubled from the least to the greatest, with jitter.
+    """
+
+    heartbeat_ms: int = 500
+    heartbeats_missed_max: int = 3
+    hello_timeout_ms: int = 5_000
+    message_bytes_max: int = MIB
+    message_frames_max: int = 4_096
+    own_credit_bytes: int = 32 * MIB
+    relay_credit_bytes: int = 32 * MIB
+    round_trip_short_ms: int = 2
+    flush_ms: int = 1
+    window_messages_max: int = 64
+    read_bytes_max: int = 4 * MIB
+    tail_bytes_max: int = 8 * MIB
+    apply_bytes_max: int = 4 * MIB
+    relay_delay_ms: int = 100
+    relay_timeout_ms: int = 1_000
+    relay_linger_ms: int = 2_000
+    relay_retry_ms: int = 5_000
+    resubscribe_ms: int = 200
+    stalled_ms: int = 5_000
+    backoff_min_ms: int = 50
+    backoff_max_ms: int = 5_000
+
+    def validate(self) -> ReplicationSettings:
+        """Return these settings if they can work, else raise `ConfigError` naming the first that cannot."""
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "flush_ms" else 1
+            if type(value) is not int or value < least:
+                raise ConfigError(f"{field.name} is {value!r}: it must be a whole number of at least {least}", setting=field.name)
+        for name in ("own_credit_bytes", "relay_credit_bytes"):
+            if (credit := getattr(self, name)) < 2 * FRAME_BYTES_MAX:
+                raise ConfigError(
+                    f"{name} is {credit:,}: it must be at least twice the largest frame, {2 * FRAME_BYTES_MAX:,}", setting=name
+                )
+        if self.message_bytes_max > FRAME_BYTES_MAX:
+            raise ConfigError(f"message_bytes_max is {self.message_bytes_max:,}: at most {FRAME_BYTES_MAX:,}", setting="message_bytes_max")
+        if self.message_frames_max > 8_192:
+            raise ConfigError(f"message_frames_max is {self.message_frames_max:,}: at most 8,192", setting="message_frames_max")
+        if self.backoff_max_ms < self.backoff_min_ms:
+            raise ConfigError("backoff_max_ms is less than backoff_min_ms", setting="backoff_max_ms")
+        return self
+
+    @property
+    def dead_after_ms(self) -> int:
+        """A peer that has been silent for so long is dead."""
+        return self.heartbeat_ms * self.heartbeats_missed_max
+
+
+LOOPBACK: Final = ReplicationSettings(
+    relay_delay_ms=50, relay_timeout_ms=500, relay_linger_ms=1_000, relay_retry_ms=1_000, backoff_max_ms=1_000
+)
+"""All replicas on one machine: what goes wrong shows at once."""
+LAN: Final = ReplicationSettings()
+"""Round trips of a millisecond or a few: also the default."""
+WAN: Final = ReplicationSettings(
+    heartbeats_missed_max=6, message_bytes_max=256 * KIB, flush_ms=2, relay_delay_ms=300, relay_timeout_ms=3_000, relay_linger_ms=5_000,
+    backoff_min_ms=200, backoff_max_ms=15_000,
+)  # fmt: skip
+"""Round trips up to a few hundred ms: messages small enough not to delay heartbeats, patience with what is late."""
+
+PRESETS: Final = {"loopback": LOOPBACK, "lan": LAN, "wan": WAN}
+
+
+def preset(name: str) -> ReplicationSettings:
+    """The preset of that name, or `ConfigError` listing the names."""
+    if name not in PRESETS:
+        raise ConfigError(f"no preset of replication is named {name!r}: use one of {', '.join(PRESETS)}", setting="replication")
+    return PRESETS[name]

@@ -1,0 +1,292 @@
+"""The state engine on RocksDB, by way of rocksdict; the default of a store with a directory.
+
+RocksDB's own write-ahead log is off, since ours is the one that counts, and there is one column family: so after a crash
+what is on the disk is a prefix of the batches written. `flush` writes out the memtable.
+
+What rocksdict 0.3 does, and why this module reads as it does:
+- Raw mode always: by default it pickles, and a stored value must never be unpickled.
+- An iterator of a `Snapshot` shows the present, not the snapshot (its `[]` is right). An iterator of the database does keep
+  the view of the moment it was made. So a snapshot here *is* one iterator, and its gets are seeks. It pins memtables and
+  files while it lives, as any iterator of RocksDB does.
+- `set_iterate_lower_bound` sets the upper bound; it is left alone, and the lower one is checked here.
+- `items()` ends silently at a damaged block. `RdictIter` does too, but its `status()` tells.
+- All errors are bare `Exception`s with RocksDB's text, which is taken apart at this seam.
+- The files stay locked until the last iterator is gone: closing the engine takes them away from snapshots and scans.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    Checkpoint,
+    DbClosedError,
+    DBCompressionType,
+    Options,
+    Rdict,
+    RdictIter,
+    ReadOptions,
+    WriteBatch,
+    WriteOptions,
+)
+
+from crdtkv.errors import CorruptionError, CrdtkvError, StorageError, StoreLockedError
+from crdtkv.storage.engine import SCAN_CHUNK, closed_error
+
+BLOCK_CACHE_BYTES = 64 << 20
+"""Blocks of files kept in memory, for all engines of the process together."""
+WRITE_BUFFER_BYTES = 32 << 20
+"""A memtable; up to `WRITE_BUFFERS_MAX` of them while older ones are written out."""
+WRITE_BUFFERS_MAX = 3
+BLOOM_BITS_PER_KEY = 10  # about 1 % of useless file reads for keys that are absent
+OPEN_FILES_MAX = 256
+INFO_LOGS_MAX = 2
+INFO_LOG_BYTES_MAX = 1 << 20
+
+
+@functools.cache
+def _block_cache() -> Cache:
+    return Cache(BLOCK_CACHE_BYTES)
+
+
+def _options() -> Options:
+    table = BlockBasedOptions()
+    table.set_block_cache(_block_cache())
+    table.set_bloom_filter(BLOOM_BITS_PER_KEY, False)
+    table.set_cache_index_and_filter_blocks(True)  # else they are beside the cache, and without bound
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_paranoid_checks(True)
+    options.set_block_based_table_factory(table)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+    options.set_max_write_buffer_number(WRITE_BUFFERS_MAX)
+    options.set_max_open_files(OPEN_FILES_MAX)
+    options.set_level_compaction_dynamic_level_bytes(True)
+    options.set_keep_log_file_num(INFO_LOGS_MAX)
+    options.set_max_log_file_size(INFO_LOG_BYTES_MAX)
+    options.set_stats_dump_period_sec(0)
+    return options
+
+
+def _mapped(error: Exception, path: Path) -> CrdtkvError:
+    """What a foreign exception means."""
+    text = str(error)
+    if isinstance(error, DbClosedError):
+        return closed_error()
+    if "lock hold by" in text or "While lock file" in text:
+        return StoreLockedError(f"the state engine in {path} is in use: close the store that owns it first", path=str(path))
+    if text.startswith("Corruption") or "Corruption:" in text:
+        return CorruptionError(f"the state engine in {path} is damaged: {text}", path=str(path))
+    return StorageError(f"the state engine in {path} failed: {text}", path=str(path))
+
+
+class _Cursor:
+    """One RocksDB iterator, which is one consistent view, and the lock that lets several threads use it in turn."""
+
+    __slots__ = ("__weakref__", "_lock", "_path", "_raw")
+
+    def __init__(self, raw: RdictIter, path: Path) -> None:
+        self._raw: RdictIter | None = raw
+        self._path = path
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> bytes | None:
+        with self._lock:
+            raw = self._open()
+            try:
+                raw.seek(key)
+                if raw.valid():
+                    value: bytes | None = raw.value() if raw.key() == key else None
+                    return value
+                raw.status()
+            except Exception as e:
+                raise _mapped(e, self._path) from e
+            return None
+
+    def page(self, start: bytes, end: bytes | None, *, after: bytes | None, reverse: bool) -> list[tuple[bytes, bytes]]:
+        """The next items of a scan, those beyond `after`; fewer than `SCAN_CHUNK` at its end."""
+        items: list[tuple[bytes, bytes]] = []
+        with self._lock:
+            raw = self._open()
+            try:
+                if reverse:
+                    bound = end if after is None else after
+                    if bound is None:
+                        raw.seek_to_last()
+                    else:
+                        raw.seek_for_prev(bound)
+                        if raw.valid() and raw.key() == bound:
+                            raw.prev()
+                    while raw.valid() and len(items) < SCAN_CHUNK and (key := raw.key()) >= start:
+                        items.append((key, raw.value()))
+                        raw.prev()
+                else:
+                    raw.seek(start if after is None else after)
+                    if after is not None and raw.valid() and raw.key() == after:
+                        raw.next()
+                    while raw.valid() and len(items) < SCAN_CHUNK and (end is None or raw.key() < end):
+                        items.append((raw.key(), raw.value()))
+                        raw.next()
+                if not raw.valid():
+                    raw.status()  # at its end, or at a damaged block
+            except Exception as e:
+                raise _mapped(e, self._path) from e
+        return items
+
+    def scan(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        after: bytes | None = None
+        while end is None or start < end:
+            items = self.page(start, end, after=after, reverse=reverse)
+            yield from items
+            if len(items) < SCAN_CHUNK:
+                return
+            after = items[-1][0]
+
+    def _open(self) -> RdictIter:
+        if self._raw is None:
+            raise closed_error()
+        return self._raw
+
+    def close(self) -> None:
+        with self._lock:
+            self._raw = None
+
+
+class RocksDbEngine:
+    """See `StateEngine`. Opens or makes the database in `path`, whose parent must be there.
+
+    Raises:
+        StoreLockedError: it is open already.
+        CorruptionError: RocksDB finds it damaged.
+        StorageError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._without_wal = WriteOptions()
+        self._without_wal.disable_wal = True  # type: ignore[method-assign, assignment]  # a property; the stubs say method
+        self._cursors: weakref.WeakSet[_Cursor] = weakref.WeakSet()
+        self._lock = threading.Lock()  # guards `_cursors`
+        self._is_closed = False
+        try:
+            self._db = Rdict(str(self.path), _options())
+        except Exception as e:
+            raise _mapped(e, self.path) from e
+        self._db.set_write_options(self._without_wal)
+
+    def get(self, key: bytes, /) -> bytes | None:
+        try:
+            value: bytes | None = self._db.get(key)
+        except Exception as e:
+            raise _mapped(e, self.path) from e
+        return value
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        try:
+            values: list[bytes | None] = self._db.get(list(keys))  # type: ignore[assignment]  # a list in, a list out
+        except Exception as e:
+            raise _mapped(e, self.path) from e
+        return values
+
+    def write(self, batch: Mapping[bytes, bytes | None]) -> None:
+        try:
+            writes = WriteBatch(raw_mode=True)
+            for key, value in batch.items():
+                if value is None:
+                    writes.delete(key)
+                else:
+                    writes[key] = value
+            self._db.write(writes, self._without_wal)
+        except Exception as e:
+            raise _mapped(e, self.path) from e
+
+    def _cursor(self, options: ReadOptions | None = None) -> _Cursor:
+        try:
+            cursor = _Cursor(self._db.iter(options), self.path)
+        except Exception as e:
+            raise _mapped(e, self.path) from e
+        with self._lock:
+            if self._is_closed:
+                raise closed_error()
+            self._cursors.add(cursor)
+        return cursor
+
+    def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        options = ReadOptions()
+        if end is not None:
+            options.set_iterate_upper_bound(end)  # keeps RocksDB from wading through what was deleted beyond it
+        return self._cursor(options).scan(start, end, reverse)
+
+    def snapshot(self) -> RocksDbSnapshot:
+        return RocksDbSnapshot(self._cursor())
+
+    def checkpoint(self, directory: Path) -> None:
+        """Hard links to the files, after writing out the memtable: cheap on the same file system."""
+        try:
+            Checkpoint(self._db).create_checkpoint(str(directory))
+        except Exception as e:
+            raise _mapped(e, self.path) from e
+
+    def flush(self) -> None:
+        try:
+            self._db.flush(True)
+        except Exception as e:
+            raise _mapped(e, self.path) from e
+
+    def size_bytes(self) -> int:
+        try:
+            names = ("rocksdb.total-sst-files-size", "rocksdb.cur-size-all-mem-tables")
+            return sum(self._db.property_int_value(name) or 0 for name in names)
+        except Exception as e:
+            raise _mapped(e, self.path) from e
+
+    def close(self) -> None:
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            cursors = list(self._cursors)
+            self._cursors.clear()
+        for cursor in cursors:
+            cursor.close()
+        try:
+            self._db.close()
+        except Exception as e:
+            raise _mapped(e, self.path) from e
+
+
+class RocksDbSnapshot:
+    """See `EngineSnapshot`."""
+
+    __slots__ = ("_cursor",)
+
+    def __init__(self, cursor: _Cursor) -> None:
+        self._cursor = cursor
+
+    def get(self, key: bytes, /) -> bytes | None:
+        return self._cursor.get(key)
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self._cursor.get(key) for key in keys]
+
+    def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        return self._cursor.scan(start, end, reverse)
+
+    def close(self) -> None:
+        self._cursor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,159 @@
+"""The format of a commit log's segment files, version 1, and nothing else of the log.
+
+    file    = header record record …
+    header  = "CRDTKVLG" version:u16 size:u32 crc:u32 payload        payload = MessagePack {first, before}
+    record  = length:u32 crc:u32 frame                               crc = CRC-32 of the frame; little-endian throughout
+
+`first` is the position of the first record, `before` the version vector of all frames of the log before it: so the floor
+and the position for a peer are known from the headers alone. A reader ignores further keys of the payload. A header is
+complete and on the disk before its file gets its name, hence a damaged one is never a torn write.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from zlib import crc32
+
+import msgspec
+
+from crdtkv.core.causality import VersionVector
+from crdtkv.core.frame import FRAME_BYTES_MAX, Frame
+from crdtkv.errors import CorruptionError, IncompatibleFormatError
+from crdtkv.storage.files import File
+
+MAGIC: Final = b"CRDTKVLG"
+FORMAT_VERSION: Final = 1
+SUFFIX: Final = ".log"
+_HEADER = struct.Struct("<8sHII")
+_RECORD = struct.Struct("<II")
+RECORD_OVERHEAD: Final = _RECORD.size
+HEADER_BYTES_MAX: Final = 1 << 20
+_READ_BYTES = 1 << 20
+_RESYNC_BYTES_MAX = 4 << 20
+
+
+class _Payload(msgspec.Struct):
+    first: int
+    before: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """What a segment says of itself. `records_at`: the offset of its first record."""
+
+    first: int
+    before: VersionVector
+    records_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Where the records of a segment stop being valid, and how."""
+
+    offset: int
+    reason: str
+
+
+def segment_name(first: int) -> str:
+    """The file's name: names sort as positions do."""
+    return f"{first:020d}{SUFFIX}"
+
+
+def encode_header(first: int, before: VersionVector) -> bytes:
+    """The header of a new segment."""
+    payload = msgspec.msgpack.encode({"first": first, "before": before.flat()})
+    return _HEADER.pack(MAGIC, FORMAT_VERSION, len(payload), crc32(payload)) + payload
+
+
+def read_header(file: File, path: Path) -> SegmentHeader:
+    """Read and check a segment's header.
+
+    Raises:
+        CorruptionError: it is damaged, or its position is not that of the file's name.
+        IncompatibleFormatError: a later version wrote it.
+    """
+    head = file.read_at(0, _HEADER.size)
+    if len(head) < _HEADER.size or not head.startswith(MAGIC):
+        raise CorruptionError(f"{path}: not a segment of a commit log", path=str(path), offset=0)
+    _, version, size, checksum = _HEADER.unpack(head)
+    if version != FORMAT_VERSION:
+        raise IncompatibleFormatError(
+            f"{path}: log format version {version}, this version of crdtkv knows {FORMAT_VERSION}: upgrade it",
+            path=str(path),
+            version=version,
+        )
+    payload = file.read_at(_HEADER.size, size) if size <= HEADER_BYTES_MAX else b""
+    try:
+        if crc32(payload) != checksum:
+            raise CorruptionError("checksum mismatch")
+        fields = msgspec.msgpack.decode(payload, type=_Payload)
+        if path.name != segment_name(fields.first):
+            raise CorruptionError(f"the header is that of position {fields.first}")
+        before = VersionVector.from_flat(fields.before)
+    except (CorruptionError, msgspec.DecodeError) as e:
+        raise CorruptionError(f"{path}: damaged header: {e}", path=str(path), offset=0) from e
+    return SegmentHeader(fields.first, before, _HEADER.size + size)
+
+
+def encode_records(frames: list[bytes]) -> bytes:
+    """The records of a group of frames, to be written at once."""
+    pack = _RECORD.pack
+    if len(frames) == 1:
+        return pack(len(frames[0]), crc32(frames[0])) + frames[0]
+    return b"".join(part for data in frames for part in (pack(len(data), crc32(data)), data))
+
+
+def scan_records(file: File, offset: int, end: int, *, read_bytes: int = _READ_BYTES) -> Iterator[tuple[int, bytes] | Damage]:
+    """The records from `offset` to `end`, each as its offset and the frame's bytes; a `Damage` last if one is not valid.
+
+    Reads ahead `read_bytes` at a time, and more for a longer record.
+    """
+    buffer, base, at = b"", offset, 0  # `buffer` is the file from `base` on, `at` where we are in it
+    while base + at < end:
+        if len(buffer) - at < RECORD_OVERHEAD:
+            buffer, base, at = file.read_at(base + at, min(read_bytes, end - base - at)), base + at, 0
+            if len(buffer) < RECORD_OVERHEAD:
+                yield Damage(base, "the record's head is cut short")
+                return
+        length, checksum = _RECORD.unpack_from(buffer, at)
+        start = base + at
+        if not 0 < length <= FRAME_BYTES_MAX:
+            yield Damage(start, f"a record of {length:,} bytes, which none has")
+            return
+        if start + RECORD_OVERHEAD + length > end:
+            yield Damage(start, f"a record of {length:,} bytes is cut short")
+            return
+        if len(buffer) - at < RECORD_OVERHEAD + length:
+            buffer, base, at = file.read_at(start, min(max(read_bytes, RECORD_OVERHEAD + length), end - start)), start, 0
+        data = buffer[at + RECORD_OVERHEAD : at + RECORD_OVERHEAD + length]
+        if len(data) < length or crc32(data) != checksum:
+            yield Damage(start, "checksum mismatch")
+            return
+        yield start, data
+        at += RECORD_OVERHEAD + length
+
+
+def valid_record_after(file: File, offset: int, end: int) -> int | None:
+    """The offset of a whole valid record beyond damage at `offset`: then the damage is no torn end of the file.
+
+    A torn write leaves nothing valid behind it. The record's own length may be what is damaged, so every offset is tried,
+    as far as 4 MiB on; then a record must also be a frame, since a checksum of 32 bits over so many tries proves little.
+    """
+    data = file.read_at(offset, min(end - offset, _RESYNC_BYTES_MAX + RECORD_OVERHEAD + FRAME_BYTES_MAX))
+    view = memoryview(data)
+    unpack = _RECORD.unpack_from
+    for at in range(1, min(len(data) - RECORD_OVERHEAD, _RESYNC_BYTES_MAX)):
+        length, checksum = unpack(data, at)
+        if 0 < length <= len(data) - at - RECORD_OVERHEAD and length <= FRAME_BYTES_MAX:
+            body = view[at + RECORD_OVERHEAD : at + RECORD_OVERHEAD + length]
+            if body[0] == 0xC1 and crc32(body) == checksum:
+                try:
+                    Frame.decode(bytes(body))
+                except (CorruptionError, IncompatibleFormatError):
+                    continue
+                return offset + at
+    return None

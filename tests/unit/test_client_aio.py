@@ -1,0 +1,290 @@
+"""The asyncio client against a node over a dict; what both clients share is tested with the sync one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from crdtkv.client import session as session_module
+from crdtkv.client.aio import AsyncClient, connect
+from crdtkv.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    InvalidKeyError,
+    InvalidValueError,
+    KeyNotFoundError,
+    OverloadedError,
+    RegionUnavailableError,
+    StoreClosedError,
+    TokenExpiredError,
+    WrongTypeError,
+)
+from crdtkv.results import Commit
+from tests.fake_node import FakeNode
+
+
+@pytest.fixture
+def node() -> Iterator[FakeNode]:
+    node = FakeNode()
+    yield node
+    node.stop()
+
+
+@pytest.fixture
+def other() -> Iterator[FakeNode]:
+    node = FakeNode("eu")
+    yield node
+    node.stop()
+
+
+def with_client(node: FakeNode, body: Callable[[AsyncClient], Awaitable[Any]], **options: Any) -> Any:
+    """Run `body` with a client in an event loop of its own."""
+
+    async def main() -> Any:
+        async with connect(node.address, **options) as client:
+            return await body(client)
+
+    return asyncio.run(main())
+
+
+async def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def test_everything_has_a_method_twin(node: FakeNode) -> None:
+    async def body(client: AsyncClient) -> None:
+        commit = await client.put("a", [1, None])
+        assert isinstance(commit, Commit) and commit.token == "1"
+        assert await client.get("a") == [1, None] and await client.get("b", 7) == 7
+        assert await client.exists("a") and not await client.exists("b") and await client.types("a") == ["register"]
+        assert await client.ttl("a") is None and await client.expire("a", 1.5) is not None
+        assert await client.count() == 1 and await client.delete("b") is None
+
+        handle = client.set("s")
+        await handle.add(1, 1.0, "x")
+        assert await handle.members() == [member async for member in handle] and await handle.size() == 3
+        assert await handle.contains("x") and await handle.discard(9) is None and await handle.remove(1) is not None
+        with pytest.raises(KeyNotFoundError):
+            await handle.remove(1)
+        counter = client.counter("c")
+        await counter.increment(4)
+        await counter.decrement()
+        assert await counter.value() == await counter.get() == 3
+        fields = client.map("m")
+        await fields.put("f", 1)
+        assert await fields.items() == [("f", 1)] and [f async for f in fields] == ["f"]
+        assert await fields.get("f") == 1 and await fields.contains("f") and await fields.size() == 1
+
+        assert [key async for key, _ in client.scan()] == ["a", "c", "m", "s"]
+        assert "the only write" in str(await client.explain("a"))
+        assert len(await client.siblings("a")) == 1 and len(await client.conflicts()) == 1
+        assert (await client.vv()).missing_from(await client.vv()) == 0 and len(await client.digest()) == 32
+        assert await client.delta_since(None) == b"delta-all" and (await client.merge(b"x")).applied == 1
+        assert (await client.status()).region == "us"
+        await handle.clear()
+        await counter.reset()
+        await fields.delete("f")
+        await fields.clear()
+        assert await client.delete_prefix("a", durability="sync") is not None
+        with pytest.raises(InvalidKeyError):
+            await client.put("", 1)
+        with pytest.raises(InvalidValueError):
+            await client.put("k", object())
+
+    with_client(node, body)
+
+
+def test_all_of_one_turn_travels_in_one_message(node: FakeNode) -> None:
+    async def body(client: AsyncClient) -> None:
+        await client.get("warm")
+        before = node.messages
+        results = await asyncio.gather(*(client.put(f"k{i}", i) for i in range(500)), client.get("k499"))
+        assert node.messages == before + 1
+        assert [commit.seq for commit in results[:-1]] == list(range(1, 501)) and results[-1] == 499
+
+    with_client(node, body)
+
+
+def test_what_gathers_behind_a_message_travels_in_the_next(node: FakeNode) -> None:
+    async def body(client: AsyncClient) -> None:
+        await client.get("warm")
+        before = node.messages
+
+        async def caller(n: int) -> None:
+            for i in range(20):
+                await client.put(f"{n}/{i}", i)
+
+        await asyncio.gather(*(caller(n) for n in range(64)))
+        assert node.messages - before <= 60  # 20 rounds of 64 requests; one each would be 1,280
+
+    with_client(node, body)
+
+
+def test_messages_are_bounded(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "MESSAGE_ROWS_MAX", 10)
+    monkeypatch.setattr(session_module, "MESSAGE_TARGET_BYTES", 1000)
+
+    async def body(client: AsyncClient) -> None:
+        await client.get("warm")
+        before = node.messages
+        await asyncio.gather(*(client.exists(f"k{i}") for i in range(100)))
+        assert node.messages == before + 10
+        await asyncio.gather(*(client.put(f"k{i}", b"x" * 600) for i in range(5)))
+        assert node.messages == before + 15
+
+    with_client(node, body)
+
+
+def test_a_message_follows_over_a_long_round_trip_without_an_answer(node: FakeNode) -> None:
+    async def body(client: AsyncClient) -> None:
+        node.hold = {"get"}
+        slow = asyncio.ensure_future(client.get("k"))
+        await wait_until(lambda: node.ops["get"] == 1)
+        assert await client.exists("k") is False
+        slow.cancel()
+
+    with_client(node, body)
+
+
+def test_a_cancelled_caller_costs_the_others_nothing(node: FakeNode) -> None:
+    async def body(client: AsyncClient) -> None:
+        node.hold = {"get"}
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.get("k"), 0.05)
+        never_sent = asyncio.ensure_future(client.put("never", 1))
+        await asyncio.sleep(0)
+        never_sent.cancel()
+        assert not await client.exists("never")
+        assert node.ops["put"] == 0
+
+    with_client(node, body)
+
+
+def test_deadline_and_overload(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "IN_FLIGHT_MAX", 1)
+    node.hold = {"put"}
+
+    async def body(client: AsyncClient) -> None:
+        client._core.check().pending_max = 2
+        results = await asyncio.gather(*(client.put("k", i) for i in range(5)), return_exceptions=True)
+        kinds = [type(result) for result in results]
+        assert kinds.count(OverloadedError) == 3 and kinds.count(DeadlineExceededError) == 2
+        sent = [result.maybe_applied for result in results if isinstance(result, DeadlineExceededError)]
+        assert sent == [True, False]  # the second never left
+
+    with_client(node, body, timeout=0.2)
+
+
+def test_pipeline(node: FakeNode) -> None:
+    async def body(client: AsyncClient) -> None:
+        await client.get("warm")
+        before = node.messages
+        async with client.pipeline() as pipe:
+            put, got, wrong = pipe.put("k", 1), pipe.get("k"), pipe.map("k").put("f", 1)
+        assert node.messages == before + 1
+        assert put.ok and got.value == 1 and isinstance(wrong.error, WrongTypeError)
+        with pytest.raises(ZeroDivisionError):
+            async with client.pipeline() as pipe:
+                pipe.put("z", 1)
+                raise ZeroDivisionError
+        assert not await client.exists("z")
+
+    with_client(node, body)
+
+
+def test_batch(node: FakeNode) -> None:
+    async def body(client: AsyncClient) -> None:
+        await client.set("s").add(1)
+        async with client.batch() as b:
+            await b.put("k", 1)
+            await b.set("s").add(2)
+            await b.counter("c").decrement(3)
+            await b.map("m").put("f", 1)
+            assert await b.get("k") == 1 and await b.set("s").members() == [1, 2] and await b.counter("c").value() == -3
+            assert await b.map("m").items() == [("f", 1)] and await b.exists("m") and not await client.exists("k")
+        assert b.commit is not None and await client.get("k") == 1 and node.ops["batch"] == 1
+        with pytest.raises(ZeroDivisionError):
+            async with client.batch() as b:
+                await b.delete("k")
+                raise ZeroDivisionError
+        assert await client.get("k") == 1
+
+    with_client(node, body)
+
+
+def test_watch(node: FakeNode) -> None:
+    async def body(client: AsyncClient) -> None:
+        watching = await client.watch("w")
+        await client.put("w", 1)
+        change = await anext(watching)
+        assert (change.key, change.value) == ("w", 1)
+        await watching.aclose()
+        await wait_until(lambda: node.watchers == 0)
+        await client.put("w", 2)
+        assert [change.value async for change in client.watch("w", since=change.token, timeout=0.2)] == [2]
+        with pytest.raises(TokenExpiredError):
+            await client.watch(since="999")
+        async with client.watch("w") as changes:
+            with pytest.raises(TimeoutError):  # the caller's own patience; the watch goes on
+                await asyncio.wait_for(anext(changes), 0.05)
+            node.write(lambda store: store.op_put("w", b"\x03", None))
+            assert (await anext(changes)).value == 3
+
+    with_client(node, body)
+
+
+def test_failover_and_connecting(node: FakeNode, other: FakeNode) -> None:
+    async def main() -> None:
+        client = await connect([node.address, other.address])
+        assert (await client.status()).region == "us"
+        node.stop()
+        assert (await client.status()).region == "eu"
+        await client.close()
+        with pytest.raises(RegionUnavailableError, match="no endpoint answered"):
+            await connect("127.0.0.1:1")
+        with pytest.raises(ConfigError, match="nowhere"):
+            connect("nowhere")
+
+    asyncio.run(main())
+
+
+def test_close(node: FakeNode) -> None:
+    async def main() -> None:
+        client = connect(node.address)
+        await client.put("k", 1)
+        node.hold = {"put"}
+        waiting = asyncio.ensure_future(client.put("k", 2))
+        await wait_until(lambda: node.ops["put"] == 2)
+        watching = await client.watch()
+        reading = asyncio.ensure_future(anext(watching))
+        await asyncio.sleep(0)
+        await client.close()
+        await client.close()
+        with pytest.raises(StoreClosedError) as caught:
+            await waiting
+        assert caught.value.maybe_applied
+        with pytest.raises(StoreClosedError):
+            await reading
+        with pytest.raises(StoreClosedError):
+            await client.get("k")
+
+    asyncio.run(main())
+
+
+def test_a_client_of_another_loop_is_refused(node: FakeNode) -> None:
+    client = connect(node.address)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(client.put("k", 1))
+
+    async def elsewhere() -> None:
+        with pytest.raises(InvalidValueError, match="loop"):
+            await client.get("k")
+
+    asyncio.run(elsewhere())
+    loop.run_until_complete(client.close())
+    loop.close()

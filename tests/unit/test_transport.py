@@ -1,0 +1,220 @@
+"""Peer streams: one suite for every transport."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from grpc import aio
+
+from crdtkv.errors import RegionUnavailableError
+from crdtkv.pb.v1 import replication_pb2_grpc
+from crdtkv.transport import server_options
+from crdtkv.transport.base import InProcessNetwork, PeerStream, Transport
+from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport
+from crdtkv.transport.loop import background_loop
+
+
+@dataclass
+class Pair:
+    """A transport, where to dial, and the ends accepted there; `serving` keeps them open until `release`."""
+
+    transport: Transport
+    address: str
+    accepted: asyncio.Queue[PeerStream]
+    release: asyncio.Event
+    stop: Callable[[], Awaitable[None]]
+    errors: list[BaseException] = field(default_factory=list)
+
+    async def dial(self) -> tuple[PeerStream, PeerStream]:
+        ours = await self.transport.dial(self.address, timeout_s=5)
+        return ours, await self.accepted.get()
+
+
+@asynccontextmanager
+async def grpc_pair() -> AsyncIterator[Pair]:
+    accepted: asyncio.Queue[PeerStream] = asyncio.Queue()
+    release = asyncio.Event()
+
+    async def accept(stream: PeerStream) -> None:
+        accepted.put_nowait(stream)
+        await release.wait()
+
+    server = aio.server(options=server_options())
+    replication_pb2_grpc.add_ReplicationServicer_to_server(ExchangeServicer(accept), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+
+    async def stop() -> None:
+        await server.stop(0)
+
+    yield Pair(GrpcTransport(), f"127.0.0.1:{port}", accepted, release, stop)
+    release.set()
+    await server.stop(0)
+
+
+@asynccontextmanager
+async def in_process_pair() -> AsyncIterator[Pair]:
+    accepted: asyncio.Queue[PeerStream] = asyncio.Queue()
+    release = asyncio.Event()
+    network = InProcessNetwork()
+
+    async def accept(stream: PeerStream) -> None:
+        accepted.put_nowait(stream)
+        await release.wait()
+
+    network.listen("b", accept)
+
+    async def stop() -> None:
+        network.unlisten("b")
+        network.partition("a", "b")
+
+    yield Pair(network.transport("a"), "b", accepted, release, stop)
+    release.set()
+
+
+MakePair = Callable[[], AbstractAsyncContextManager[Pair]]
+both = pytest.mark.parametrize("make_pair", [grpc_pair, in_process_pair])
+
+
+def run_in_background(work: Coroutine[Any, Any, None]) -> None:
+    """gRPC's objects outlive a test; the loop of the process outlives them."""
+    asyncio.run_coroutine_threadsafe(work, background_loop()).result(30)
+
+
+def run(check: Callable[[Pair], Awaitable[None]], make_pair: MakePair) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), make_pair() as pair:
+            await check(pair)
+
+    run_in_background(main())
+
+
+@both
+def test_messages_arrive_whole_and_in_order_both_ways(make_pair: MakePair) -> None:
+    async def check(pair: Pair) -> None:
+        ours, theirs = await pair.dial()
+        assert (ours.dialled, theirs.dialled) == (True, False)
+        sent = [bytes([n]) * size for n, size in enumerate((0, 1, 100, 70_000, 1 << 20))]
+
+        async def exchange(source: PeerStream, sink: PeerStream) -> None:
+            async def send() -> None:
+                for data in sent:
+                    await source.send(data)
+
+            sending = asyncio.create_task(send())
+            assert [await sink.receive() for _ in sent] == sent
+            await sending
+
+        await asyncio.gather(exchange(ours, theirs), exchange(theirs, ours))
+        ours.close()
+
+    run(check, make_pair)
+
+
+@both
+def test_closing_ends_both_ends_and_refuses_what_comes_after(make_pair: MakePair) -> None:
+    async def check(pair: Pair) -> None:
+        ours, theirs = await pair.dial()
+        await ours.send(b"1")
+        assert await theirs.receive() == b"1"
+        ours.close()
+        ours.close()
+        assert await ours.receive() is None
+        with pytest.raises(RegionUnavailableError):
+            await ours.send(b"2")
+        with contextlib.suppress(RegionUnavailableError):  # a broken call, for gRPC: it is over either way
+            assert await theirs.receive() is None
+
+    run(check, make_pair)
+
+
+@both
+def test_the_acceptor_ends_the_stream_by_returning_after_what_it_sent(make_pair: MakePair) -> None:
+    async def check(pair: Pair) -> None:
+        ours, theirs = await pair.dial()
+        await theirs.send(b"bye")
+        pair.release.set()
+        assert await ours.receive() == b"bye"
+        assert await ours.receive() is None
+
+    run(check, make_pair)
+
+
+@both
+def test_nobody_there_is_an_error_that_names_the_address(make_pair: MakePair) -> None:
+    async def check(pair: Pair) -> None:
+        pair.release.set()
+        await pair.stop()
+        with pytest.raises(RegionUnavailableError) as caught:
+            await pair.transport.dial(pair.address, timeout_s=5)
+        assert pair.address in str(caught.value)
+
+    run(check, make_pair)
+
+
+@both
+def test_a_lost_connection_breaks_the_stream(make_pair: MakePair) -> None:
+    async def check(pair: Pair) -> None:
+        ours, _ = await pair.dial()
+        await pair.stop()
+        with pytest.raises(RegionUnavailableError):
+            assert await ours.receive() is None
+            raise RegionUnavailableError("an orderly end will do as well")
+        ours.close()
+
+    run(check, make_pair)
+
+
+@both
+def test_a_stream_that_nobody_reads_stops_its_sender(make_pair: MakePair) -> None:
+    async def check(pair: Pair) -> None:
+        ours, theirs = await pair.dial()
+        chunk = b"x" * (1 << 20)
+        sent = 0
+        while sent < 64:
+            sending = asyncio.create_task(ours.send(chunk))
+            if not (await asyncio.wait({sending}, timeout=0.5))[0]:
+                break
+            sent += 1
+        assert 0 < sent < 64
+        assert await theirs.receive() == chunk
+        ours.close()
+
+    run(check, make_pair)
+
+
+def test_a_partition_cuts_and_refuses_until_it_heals() -> None:
+    async def main() -> None:
+        network = InProcessNetwork()
+        accepted: asyncio.Queue[PeerStream] = asyncio.Queue()
+
+        async def accept(stream: PeerStream) -> None:
+            accepted.put_nowait(stream)
+            await stream.receive()
+
+        network.listen("b", accept)
+        transport = network.transport("a")
+        stream = await transport.dial("b", timeout_s=1)
+        await accepted.get()
+        network.partition("a", "b")
+        with pytest.raises(RegionUnavailableError):
+            await stream.receive()
+        with pytest.raises(RegionUnavailableError):
+            await transport.dial("b", timeout_s=1)
+        network.heal("a", "b")
+        again = await transport.dial("b", timeout_s=1)
+        await again.send(b"1")
+        assert await accepted.get() is not None
+        again.close()
+
+    async def guarded() -> None:
+        async with asyncio.timeout(10):
+            await main()
+
+    run_in_background(guarded())
