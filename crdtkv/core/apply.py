@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from crdtkv.core.causality import Dot, Origin, VersionVector
-from crdtkv.core.codec import REGISTER_SUFFIX, SLOT_SPACE, SlotType, escape, slot_of, split_slot, successor, type_range
+from crdtkv.core.codec import SlotType, slot_of, split_slot, successor, type_range
 from crdtkv.core.frame import Delta
 from crdtkv.core.heads import Heads
 from crdtkv.core.journal import (
@@ -168,7 +168,7 @@ class Applier:
         if record is None:
             return []
         entries = decode_entries(record)
-        if self.purges:
+        if self.purges.active:
             entries = self._after_purge(slot, entries)
         return entries
 
@@ -183,20 +183,16 @@ class Applier:
         slot = slot_of(key, type_code, subkey)
         mine = Entry(self.origin, self.seq, self.hlc, value, expiry)
         entries = [mine]
-        # A local write has seen whatever is there: a register's need not even be read (a collection's is, to count).
-        blind = self.local and type_code == SlotType.REGISTER
-        record = None if blind else self.state.get(slot)
-        if record is not None:
-            before = self.entries(slot, record)
-            siblings = uncovered(before, self.seen)
-            if siblings:
-                assert not self.local, "a local commit has seen everything"
-                entries = sorted([*siblings, mine], key=lambda e: (e.origin, e.seq))
-                self._journal_siblings(key, type_code, subkey, entries)
-        elif type_code != SlotType.REGISTER:
-            self.heads.count(key, type_code, 1, expiry is not None)
-        if record is not None and expiry is not None and type_code != SlotType.REGISTER:
-            self.heads.count(key, type_code, 0, True)
+        # A local write has seen whatever is there: a register's record need not be read, a collection's only be counted.
+        if not (self.local and type_code == SlotType.REGISTER):
+            record = self.state.get(slot)
+            if type_code != SlotType.REGISTER and (record is None or expiry is not None):
+                self.heads.count(key, type_code, 1 if record is None else 0, expiry is not None)
+            if record is not None and not self.local:
+                siblings = uncovered(self.entries(slot, record), self.seen)
+                if siblings:
+                    entries = sorted([*siblings, mine], key=lambda e: (e.origin, e.seq))
+                    self._journal_siblings(key, type_code, subkey, entries)
         self.state.put(slot, encode_entries(entries))
         if expiry is not None:
             self.state.side_put(expiry_key(expiry, slot), b"")
@@ -204,14 +200,6 @@ class Applier:
             self.meet_removal(key, type_code, subkey, mine)
         if self.touched is not None and (len(entries) == 1 or winner(entries) is mine):
             self.changed(key_text, type_code, subkey, _WRITE_KINDS[type_code])
-
-    def put_blind(self, delta: Delta) -> None:
-        """`write` of a register by a local commit that nobody watches: it has seen whatever is there."""
-        expiry = delta[3] if len(delta) > 3 else None
-        slot = SLOT_SPACE + escape(delta[1].encode()) + REGISTER_SUFFIX
-        self.state.put(slot, encode_entries((Entry(self.origin, self.seq, self.hlc, delta[2], expiry),)))
-        if expiry is not None:
-            self.state.side_put(expiry_key(expiry, slot), b"")
 
     def remove(self, key_text: str, type_code: int, subkey: bytes) -> None:
         """Drop the entries that the commit has seen; concurrent ones survive. Reads and writes one slot."""
@@ -318,17 +306,17 @@ class Applier:
     def note_removal(self, key: bytes, type_code: int, subkey: bytes) -> None:
         """Remember a removal, so that a concurrent write that arrives later is seen to have met it."""
         kind = _REMOVE_KINDS[type_code] if subkey or type_code in (SlotType.REGISTER, SlotType.COUNTER) else "clear"
-        self.removals.note(slot_of(key, type_code, subkey), Removal(self.origin, self.seq, self.hlc, kind))
+        self.removals.note(slot_of(key, type_code, subkey), Removal(self.origin, self.seq, self.hlc, kind), self.seen)
 
     def meet_removal(self, key: bytes, type_code: int, subkey: bytes, mine: Entry | None) -> None:
         """Journal the removals of this slot, or of its whole collection, that the commit had not seen."""
         if self.local or not self.removals:
             return
-        found = [self.removals.get(slot_of(key, type_code, subkey))]
+        found = self.removals.get(slot_of(key, type_code, subkey))
         if subkey:
-            found.append(self.removals.get(slot_of(key, type_code)))
+            found += self.removals.get(slot_of(key, type_code))
         for removal in found:
-            if removal is None or self.seen.get(removal.origin, 0) >= removal.seq or removal.dot == Dot(self.origin, self.seq):
+            if self.seen.get(removal.origin, 0) >= removal.seq or removal.dot == Dot(self.origin, self.seq):
                 continue
             lost = Update(removal.origin, removal.seq, removal.hlc, removal.kind, None)
             if mine is not None:

@@ -195,21 +195,19 @@ def encode_key(key: str) -> bytes:
         InvalidKeyError: not a str, empty, or without a UTF-8 form.
         KeyTooLargeError: longer than 1024 bytes.
     """
+    if not isinstance(key, str):
+        raise InvalidKeyError(f"key: must be a str, got a {type(key).__name__}")
     try:
         data = key.encode()
-    except (AttributeError, UnicodeEncodeError):
-        if isinstance(key, str):
-            raise InvalidKeyError("key: the text holds a lone surrogate and has no UTF-8 form") from None
-        raise InvalidKeyError(f"key: must be a str, got a {type(key).__name__}") from None
-    if type(data) is not bytes or not isinstance(key, str):
-        raise InvalidKeyError(f"key: must be a str, got a {type(key).__name__}")
+    except UnicodeEncodeError:
+        raise InvalidKeyError("key: the text holds a lone surrogate and has no UTF-8 form") from None
+    if 0 < len(data) <= KEY_BYTES_MAX:
+        return data
     if not data:
         raise InvalidKeyError("key: must not be empty (1 to 1,024 bytes of UTF-8)")
-    if len(data) > KEY_BYTES_MAX:
-        raise KeyTooLargeError(
-            f"key: {len(data):,} bytes of UTF-8, the limit is 1,024: {key[:40]!r}…", key=key[:40], limit=KEY_BYTES_MAX, size=len(data)
-        )
-    return data
+    raise KeyTooLargeError(
+        f"key: {len(data):,} bytes of UTF-8, the limit is 1,024: {key[:40]!r}…", key=key[:40], limit=KEY_BYTES_MAX, size=len(data)
+    )
 
 
 def encode_prefix(prefix: str) -> bytes:
@@ -224,7 +222,16 @@ def escape(key: bytes) -> bytes:
 
 def slot_of(key: bytes, type_code: int, subkey: bytes = b"") -> bytes:
     """The record key of a slot."""
-    return SLOT_SPACE + escape(key) + _SUFFIX[type_code] + subkey
+    if b"\x00" in key:
+        key = escape(key)
+    return SLOT_SPACE + key + _SUFFIX[type_code] + subkey
+
+
+def register_slot(key: bytes) -> bytes:
+    """The record key of a register: `slot_of(key, SlotType.REGISTER)`."""
+    if b"\x00" in key:
+        key = escape(key)
+    return SLOT_SPACE + key + REGISTER_SUFFIX
 
 
 def split_slot(slot: bytes) -> tuple[bytes, int, bytes]:

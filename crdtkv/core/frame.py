@@ -254,7 +254,8 @@ class FrameTemplate:
         """Encode commits of this origin made in this context."""
         count = len(rows)
         encode = _encode
-        data = b"".join((self._before, encode(first_seq), encode(count), encode(hlc), self._after, encode(previous), b"\xc0", encode(rows)))
+        numbers = encode((first_seq, count, hlc))[1:]  # an array of three, without its first byte
+        data = b"".join((self._before, numbers, self._after, encode(previous), b"\xc0", encode(rows)))
         last_seq = first_seq + count - 1
         digest = _blake2b(data, digest_size=HASH_BYTES).digest()
         return Frame(data, self.cluster, self.shard, self.origin, first_seq, last_seq, hlc, self.context, previous, digest, len(data))

@@ -32,13 +32,13 @@ class Head(msgspec.Struct, array_like=True, gc=False):
         return self.set_expires if type_code == SlotType.SET else self.map_expires
 
 
-_decode = msgspec.msgpack.Decoder(Head).decode
+decode_head = msgspec.msgpack.Decoder(Head).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
 def head_key(key: bytes) -> bytes:
     """The side record of a key's head."""
-    return HEAD_SPACE + escape(key)
+    return HEAD_SPACE + key if b"\x00" not in key else HEAD_SPACE + escape(key)
 
 
 class Heads:
@@ -52,13 +52,13 @@ class Heads:
     def get(self, key: bytes) -> Head | None:
         """The head of a key, None if it has no collection."""
         record = self._state.side_get(head_key(key))
-        return None if record is None else _decode(record)
+        return None if record is None else decode_head(record)
 
     def count(self, key: bytes, type_code: int, change: int, expires: bool = False) -> None:
         """Note that `change` slots of a collection came (or, negative, went)."""
         where = head_key(key)
         record = self._state.side_get(where)
-        head = Head() if record is None else _decode(record)
+        head = Head() if record is None else decode_head(record)
         if type_code == SlotType.SET:
             head.set_slots += change
             head.set_expires = (head.set_expires or expires) and head.set_slots > 0

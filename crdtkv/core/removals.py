@@ -7,6 +7,8 @@ the two met. It is outside state and digest, and bounded: the oldest go first, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from crdtkv.core.causality import Dot, Origin, VersionVector
@@ -19,7 +21,7 @@ REMOVALS_MAX = 65_536
 
 
 class Removal(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The dot, stamp and kind of the last removal of a slot (or of a whole collection)."""
+    """The dot, stamp and kind of one removal of a slot (or of a whole collection)."""
 
     origin: Origin
     seq: int
@@ -32,11 +34,14 @@ class Removal(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Removal).decode
+_decode = msgspec.msgpack.Decoder(tuple[Removal, ...]).decode
 
 
 class Removals:
-    """Slot (or a collection's first slot) → its last removal, oldest first."""
+    """Slot (or a collection's first slot) → its last removals, none of which had seen another; oldest slot first.
+
+    Concurrent removals stand side by side: a write may have seen the one that came later here, and not the other.
+    """
 
     __slots__ = ("_index", "_limit", "_state")
 
@@ -44,8 +49,8 @@ class Removals:
         self._state = state
         self._limit = limit
         loaded = [(k, _decode(v)) for k, v in state.scan(REMOVAL_SPACE, bytes([REMOVAL_SPACE[0] + 1]))]
-        loaded.sort(key=lambda item: (item[1].hlc, item[0]))
-        self._index: dict[bytes, Removal] = {SLOT_SPACE + k[1:]: r for k, r in loaded}
+        loaded.sort(key=lambda item: (item[1][-1].hlc, item[0]))
+        self._index: dict[bytes, tuple[Removal, ...]] = {SLOT_SPACE + k[1:]: r for k, r in loaded}
 
     def __len__(self) -> int:
         return len(self._index)
@@ -53,22 +58,23 @@ class Removals:
     def __bool__(self) -> bool:
         return bool(self._index)
 
-    def get(self, slot: bytes) -> Removal | None:
-        """The last removal of a slot, if it is still remembered."""
-        return self._index.get(slot)
+    def get(self, slot: bytes) -> tuple[Removal, ...]:
+        """The last removals of a slot that are still remembered."""
+        return self._index.get(slot, ())
 
-    def note(self, slot: bytes, removal: Removal) -> None:
-        """Remember a removal; the oldest goes if there are too many."""
-        self._index.pop(slot, None)
-        self._index[slot] = removal
-        self._state.side_put(REMOVAL_SPACE + slot[1:], _encode(removal))
+    def note(self, slot: bytes, removal: Removal, seen: Mapping[Origin, int]) -> None:
+        """Remember a removal instead of those that it had seen; the oldest slot goes if there are too many."""
+        before = self._index.pop(slot, ())
+        kept = (*(r for r in before if seen.get(r.origin, 0) < r.seq and r.dot != removal.dot), removal)
+        self._index[slot] = kept
+        self._state.side_put(REMOVAL_SPACE + slot[1:], _encode(kept))
         if len(self._index) > self._limit:
             oldest = next(iter(self._index))
             self._drop(oldest)
 
     def drop_stable(self, stable: VersionVector) -> int:
         """Forget removals that every member has applied; how many that were."""
-        gone = [slot for slot, r in self._index.items() if stable.covers((r.origin, r.seq))]
+        gone = [slot for slot, found in self._index.items() if all(stable.covers((r.origin, r.seq)) for r in found)]
         for slot in gone:
             self._drop(slot)
         return len(gone)

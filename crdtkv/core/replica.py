@@ -25,14 +25,14 @@ import msgspec
 from crdtkv.core.apply import EXPIRY_SPACE, Applier, Purges, Touched
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.clock import HybridClock, ms_of
-from crdtkv.core.codec import SlotType, encode_value, slot_of, split_slot
+from crdtkv.core.codec import SlotType, encode_value, register_slot, slot_of, split_slot
 from crdtkv.core.frame import FRAME_BYTES_MAX, HASH_INTERVAL, NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
 from crdtkv.core.heads import Heads, head_key
 from crdtkv.core.journal import Journal, JournalCounts
 from crdtkv.core.removals import Removals
 from crdtkv.core.settings import CoreSettings
 from crdtkv.core.state import Base, State
-from crdtkv.core.types.base import Entry, rank, winner
+from crdtkv.core.types.base import Entry, encode_entries, rank, winner
 from crdtkv.core.types.counter import decode_run, run_slot
 from crdtkv.core.types.registry import APPLY
 from crdtkv.errors import CorruptionError, StorageError, WrongClusterError
@@ -218,10 +218,7 @@ class Replica:
         step = self._applier
         step.begin(origin, seq, hlc, self._vv, True)
         for delta in deltas:
-            if delta[0] == DeltaKind.REGISTER_PUT and step.touched is None:
-                step.put_blind(delta)  # the commonest delta; the same as what its type would do
-            else:
-                APPLY[delta[0]](step, delta)
+            APPLY[delta[0]](step, delta)
         self._vv[origin] = seq
         meta: dict[str, Any] | None = None
         if request_id is not None:
@@ -230,19 +227,41 @@ class Replica:
         self._rows.append([hlc - self._first_hlc, meta, *deltas])
         return seq, hlc
 
+    def frame_of_put(self, key: bytes, delta: Delta) -> Frame:
+        """`commit` and `close_frame` of one register put without expiry that nobody watches, written out.
+
+        It is the commonest frame of an embedded store. A local write has seen whatever is there, so nothing is read.
+        """
+        assert not self._rows, "a frame is being made"
+        origin = self.origin
+        hlc = self.clock.issue()
+        seq = self._vv.get(origin, 0) + 1
+        self.state.put(register_slot(key), encode_entries((Entry(origin, seq, hlc, delta[2], None),)))
+        frame = self._encode_frame(seq, hlc, [[0, None, delta]])
+        self._vv[origin] = seq
+        return frame
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody wants to know what changes visibly."""
+        return self._applier.touched is not None
+
     def close_frame(self) -> Frame | None:
         """Encode the commits made since the last frame as one frame; None if there are none."""
         rows = self._rows
         if not rows:
             return None
-        origin = self.origin
-        last_seq = self._vv[origin]
-        previous = self.last_hash(origin)[1]
+        frame = self._encode_frame(self._vv[self.origin] - len(rows) + 1, self._first_hlc, rows)
+        self._rows = []
+        return frame
+
+    def _encode_frame(self, first_seq: int, hlc: int, rows: list[Row]) -> Frame:
+        """The next frame of this origin's chain."""
         template = self._template
         if template is None:
-            template = self._template = FrameTemplate(self.cluster, self.shard, origin, self.context())
-        frame = template.build(last_seq - len(rows) + 1, self._first_hlc, previous, rows)
-        self._rows = []
+            template = self._template = FrameTemplate(self.cluster, self.shard, self.origin, self.context())
+        last = self._hashes.get(self.origin)
+        frame = template.build(first_seq, hlc, NO_HASH if last is None else last[1], rows)
         self._keep_hash(frame)
         self.position += 1
         return frame

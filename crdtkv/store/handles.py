@@ -47,9 +47,7 @@ class SetHandle(_Handle):
     def add(self, *elements: Any, ttl: float | None = None, durability: str | None = None) -> Commit | None:
         """Add elements in one commit. O(elements), whatever the size of the set. None if none are given."""
         encoded = [self._encode(e, "element") for e in elements]
-        return self._store._transact(
-            lambda t: any([t.add(self.key, e, None if ttl is None else self._store._expiry(ttl)) for e in encoded]), durability
-        )
+        return self._store._add(self.key, self._raw, encoded, ttl, durability)
 
     def discard(self, *elements: Any, durability: str | None = None) -> Commit | None:
         """Remove what is there of these; None if nothing was."""

@@ -104,6 +104,23 @@ class Machine:
             self.fail(e)
             raise
 
+    def put(self, key: bytes, delta: Delta, *, sync: bool = False) -> tuple[int, int]:
+        """`transact` and `seal` of one register put without expiry; `key` are the bytes of the delta's key."""
+        replica = self.replica
+        if replica.is_watched:
+            made = self.transact([delta])
+            self.seal(sync=sync)
+            return made
+        try:
+            frame = replica.frame_of_put(key, delta)
+        except ClockSkewError:
+            raise  # nothing has changed
+        except BaseException as e:
+            self.fail(e)
+            raise
+        self._append((frame,), sync)
+        return frame.first_seq, frame.hlc
+
     def seal(self, *, sync: bool = False) -> int:
         """Close the frame in the making and append it; the log's end. `sync`: it may leave only once fsynced.
 
@@ -111,9 +128,7 @@ class Machine:
             StorageError: the log could not take it; the machine is failed from now on.
         """
         frame = self.replica.close_frame()
-        if frame is None:
-            return self.log.end()
-        return self._append([frame], sync)
+        return self.log.end() if frame is None else self._append((frame,), sync)
 
     def _append(self, frames: Sequence[Frame], sync: bool) -> int:
         if self.failed is not None:

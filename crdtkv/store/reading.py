@@ -9,24 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from crdtkv.core.causality import Origin
-from crdtkv.core.codec import SLOT_SPACE, TYPE_NAMES, SlotType, escape, slot_of, split_slot, type_range
-from crdtkv.core.heads import Head
+from crdtkv.core.codec import TYPE_NAMES, SlotType, register_slot, slot_of, split_slot, type_range
+from crdtkv.core.heads import Head, decode_head, head_key
 from crdtkv.core.replica import Replica
 from crdtkv.core.state import State
 from crdtkv.core.types.base import Entry, decode_entries, visible
 from crdtkv.core.types.counter import Run, decode_run, run_slot
 from crdtkv.errors import WrongTypeError
 
-_REGISTER_END = b"\x00\x00\x01"
 
 
 class Reader:
     """Reads one replica's records."""
 
-    __slots__ = ("_replica", "_state")
+    __slots__ = ("_purges", "_replica", "_state")
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
+        self._purges = replica.purges
         self._state: State = replica.state
 
     # -- one slot -------------------------------------------------------------------------------------------------
@@ -36,14 +36,14 @@ class Reader:
         record = self._state.get(slot)
         if record is None:
             return None
-        entries = decode_entries(record) if not self._replica.purges else self._replica.entries(slot, record)
+        entries = self._replica.entries(slot, record) if self._purges.active else decode_entries(record)
         if len(entries) == 1 and entries[0].expiry is None:
             return entries[0]
         return visible(entries, self._replica.now_ms()) if entries else None
 
     def register(self, key: bytes) -> Entry | None:
         """The visible entry of a key's register."""
-        return self.entry(SLOT_SPACE + escape(key) + _REGISTER_END)
+        return self.entry(register_slot(key))
 
     def entries(self, slot: bytes) -> list[Entry]:
         """All live entries of a slot, expired ones included."""
@@ -86,7 +86,7 @@ class Reader:
 
     def exact(self, key: bytes, type_code: int, head: Head) -> bool:
         """Whether the head's count is the number of visible elements: nothing expires, no clear is in progress."""
-        return not head.expires(type_code) and not (self._replica.purges and self._replica.purges.cleared(slot_of(key, type_code)))
+        return not head.expires(type_code) and not (self._purges.active and self._purges.cleared(slot_of(key, type_code)))
 
     def has_elements(self, key: bytes, type_code: int, head: Head) -> bool:
         """Whether a collection has a visible element."""
@@ -119,7 +119,8 @@ class Reader:
 
     def require(self, key: bytes, type_code: int) -> None:
         """Raise `WrongTypeError` if something visible is at the key, and not of this type."""
-        head = self.head(key)
+        record = self._state.side_get(head_key(key))
+        head = None if record is None else decode_head(record)
         if head is None:
             # No collection: a register may be written; a collection only where no register is visible.
             if type_code == SlotType.REGISTER or self.register(key) is None:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
-from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_prefix, encode_value
+from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_prefix, encode_value, register_slot
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.replica import Applied
+from crdtkv.core.types.base import decode_entries
 from crdtkv.errors import InvalidValueError, KeyNotFoundError, StorageError, StoreClosedError
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
 from crdtkv.store.batch import Batch
@@ -37,7 +38,7 @@ from crdtkv.store.requests import Executed, execute
 from crdtkv.store.scanning import open_pages, open_scan, plain_value
 from crdtkv.store.settings import Settings, check_durability
 from crdtkv.store.story import conflicts, explain, siblings
-from crdtkv.store.transaction import Transaction
+from crdtkv.store.transaction import Transaction, check_commit_size
 from crdtkv.store.watching import Subscription, Watches
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
@@ -58,6 +59,8 @@ class Store:
         self._machine: Machine = opened.machine
         self._replica = opened.machine.replica
         self._reader = Reader(self._replica)
+        self._record = self._replica.state.get
+        self._purges = self._replica.purges
         self._wall_ms = wall_ms
         self._lock = threading.RLock()
         self._closed: str | None = None
@@ -112,10 +115,11 @@ class Store:
         return self._closed is not None
 
     def _check(self) -> None:
+        if self._closed is None and self._machine.failed is None:
+            return
         if self._closed is not None:
             raise StoreClosedError(f"{self._closed}: open it again with crdtkv.open({str(self.path) if self.path else ''!r})")
-        if self._machine.failed is not None:
-            self._machine.check()
+        self._machine.check()
 
     def _forked(self) -> None:
         self._closed = "the store belongs to the parent process of this fork"
@@ -141,10 +145,17 @@ class Store:
         delta: Delta = [DeltaKind.REGISTER_PUT, key, data]
         with self._lock:
             self._check()
-            if ttl is not None:
-                delta.append(self._expiry(ttl))
             self._reader.require(raw, SlotType.REGISTER)
-            commit = self._finish([delta], durability)
+            if ttl is None and not self._watches.active:
+                sync = self._sync_default if durability is None else self._syncs(durability)
+                machine = self._machine
+                context = self._replica.context()
+                seq, hlc = machine.put(raw, delta, sync=sync)
+                commit = Commit(self.origin, seq, hlc, (self.shard, self._replica.position, context))
+            else:
+                if ttl is not None:
+                    delta.append(self._expiry(ttl))
+                commit = self._finish([delta], durability)
         return self._settle(commit, durability)
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -153,9 +164,16 @@ class Store:
         Raises:
             WrongTypeError: a set, counter or map is there.
         """
-        entry = self._reader.register(encode_key(key))
-        if entry is not None and self._closed is None:
-            return decode_value(entry.value)
+        record = self._record(register_slot(encode_key(key)))
+        if record is not None and self._closed is None:
+            entries = decode_entries(record)
+            entry = entries[0]
+            # What is written out here is `Reader.entry` of a slot that holds one entry for good.
+            if len(entries) == 1 and entry.expiry is None and not self._purges.active:
+                return decode_value(entry.value)
+            chosen = self._reader.register(encode_key(key))
+            if chosen is not None:
+                return decode_value(chosen.value)
         self._check()
         self._not_another_type(key, SlotType.REGISTER)
         return default
@@ -299,20 +317,39 @@ class Store:
             commit = self._finish(deltas, durability)
         return self._settle(commit, durability)
 
+    def _add(self, key: str, raw: bytes, elements: list[bytes], ttl: float | None, durability: str | None) -> Commit | None:
+        """Add elements to a set in one commit: what a transaction of adds comes to, without one."""
+        if not elements:
+            return None
+        deltas: list[Delta] = [[DeltaKind.SET_ADD, key, element] for element in dict.fromkeys(elements)]
+        if len(deltas) > 1:
+            check_commit_size(sum(map(len, elements)) + len(deltas) * (len(key) + 16), self.settings.commit_bytes_max)
+        with self._lock:
+            self._check()
+            self._reader.require(raw, SlotType.SET)
+            if ttl is not None:
+                expiry = self._expiry(ttl)
+                for delta in deltas:
+                    delta.append(expiry)
+            commit = self._finish(deltas, durability)
+        return self._settle(commit, durability)
+
     def _finish(self, deltas: list[Delta], durability: str | None) -> Commit:
         """Commit and append, with the lock held; `_settle` follows without it."""
+        sync = self._sync_default if durability is None else self._syncs(durability)
         context = self._replica.context()
         seq, hlc = self._machine.transact(deltas)
-        position = self._machine.seal(sync=self._syncs(durability))
+        position = self._machine.seal(sync=sync)
         if self._watches.active:
             self._watches.publish(position)
         return Commit(self.origin, seq, hlc, (self.shard, position, context))
 
     def _settle(self, commit: Commit, durability: str | None) -> Commit:
         """Wait until a commit is as durable as was asked for, then tell the peers."""
-        if self._syncs(durability):
-            assert not isinstance(commit.mark, str)
-            self._wait_synced(commit.mark[1])
+        if durability is not None or self._sync_default:
+            if self._syncs(durability):
+                assert not isinstance(commit.mark, str)
+                self._wait_synced(commit.mark[1])
         for callback in self._callbacks:
             callback()
         return commit

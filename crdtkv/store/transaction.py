@@ -338,11 +338,16 @@ class Transaction:
     def _account(self, key: str, value: bytes = b"", name: str = "") -> None:
         size = self._bytes + len(key) + len(value) + len(name) + 16
         limit = self._replica.settings.commit_bytes_max
-        if size > limit:
-            raise ValueTooLargeError(
-                f"commit: holds more than {limit:,} bytes (setting commit_bytes_max): make several commits of it", limit=limit
-            )
+        check_commit_size(size, limit)
         self._bytes = size
+
+
+def check_commit_size(size: int, limit: int) -> None:
+    """Raise `ValueTooLargeError` if what one commit holds is more than the limit."""
+    if size > limit:
+        raise ValueTooLargeError(
+            f"commit: holds more than {limit:,} bytes (setting commit_bytes_max): make several commits of it", limit=limit
+        )
 
 
 def _delta(write: int, remove: int, where: list[object], written: _Written, value: list[object]) -> Delta:

@@ -30,7 +30,7 @@ class FakeStore:
     durable: int = 0
     executed: int = 0
     fail_sync: bool = False
-    fail_execute: bool = False
+    fail_execute: Exception | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     disk: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
@@ -38,8 +38,8 @@ class FakeStore:
     def execute(self, requests: Sequence[Any]) -> Executed:
         self.entered.set()
         assert self.gate.wait(10)
-        if self.fail_execute:
-            raise ValueError("a bug")
+        if self.fail_execute is not None:
+            raise self.fail_execute
         self.groups.append(len(requests))
         self.executed += 1
         return Executed([[row[0], 0, row[2]] for row in requests], f"t{self.executed}", self.executed)
@@ -212,16 +212,31 @@ def test_a_failed_fsync_answers_nothing_and_is_reported() -> None:
 
 def test_a_bug_in_the_store_is_an_error_row_and_the_worker_goes_on() -> None:
     async def check() -> None:
-        store = FakeStore(fail_execute=True)
+        store = FakeStore(fail_execute=ValueError("a bug"))
         store.gate.set()
         async with working(store) as worker:
             client = Client(worker)
             client.send(1)
             (reply,) = await client.until(1)
             assert reply[2][0] == "StorageError" and reply[2][4] is True
-            store.fail_execute = False
+            store.fail_execute = None
             client.send(2)
             assert (await client.until(2))[1] == [2, 0, [2]]
+
+    run(check)
+
+
+def test_a_store_that_failed_answers_with_its_error_and_is_reported() -> None:
+    async def check() -> None:
+        store = FakeStore(fail_execute=StorageError("the log could not be written"))
+        store.gate.set()
+        failed = asyncio.Event()
+        async with working(store, failed=failed.set) as worker:
+            client = Client(worker)
+            client.send(1)
+            (reply,) = await client.until(1)
+            assert reply[2][:2] == ["StorageError", "the log could not be written"]
+            await failed.wait()
 
     run(check)
 

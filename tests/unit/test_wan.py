@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
@@ -242,6 +244,26 @@ def test_half_open_keeps_connections_up_and_silent_and_lets_nobody_new_through()
             assert await waiting_reader.readexactly(1) == b"b"
             await eventually(lambda: target.ended == 1, "the close arrives after the heal")
             waiting_writer.close()
+
+    run(main())
+
+
+def test_an_end_of_stream_for_a_socket_that_was_just_reset_is_no_error() -> None:
+    """Seen when a node was killed: its reset met the other side's close in one turn of the loop, and shutdown() failed with ENOTCONN."""
+
+    class JustReset(asyncio.Transport):
+        def is_closing(self) -> bool:
+            return False
+
+        def write_eof(self) -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    async def main() -> None:
+        ended = []
+        flow = wan_module._Flow(wan_module.Link("us", "eu"), random.Random(1), lambda: ended.append(True))
+        flow.write_to(JustReset())
+        flow.feed_end()
+        assert flow.ended and ended == [True]
 
     run(main())
 

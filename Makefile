@@ -1,0 +1,108 @@
+# Each target sets up what it needs in .venv, from nothing but a Python 3.11 or newer.
+# `make help` lists them. Variables: PYTHON (the interpreter that makes .venv), WORKERS (test processes), ARGS (passed on).
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+WORKERS ?= 2
+ARGS ?=
+PYTHON ?=
+
+PROTOS := $(wildcard proto/crdtkv/pb/v1/*.proto)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# -- environment ---------------------------------------------------------------------------------------------
+
+# An interpreter counts only if it runs (a version manager's shim may not), is new enough, and can make a venv.
+$(PY):
+	@python=""; \
+	for candidate in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
+	  if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "crdtkv needs Python 3.11 or newer with the venv module (on Debian: apt install python3-venv); none found. Name one: make PYTHON=/path/to/python" >&2; \
+	  exit 1; \
+	fi; \
+	echo "== $(VENV): $$($$python --version)"; \
+	$$python -m venv $(VENV)
+
+# $(call install,EXTRA): crdtkv itself, editable, with one extra; prints each package's name as it is fetched.
+define install
+	@echo "== $(VENV): installing crdtkv[$(1)]"
+	@set -o pipefail; $(PY) -m pip install --disable-pip-version-check --no-input --progress-bar off -e '.[$(1)]' \
+	  | awk '/^ *Collecting / { sub(/[^A-Za-z0-9_.-].*/, "", $$2); printf " %s", $$2; fflush() } END { print "" }'
+	@touch $@
+endef
+
+$(VENV)/.dev: pyproject.toml | $(PY)
+	$(call install,dev)
+
+$(VENV)/.demo: pyproject.toml | $(PY)
+	$(call install,demo)
+
+.PHONY: setup
+setup: $(VENV)/.dev ## set up .venv for development
+
+# -- what users run ------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV)/.demo ## three regions replicate, conflict, are cut apart, heal; writes demo-report/index.html
+	@$(BIN)/crdtkv demo $(ARGS)
+
+# -- checks --------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: $(VENV)/.dev ## all tests but the soak ones
+	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not soak" $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.dev ## randomised tests, with fresh seeds and many more of them
+	@HYPOTHESIS_PROFILE=soak $(PY) -m pytest -q -n $(WORKERS) --timeout 0 tests/property tests/simulation $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.dev proto-check ## ruff, formatting, mypy --strict, generated code up to date
+	@echo "== ruff check"; $(BIN)/ruff check .
+	@echo "== ruff format"; $(BIN)/ruff format --check .
+	@echo "== mypy"; $(BIN)/mypy --strict
+
+.PHONY: format
+format: $(VENV)/.dev ## format, and mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# -- generated code ------------------------------------------------------------------------------------------
+
+# $(call protoc,DIRECTORY): the proto tree mirrors the package, so imports come out right without rewriting.
+protoc = $(PY) -m grpc_tools.protoc -I proto --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(PROTOS)
+
+.PHONY: proto
+proto: $(VENV)/.dev ## regenerate crdtkv/pb from proto/
+	@$(call protoc,.)
+
+.PHONY: proto-check
+proto-check: $(VENV)/.dev ## fail if crdtkv/pb is not what proto/ gives
+	@echo "== proto"; \
+	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(call protoc,$$fresh); \
+	diff -r -x __init__.py -x __pycache__ "$$fresh/crdtkv/pb" crdtkv/pb || { echo "crdtkv/pb is not what proto/ gives: run make proto" >&2; exit 1; }
+
+# -- benchmarks ----------------------------------------------------------------------------------------------
+
+.PHONY: bench
+bench: $(VENV)/.dev ## all benchmarks, a few minutes; tables with ratios
+	@$(PY) bench/embedded.py $(ARGS)
+	@$(PY) bench/grpc_throughput.py $(ARGS)
+	@$(PY) bench/replication.py $(ARGS)
+
+.PHONY: clean
+clean: ## remove .venv, caches and reports
+	@rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo-report bench-results

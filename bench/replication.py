@@ -1,0 +1,167 @@
+"""Replication between nodes on loopback, one process each, no emulated delay.
+
+Lag is measured from outside: a program stamps a value with the monotonic clock as it hands the put to its client in us,
+and another task of it reads the clock as the watch in eu shows the change. So it spans client → us → eu → watcher, three hops,
+and stands beside the one-way time of a bare message on a gRPC stream at the same rate, taken in alternating
+stretches of the same run. Writes are issued by schedule, whether or not earlier ones were answered.
+
+The second part writes to three regions at once and asks, from the moment at which the last write was answered, how
+long until all three have equal digests over equal version vectors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections.abc import Mapping
+
+import crdtkv.aio
+from common import Report, Row, Target, human, percentile, rows
+from processes import echo, nodes, scratch
+
+import crdtkv
+
+STAMP = struct.Struct("<q")
+RATE = 1_000
+STRETCH_S = 3
+CONVERGE_S = 30
+CONVERGE_RATE = 5_000
+BATCH = 100
+DEADLINE_S = 60
+
+
+async def bare_stream(address: str, seconds: float) -> list[float]:
+    """One-way times in µs of messages that a bare server sends at `RATE`."""
+    import grpc
+
+    taken: list[float] = []
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.unary_stream("/bench/Ticks")(STAMP.pack(RATE))
+        async for message in call:
+            taken.append((time.monotonic_ns() - STAMP.unpack(message)[0]) / 1e3)
+            if len(taken) >= RATE * seconds:
+                call.cancel()
+                break
+    return taken[len(taken) // 10 :]
+
+
+async def replicated(writer: crdtkv.aio.AsyncClient, watcher: crdtkv.aio.AsyncClient, seconds: float) -> list[float]:
+    """Times in µs from the hand-over of a put to one region's client to the watch in the other."""
+    amount = int(RATE * seconds)
+    taken: list[float] = []
+    watching = asyncio.Event()
+
+    async def watch() -> None:
+        async for change in watcher.watch("lag/"):
+            if change.key == "lag/warm":
+                watching.set()
+                continue
+            taken.append((time.monotonic_ns() - STAMP.unpack(change.value)[0]) / 1e3)
+            if len(taken) == amount:
+                return
+
+    async def warm() -> None:
+        number = 0
+        while not watching.is_set():
+            await writer.put("lag/warm", number)
+            number += 1
+            await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(seconds + DEADLINE_S), asyncio.TaskGroup() as group:
+        group.create_task(watch())
+        await warm()
+        began = time.monotonic()
+        for number in range(amount):
+            if (wait := began + number / RATE - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            group.create_task(writer.put(f"lag/{number % 1000}", STAMP.pack(time.monotonic_ns())))
+    return taken[amount // 10 :]
+
+
+def lag(report: Report, addresses: Mapping[str, str], echo_address: str) -> list[Row]:
+    seconds = STRETCH_S * report.arguments.scale
+    bare, one_way, p99 = "bare stream message, one way, p50", "us → eu, client to watcher, p50", "us → eu, client to watcher, p99"
+    figures: dict[str, list[float]] = {bare: [], one_way: [], p99: []}
+
+    async def run() -> None:
+        async with crdtkv.aio.connect(addresses["us"]) as writer, crdtkv.aio.connect(addresses["eu"]) as watcher:
+            for number in range(report.arguments.rounds + 1):
+                floor = await bare_stream(echo_address, seconds)
+                taken = await replicated(writer, watcher, seconds)
+                if number:
+                    figures[bare].append(percentile(floor, 50))
+                    figures[one_way].append(percentile(taken, 50))
+                    figures[p99].append(percentile(taken, 99))
+
+    asyncio.run(run())
+    return rows(figures, unit="µs", targets={one_way: Target(3, bare, at_most=True)})
+
+
+async def write_for(address: str, region: str, seconds: float) -> int:
+    """Batched puts at `CONVERGE_RATE`, on a schedule; returns how many were acknowledged."""
+    period = BATCH / CONVERGE_RATE
+    done = 0
+    async with crdtkv.aio.connect(address, timeout=30.0) as client:
+        began = time.monotonic()
+        while (elapsed := time.monotonic() - began) < seconds:
+            due = began + (done // BATCH) * period
+            if due > time.monotonic():
+                await asyncio.sleep(due - time.monotonic())
+            await asyncio.gather(*(client.put(f"{region}/{(done + n) % 50_000}", f"{elapsed:.3f}" * 16) for n in range(BATCH)))
+            done += BATCH
+    return done
+
+
+async def time_to_equal(addresses: Mapping[str, str]) -> float:
+    """Milliseconds until all regions have equal version vectors and digests."""
+    began = time.monotonic()
+    clients = [crdtkv.aio.connect(address) for address in addresses.values()]
+    try:
+        while time.monotonic() - began < DEADLINE_S:
+            seen = await asyncio.gather(*(client.vv() for client in clients))
+            if all(vv == seen[0] for vv in seen[1:]):
+                digests = await asyncio.gather(*(client.digest() for client in clients))
+                if len(set(digests)) == 1:
+                    return (time.monotonic() - began) * 1e3
+            await asyncio.sleep(0.005)
+        raise SystemExit(f"not equal after {DEADLINE_S} s")
+    finally:
+        for client in clients:
+            await client.close()
+
+
+def converge(report: Report, durability: str) -> list[Row]:
+    seconds = CONVERGE_S * report.arguments.scale
+
+    async def run(addresses: Mapping[str, str]) -> tuple[float, float]:
+        done = await asyncio.gather(*(write_for(address, region, seconds) for region, address in addresses.items()))
+        return min(done) / seconds, await time_to_equal(addresses)
+
+    with scratch() as parent, nodes(["us", "eu", "ap"], durability=durability, parent=parent) as addresses:
+        per_region, settled_ms = asyncio.run(run(addresses))
+    taken, settled = f"puts per region, {durability}, {seconds:.0f} s", f"until digests are equal, {durability}"
+    return [
+        *rows({taken: [per_region]}, unit="put/s", targets={taken: Target(CONVERGE_RATE * 0.99)}),
+        *rows({settled: [settled_ms]}, unit="ms", targets={settled: Target(500, at_most=True)}),
+    ]
+
+
+def main() -> None:
+    report = Report(__doc__)
+    began = time.perf_counter()
+    for durability in ("async", "sync"):
+        with (
+            scratch() as parent,
+            nodes(["us", "eu"], durability=durability, parent=parent) as addresses,
+            echo(parent) as echo_address,
+        ):
+            report.add(f"lag at {human(RATE)} writes/s, {durability}", lag(report, addresses, echo_address))
+    report.add(f"three regions, each {human(CONVERGE_RATE)} writes/s", converge(report, "async"))
+    report.finish()
+    if not report.arguments.json:
+        print(f"replication: {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

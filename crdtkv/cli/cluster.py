@@ -1,0 +1,269 @@
+"""`crdtkv cluster`: a thin skin over the supervisor and its control protocol."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from crdtkv.cli.errors import DONE, INTERRUPTED
+from crdtkv.cli.output import JSON, emit, emit_json, output_option, table
+from crdtkv.cli.place import complete_region, directory_option
+from crdtkv.cluster.control import ClusterFile, call
+from crdtkv.cluster.spec import DEFAULT_REGIONS, ClusterSpec, parse_duration_ms, parse_latency, parse_rate, parse_target
+
+_WAIT_S: Final = 120.0
+
+region_argument = click.argument("region", metavar="R", shell_complete=complete_region)
+target_argument = click.argument("target", metavar="R|R-S", shell_complete=complete_region)
+
+
+@click.group()
+def cluster() -> None:
+    """A cluster on this machine: one real node process per region, and the wide-area network between them, with faults to order.
+
+    The cluster is found by its directory, --dir. Each command returns when what it asks for is in effect.
+    """
+
+
+@cluster.command()
+@click.option("--regions", default=",".join(DEFAULT_REGIONS), show_default=True, metavar="R,…", help="Their names.")
+@click.option(
+    "--latency",
+    metavar="R-S=DELAY,…",
+    help="One-way delay of a pair (us-eu=40ms), of all pairs (40ms), or none. Default: published figures between cloud regions.",
+)
+@click.option("--jitter", metavar="DELAY", default="0ms", help="Added to each delay, at random from 0 to this.")
+@click.option("--rate", metavar="RATE", default="none", help="Limit of each direction of each pair, such as 100mbit.")
+@directory_option
+@click.option("--base-port", type=int, metavar="N", help="Port of the first region; the others follow. Default: free ones.")
+@click.option("--engine", type=click.Choice(["rocksdb", "lmdb", "memory"]), help="State engine of the nodes.")
+@click.option("--durability", type=click.Choice(["memory", "async", "sync"]), help="How safe a write is when it is answered.")
+@click.option("--restart-crashed", is_flag=True, help="Start a node again that stopped without being asked to.")
+@click.option("--direct", is_flag=True, help="Link the nodes directly: no delays and no partitions.")
+@click.option("--detach", is_flag=True, help="Return when ready; stop it with `crdtkv cluster down`.")
+@output_option
+def up(
+    regions: str,
+    latency: str | None,
+    jitter: str,
+    rate: str,
+    directory: Path,
+    base_port: int | None,
+    engine: str | None,
+    durability: str | None,
+    restart_crashed: bool,
+    direct: bool,
+    detach: bool,
+    output: str,
+) -> int:
+    """Start a cluster: ready, with all peer links up, when it prints the addresses and writes cluster.json into --dir.
+
+    In the foreground it reports what happens, and Ctrl-C stops everything. Data and logs stay in --dir.
+    """
+    names = tuple(part.strip() for part in regions.split(",") if part.strip())
+    spec = ClusterSpec(
+        regions=names,
+        directory=directory,
+        delay_ms=parse_latency(latency, names),
+        jitter_ms=parse_duration_ms(jitter, "jitter"),
+        bytes_per_s=parse_rate(rate) or None,
+        base_port=base_port,
+        engine=engine,
+        durability=durability,
+        restart_crashed=restart_crashed,
+        direct=direct,
+    )
+    return _detached(spec, output) if detach else _foreground(spec, output)
+
+
+def _detached(spec: ClusterSpec, output: str) -> int:
+    from crdtkv.cluster.local import launch
+
+    _, addresses = launch(spec, owned=False)
+    _print_ready(spec, addresses, output)
+    if output != JSON:
+        emit(f"stop it: crdtkv cluster down{_dir_flag(spec.directory)}")
+    return DONE
+
+
+def _foreground(spec: ClusterSpec, output: str) -> int:
+    import asyncio
+    import signal
+    import sys
+
+    from crdtkv.cluster.supervisor import Supervisor, supervise
+
+    def on_ready(supervisor: Supervisor) -> None:
+        _print_ready(spec, {region: node.address for region, node in supervisor.nodes.items()}, output)
+        if output != JSON:
+            emit("Ctrl-C stops it")
+        sys.stdout.flush()
+
+    def report(line: str) -> None:
+        if output == JSON:
+            emit_json({"time": time.time(), "event": line})
+        else:
+            emit(f"{time.strftime('%H:%M:%S')}  {line}")
+        sys.stdout.flush()
+
+    number = asyncio.run(supervise(spec, on_ready, report))
+    return INTERRUPTED if number == signal.SIGINT else DONE
+
+
+def _print_ready(spec: ClusterSpec, addresses: dict[str, str], output: str) -> None:
+    if output == JSON:
+        emit_json({"directory": str(spec.directory), "regions": {r: {"address": address} for r, address in addresses.items()}})
+        return
+    rows = [[r, addresses[r], *(_delay(spec, r, s) for s in spec.regions)] for r in spec.regions]
+    table(("region", "address", *(f"to {s}" for s in spec.regions)), rows)
+
+
+def _delay(spec: ClusterSpec, a: str, b: str) -> str:
+    return "" if a == b else "direct" if spec.direct else f"{spec.delay_ms[a, b]:g} ms"
+
+
+def _dir_flag(directory: Path) -> str:
+    from crdtkv.cluster.spec import DEFAULT_DIRECTORY
+
+    return "" if directory == DEFAULT_DIRECTORY else f" --dir {directory}"
+
+
+@cluster.command()
+@directory_option
+@output_option
+def status(directory: Path, output: str) -> int:
+    """Print the nodes, their processes, and the links between them."""
+    found = call(directory, "status", timeout_s=_WAIT_S)
+    if output == JSON:
+        emit_json(found)
+        return DONE
+    rows = []
+    for region, process in found["regions"].items():
+        node = process["node"] or {}
+        links = ", ".join(name for name, peer in node.get("peers", {}).items() if peer["connected"]) or None
+        up_s = process["uptime_s"]
+        uptime = None if up_s is None else f"{up_s:.0f} s"
+        digest = (node.get("digest") or "")[:8] or None  # enough to see whether they are equal; all of it with -o json
+        rows.append([region, process["state"], process["address"], process["pid"], uptime, links, digest])
+    table(("region", "state", "address", "process", "up", "linked to", "digest"), rows)
+    changed = [link for link in found["links"] if link["state"] != "open"]
+    if changed:
+        emit("")
+        table(("link", "state", "delay"), [[f"{x['source']} → {x['target']}", x["state"], f"{x['delay_ms']:g} ms"] for x in changed])
+    return DONE
+
+
+@cluster.command()
+@directory_option
+@output_option
+def down(directory: Path, output: str) -> int:
+    """Stop everything. Data and logs stay."""
+    from crdtkv.cluster.local import down as stop
+
+    stop(directory)
+    return _done(output, "down")
+
+
+@cluster.command()
+@region_argument
+@directory_option
+@output_option
+def kill(region: str, directory: Path, output: str) -> int:
+    """Kill a node with SIGKILL."""
+    return _ask(directory, output, "kill", region=region)
+
+
+@cluster.command()
+@region_argument
+@directory_option
+@output_option
+def restart(region: str, directory: Path, output: str) -> int:
+    """Start a node again, stopping it first if it runs; returns when it is ready and linked."""
+    return _ask(directory, output, "restart", region=region)
+
+
+@cluster.command()
+@region_argument
+@directory_option
+@output_option
+def pause(region: str, directory: Path, output: str) -> int:
+    """Freeze a node (SIGSTOP): its connections stay up and silent."""
+    return _ask(directory, output, "pause", region=region)
+
+
+@cluster.command()
+@region_argument
+@directory_option
+@output_option
+def resume(region: str, directory: Path, output: str) -> int:
+    """Let a paused node go on."""
+    return _ask(directory, output, "resume", region=region)
+
+
+@cluster.command()
+@target_argument
+@click.option("--one-way", is_flag=True, help="Only what R sends is lost; what it receives still arrives.")
+@click.option("--half-open", is_flag=True, help="Connections stay up and silent, instead of being reset.")
+@directory_option
+@output_option
+def partition(target: str, one_way: bool, half_open: bool, directory: Path, output: str) -> int:
+    """Cut region R from all others, or R from S. Clients still reach it."""
+    if one_way and half_open:
+        raise click.UsageError("--one-way and --half-open exclude each other", click.get_current_context())
+    region, other = parse_target(target, _regions(directory))
+    return _ask(directory, output, "partition", region=region, other=other, one_way=one_way, half_open=half_open)
+
+
+@cluster.command()
+@click.argument("target", metavar="[R|R-S]", required=False, shell_complete=complete_region)
+@click.option("--no-wait", is_flag=True, help="Return at once, before the nodes are linked again.")
+@directory_option
+@output_option
+def heal(target: str | None, no_wait: bool, directory: Path, output: str) -> int:
+    """Undo partitions: all of them, those of R, or that between R and S; returns when the nodes are linked again."""
+    region, other = (None, None) if target is None else parse_target(target, _regions(directory))
+    return _ask(directory, output, "heal", region=region, other=other, wait=not no_wait)
+
+
+@cluster.command()
+@target_argument
+@click.option("--latency", metavar="DELAY", help="One-way delay.")
+@click.option("--jitter", metavar="DELAY", help="Added to each delay, at random from 0 to this.")
+@click.option("--rate", metavar="RATE", help="Limit of each direction, such as 10mbit; none lifts it.")
+@click.option("--one-way", is_flag=True, help="Only what R sends.")
+@directory_option
+@output_option
+def shape(target: str, latency: str | None, jitter: str | None, rate: str | None, one_way: bool, directory: Path, output: str) -> int:
+    """Change delay, jitter or rate between R and all others, or R and S, while it runs."""
+    if latency is None and jitter is None and rate is None:
+        raise click.UsageError("give --latency, --jitter or --rate", click.get_current_context())
+    region, other = parse_target(target, _regions(directory))
+    return _ask(
+        directory,
+        output,
+        "shape",
+        region=region,
+        other=other,
+        delay_ms=None if latency is None else parse_duration_ms(latency, "latency"),
+        jitter_ms=None if jitter is None else parse_duration_ms(jitter, "jitter"),
+        bytes_per_s=None if rate is None else parse_rate(rate),
+        one_way=one_way,
+    )
+
+
+def _regions(directory: Path) -> tuple[str, ...]:
+    return tuple(ClusterFile.read(directory).regions)
+
+
+def _ask(directory: Path, output: str, op: str, **args: Any) -> int:
+    call(directory, op, timeout_s=_WAIT_S, **args)
+    return _done(output, op, **args)
+
+
+def _done(output: str, op: str, **args: Any) -> int:
+    if output == JSON:
+        emit_json({"done": op, **args})
+    return DONE

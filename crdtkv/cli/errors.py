@@ -1,0 +1,61 @@
+"""From an error to an exit status and one line on stderr.
+
+| status | meaning |
+|---|---|
+| 0 | done |
+| 1 | failed, or not found, or a violation was found |
+| 2 | bad usage or input; nothing changed |
+| 3 | unavailable or timed out; the outcome of a write is unknown |
+| 130 | ended by Ctrl-C |
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from crdtkv.errors import (
+    ConfigError,
+    CrdtkvError,
+    DeadlineExceededError,
+    InvalidKeyError,
+    InvalidValueError,
+    NotHomeError,
+    OverloadedError,
+    RegionUnavailableError,
+    WrongTypeError,
+)
+
+DONE: Final = 0
+FAILED: Final = 1
+BAD_INPUT: Final = 2
+UNAVAILABLE: Final = 3
+INTERRUPTED: Final = 130
+
+_STATUS: Final[tuple[tuple[type[CrdtkvError], int], ...]] = (
+    (InvalidKeyError, BAD_INPUT),
+    (InvalidValueError, BAD_INPUT),
+    (WrongTypeError, BAD_INPUT),
+    (ConfigError, BAD_INPUT),
+    (RegionUnavailableError, UNAVAILABLE),
+    (DeadlineExceededError, UNAVAILABLE),
+    (OverloadedError, UNAVAILABLE),
+    (NotHomeError, UNAVAILABLE),
+    (CrdtkvError, FAILED),
+)
+"""The first class that fits decides."""
+
+
+def exit_status(error: CrdtkvError) -> int:
+    """The status of API.md for an error."""
+    return next(status for cls, status in _STATUS if isinstance(error, cls))
+
+
+def one_line(text: object) -> str:
+    """A message as a single line."""
+    return " ".join(str(text).split())
+
+
+def describe(error: CrdtkvError) -> str:
+    """The line for stderr; it says when a write may have been applied all the same."""
+    text = one_line(error) or type(error).__name__
+    return f"{text} (a write may have been applied)" if error.maybe_applied and "may have been applied" not in text else text

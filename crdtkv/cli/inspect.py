@@ -1,0 +1,143 @@
+"""Understanding: explain, conflicts, digest, status, lag."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crdtkv.cli.errors import DONE, FAILED
+from crdtkv.cli.output import JSON, emit, emit_json, output_option, plain, table
+from crdtkv.cli.place import Place, where_options
+
+if TYPE_CHECKING:
+    from crdtkv.results import Status
+
+
+@click.command()
+@click.argument("key")
+@output_option
+@where_options
+def explain(place: Place, key: str, output: str) -> int:
+    """Tell why KEY reads as it does: who wrote what and when, who had seen what, who won, by which rule.
+
+    Status 1 if nothing is there and nothing is known of it.
+    """
+    with place.connect() as client:
+        explanation = client.explain(key)
+    if output == JSON:
+        emit_json({**plain(explanation), "text": str(explanation)})
+    else:
+        emit(str(explanation))
+    return DONE if explanation.found or explanation.writes or explanation.conflicts else FAILED
+
+
+@click.command()
+@click.argument("prefix", default="")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the newest so many.")
+@output_option
+@where_options
+def conflicts(place: Place, prefix: str, limit: int | None, output: str) -> int:
+    """Print the conflicts on record of keys that begin with PREFIX, newest last: the slot, the rule, who won, what it met."""
+    with place.connect() as client:
+        found = client.conflicts(prefix, limit=limit)
+    for conflict in found:
+        if output == JSON:
+            emit_json(plain(conflict))
+        else:
+            emit(str(conflict))
+    return DONE
+
+
+@click.command()
+@output_option
+@where_options
+def digest(place: Place, output: str) -> int:
+    """Print the digest of the visible state, 32 hex digits. Regions that have applied the same commits have equal digests."""
+    with place.connect() as client:
+        value = client.digest()
+        vv = client.vv() if output == JSON else None
+    if output == JSON:
+        emit_json({"digest": value, "vv": plain(vv)})
+    else:
+        emit(value)
+    return DONE
+
+
+@click.command()
+@output_option
+@where_options
+def status(place: Place, output: str) -> int:
+    """Print a node's state: replica, version vector, digest, log, peers, and warnings with what to do."""
+    with place.connect() as client:
+        found = client.status()
+    if output == JSON:
+        emit_json(plain(found))
+        return DONE
+    facts: list[tuple[str, Any]] = [
+        ("region", found.region),
+        ("origin", found.origin),
+        ("cluster", found.cluster),
+        ("version", found.version),
+        ("ready", "yes" if found.ready else "no"),
+        ("address", found.listen),
+        ("process", found.pid),
+        ("up", f"{found.uptime_ms / 1000:.1f} s"),
+        ("data", found.path or "in memory"),
+        ("engine", f"{found.engine}, durability {found.durability}"),
+        ("applied", found.vv),
+        ("fsynced", found.durable_vv),
+        ("digest", found.digest),
+        ("log", f"frames {found.log_start} to {found.log_end}, {found.log_bytes} bytes"),
+        ("held frames", found.held_frames),
+        ("conflicts", found.conflicts),
+        ("watchers", found.watchers),
+        ("requests", found.requests),
+    ]
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        emit(f"{name.ljust(width)}  {'–' if value is None or value == '' else value}")
+    for warning in found.warnings:
+        emit(f"{'warning'.ljust(width)}  {warning}")
+    if found.peers:
+        emit("")
+        _peers(found)
+    return DONE
+
+
+@click.command()
+@output_option
+@where_options
+def lag(place: Place, output: str) -> int:
+    """Print how far each peer is behind and ahead of this region. What is not known, as when cut off, is "–", never 0."""
+    with place.connect() as client:
+        found = client.status()
+    if output == JSON:
+        emit_json({"region": found.region, "peers": plain(found.peers)})
+    else:
+        _peers(found)
+    return DONE
+
+
+def _peers(found: Status) -> None:
+    def span(ms: float | None, suffix: str = "") -> str | None:
+        return None if ms is None else f"{ms:.1f} ms{suffix}"
+
+    table(
+        ("peer", "link", "lag", "to come", "bytes", "not acked", "bytes", "round trip", "clock", "heard"),
+        [
+            (
+                peer.region,
+                peer.state or ("up" if peer.connected else "down"),
+                span(peer.lag_ms),
+                peer.commits_behind,
+                peer.bytes_behind,
+                peer.commits_ahead,
+                peer.bytes_ahead,
+                span(peer.rtt_ms),
+                span(peer.clock_offset_ms),
+                span(peer.last_heard_ms, " ago"),
+            )
+            for peer in found.peers
+        ],
+    )

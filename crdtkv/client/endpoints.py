@@ -1,0 +1,33 @@
+"""What `connect` is told: endpoints in order of preference, and the files of TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import grpc
+
+from crdtkv.errors import ConfigError
+from crdtkv.transport import check_address
+from crdtkv.transport.grpc import channel_credentials
+
+
+def check_endpoints(endpoints: str | Iterable[str]) -> tuple[str, ...]:
+    """One address or several (also as one text, between commas), each `host:port`, without repetition.
+
+    Raises:
+        ConfigError: there is none, or one is not `host:port`; names it.
+    """
+    listed = [part.strip() for part in endpoints.split(",")] if isinstance(endpoints, str) else list(endpoints)
+    if not listed:
+        raise ConfigError("endpoints: at least one HOST:PORT is needed")
+    return tuple(dict.fromkeys(check_address(endpoint) for endpoint in listed))
+
+
+def credentials(ca: str | None, cert: str | None, key: str | None) -> grpc.ChannelCredentials | None:
+    """TLS if any of its files is named; None: plain text."""
+    if (cert is None) != (key is None):
+        raise ConfigError("tls_cert and tls_key belong together")
+    if ca is None and cert is None:
+        return None
+    return channel_credentials(Path(ca) if ca else None, Path(cert) if cert else None, Path(key) if key else None)

@@ -1,0 +1,105 @@
+"""The event loop behind sync clients: one background thread for all clients of a process, while there are any.
+
+gRPC's asyncio machinery wants one loop per process, and a thread per client would only add hand-overs of the GIL. The
+thread starts with the first client and ends with the last. A child process made by fork has no such thread: everything that
+belonged to the parent refuses there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError
+from typing import Any, TypeVar
+
+from crdtkv.errors import StoreClosedError
+
+T = TypeVar("T")
+
+
+class _Runtime:
+    """The shared loop. `generation` counts forks, so that what a parent made is told apart from what the child makes."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._lock = threading.Lock()
+        self._users = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> asyncio.AbstractEventLoop:
+        """The loop, running; give it back with `release`."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._main, args=(self._loop,), name="crdtkv-client", daemon=True)
+                self._thread.start()
+            self._users += 1
+            return self._loop
+
+    def release(self) -> None:
+        """One user fewer; the last one stops the thread."""
+        with self._lock:
+            self._users -= 1
+            if self._users or self._loop is None:
+                return
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        loop.call_soon_threadsafe(loop.stop)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(5.0)
+
+    @staticmethod
+    def _main(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            with contextlib.suppress(Exception):
+                loop.run_until_complete(asyncio.sleep(0))
+                loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    def stop_at_exit(self) -> None:
+        """A loop that still runs when the interpreter ends would meet torn-down modules."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+            self._users = 0
+        if loop is not None and thread is not None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(loop.stop)
+            thread.join(1.0)
+
+    def forget(self) -> None:
+        """In the child of a fork: the thread is not there, and the lock may be held by one that is not."""
+        self.generation += 1
+        self._lock = threading.Lock()
+        self._users = 0
+        self._loop = self._thread = None
+
+
+runtime = _Runtime()
+os.register_at_fork(after_in_child=runtime.forget)
+atexit.register(runtime.stop_at_exit)
+
+
+def run(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in the background loop and wait for it; an interrupt here cancels it there."""
+    if not loop.is_running():
+        coroutine.close()
+        raise StoreClosedError("the client is closed")
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    try:
+        return future.result()
+    except CancelledError:
+        raise StoreClosedError("the client was closed while the call was under way") from None
+    except BaseException:
+        future.cancel()
+        raise

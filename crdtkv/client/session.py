@@ -1,0 +1,486 @@
+"""One client's connection: a multiplexed stream to the first endpoint that answers. Lives in one event loop.
+
+Theory of operation. Calls gather in a queue; a writer takes all that have gathered into one message, so the requests of one
+turn of the event loop travel together, and while a message is on its way the next one fills: batches clock themselves, from
+one request at rest to thousands under load, without a delay that anyone chose. A message may follow the last when something
+was answered since, or after `PACE_S` (over a long round trip nothing is answered for a while); never while gRPC still holds
+the last write, whose completion is the only back-pressure it gives. What is in flight and what waits are both bounded.
+
+Deadlines cost one timer for all calls, set to the nearest of them.
+
+When the connection is lost, calls that were never sent, and reads, go on the next one. A write that was sent may have been
+applied; the region it was sent to knows its request id, so it is sent again there, and nowhere else: if the connection
+comes up elsewhere, it fails with `maybe_applied`. Endpoints are tried in the caller's order, after the one just lost; when
+`CONNECT_ROUNDS` rounds in a row found nobody, everything that waits fails, and the next call starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+import msgspec
+
+from crdtkv.client.wire import Call
+from crdtkv.errors import (
+    CorruptionError,
+    CrdtkvError,
+    DeadlineExceededError,
+    OverloadedError,
+    RegionUnavailableError,
+    StoreClosedError,
+    error_from_parts,
+)
+from crdtkv.pb.v1 import kv_pb2, kv_pb2_grpc
+from crdtkv.transport import channel_options
+from crdtkv.transport.errors import from_rpc_error
+
+MESSAGE_ROWS_MAX: Final = 4096
+MESSAGE_TARGET_BYTES: Final = 1 << 20
+"""A message is closed when it holds this much; a single larger request still travels, alone."""
+IN_FLIGHT_MAX: Final = 8192
+"""Requests sent and not answered; a node reads on below 16,384."""
+IN_FLIGHT_BYTES_MAX: Final = 16 << 20
+PENDING_MAX: Final = 65_536
+"""Requests waiting to be sent; one more is refused. A pipeline is admitted whole."""
+PACE_S: Final = 0.001
+CONNECT_TIMEOUT_S: Final = 2.0
+CONNECT_ROUNDS: Final = 3
+BACKOFF_S: Final = 0.05
+BACKOFF_MAX_S: Final = 1.0
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[tuple[int, int, Any]]).decode
+
+
+class Connection:
+    """An open channel with its stream."""
+
+    __slots__ = ("address", "channel", "index", "stream", "stub")
+
+    def __init__(self, index: int, address: str, channel: grpc.aio.Channel) -> None:
+        self.index = index
+        self.address = address
+        self.channel = channel
+        self.stub = kv_pb2_grpc.KeyValueStub(channel)
+        self.stream: Any = self.stub.Session(wait_for_ready=False)  # a grpc.aio.StreamStreamCall; its stubs differ between versions
+
+
+class Session:
+    """The calls of one client and the stream they share. Only for the event loop it was made in.
+
+    Attributes:
+        messages: sent so far.
+        pending: calls that wait to be sent.
+    """
+
+    def __init__(
+        self, endpoints: Sequence[str], *, credentials: grpc.ChannelCredentials | None = None, pending_max: int = PENDING_MAX
+    ) -> None:
+        self.endpoints = tuple(endpoints)
+        self.pending: deque[Call] = deque()
+        self.messages = 0
+        self.pending_max = pending_max
+        self.closed = False
+        self._credentials = credentials
+        self._loop = asyncio.get_running_loop()
+        self._in_flight: dict[int, Call] = {}
+        self._in_flight_bytes = 0
+        self._next_id = 1
+        self._connection: Connection | None = None
+        self._first = 0  # the endpoint to try first
+        self._answered = True  # something was answered, or the pace has passed, since the last message
+        self._heard_at = 0.0
+        self._wake: asyncio.Future[None] | None = None  # the writer waits for it
+        self._refusals = 0  # streams in a row that ended before anything was heard
+        self._refusal: CrdtkvError | None = None  # and why, as far as they said
+        self._wanted = asyncio.Event()  # somebody needs a connection
+        self._connecting: list[asyncio.Future[Connection]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._pace: asyncio.TimerHandle | None = None
+        self._task = self._loop.create_task(self._run(), name="crdtkv-client")
+
+    # -- calls ----------------------------------------------------------------------------------------------------------
+
+    def check_room(self) -> None:
+        """Raise `OverloadedError` if no more calls can wait."""
+        if len(self.pending) >= self.pending_max:
+            raise OverloadedError(
+                f"{self.pending_max:,} requests wait to be sent to {self._where()}: slow down, or use a pipeline",
+                limit=self.pending_max,
+                retry_after_ms=10,
+            )
+
+    def submit(self, call: Call, timeout: float) -> None:
+        """Queue a call whose sink is set; the outcome goes there."""
+        if self.closed:
+            call.sink.set_exception(closed_error())
+            return
+        call.deadline = deadline = self._loop.time() + timeout
+        self.pending.append(call)
+        if deadline < self._timer_at:
+            self._set_timer(deadline)
+        wake = self._wake
+        if wake is not None:
+            if not wake.done():
+                wake.set_result(None)
+        elif self._connection is None:
+            self._wanted.set()
+
+    async def connected(self) -> Connection:
+        """The current connection, made if there is none.
+
+        Raises:
+            RegionUnavailableError: no endpoint answered.
+        """
+        if self.closed:
+            raise closed_error()
+        if self._connection is not None:
+            return self._connection
+        waiter: asyncio.Future[Connection] = self._loop.create_future()
+        self._connecting.append(waiter)
+        self._wanted.set()
+        return await waiter
+
+    async def close(self) -> None:
+        """Fail what waits, end the stream; idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        for timer in (self._timer, self._pace):
+            if timer is not None:
+                timer.cancel()
+        for call in [*self._in_flight.values(), *self.pending]:
+            _fail(call, closed_error(maybe_applied=_may_have(call)))
+        self._in_flight.clear()
+        self.pending.clear()
+        self._refuse_waiters(closed_error())
+
+    # -- the connection -------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while not self.closed:  # asked here too: a cancellation that meets the end of the writer is swallowed with it
+            await self._wanted.wait()
+            self._wanted.clear()
+            if not (self.pending or self._connecting):
+                continue
+            try:
+                connection = await self._connect()
+            except CrdtkvError as e:
+                self._fail_pending(e)
+                continue
+            self._adopt(connection)
+            why: CrdtkvError | None = None
+            try:
+                why = await self._serve(connection)
+            finally:
+                self._connection = None
+                self._wake = None
+                self._requeue(connection)
+                with contextlib.suppress(Exception):
+                    connection.stream.cancel()
+                    await connection.channel.close()
+            if not self.closed:
+                await self._consider(why)
+            if self.pending or self._connecting:
+                self._wanted.set()
+
+    async def _consider(self, why: CrdtkvError | None) -> None:
+        """After a loss: an endpoint that takes the connection and then refuses the stream is a failure like any other."""
+        if self._heard_at:
+            self._refusals, self._refusal = 0, None
+            return
+        self._refusals += 1
+        if self._refusals > 1:  # the first time it is asked again: it may hold a write of ours
+            self._first = (self._first + 1) % len(self.endpoints)
+        if why is not None and not isinstance(why, RegionUnavailableError):
+            self._refusal = why  # says more than a broken stream does: a refusal that crosses a write of ours shows as one
+        error = self._refusal or why or RegionUnavailableError("the stream was closed before anything was answered")
+        if not error.retryable or self._refusals >= CONNECT_ROUNDS * len(self.endpoints):
+            self._refusals, self._refusal = 0, None
+            self._fail_pending(error)
+        else:
+            await asyncio.sleep(min(BACKOFF_MAX_S, BACKOFF_S * 2**self._refusals) * random.uniform(0.5, 1.0))
+
+    async def _connect(self) -> Connection:
+        """The first endpoint that answers, beginning with `_first`."""
+        order = [self._first, *(i for i in range(len(self.endpoints)) if i != self._first)]
+        reasons: dict[str, str] = {}
+        for attempt in range(CONNECT_ROUNDS):
+            if attempt:
+                await asyncio.sleep(min(BACKOFF_MAX_S, BACKOFF_S * 2**attempt) * random.uniform(0.5, 1.0))
+            for index in order:
+                address = self.endpoints[index]
+                options = channel_options()
+                if self._credentials is None:
+                    channel = grpc.aio.insecure_channel(address, options=options)
+                else:
+                    channel = grpc.aio.secure_channel(address, self._credentials, options=options)
+                try:
+                    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                        await _ready(channel)
+                    return Connection(index, address, channel)
+                except grpc.RpcError as e:
+                    reasons[address] = from_rpc_error(e).message
+                except TimeoutError:
+                    reasons[address] = f"no answer within {CONNECT_TIMEOUT_S:g} s"
+                except BaseException:
+                    await channel.close()
+                    raise
+                await channel.close()
+        why = "; ".join(f"{address}: {reason}" for address, reason in reasons.items())
+        raise RegionUnavailableError(f"no endpoint answered: {why}", endpoints=list(self.endpoints))
+
+    def _adopt(self, connection: Connection) -> None:
+        self._connection = connection
+        self._first = connection.index
+        self._answered = True
+        self._heard_at = 0.0
+        kept = [call for call in self.pending if call.bound is None or call.bound == connection.index]
+        if len(kept) < len(self.pending):
+            for call in self.pending:
+                if call.bound is not None and call.bound != connection.index:
+                    lost_to = self.endpoints[call.bound]
+                    text = f"{call.op}: the connection to {lost_to} was lost before its answer; it may have been applied there"
+                    _fail(call, RegionUnavailableError(text, maybe_applied=True, endpoint=lost_to))
+            self.pending = deque(kept)
+        for waiter in self._connecting:
+            if not waiter.done():
+                waiter.set_result(connection)
+        self._connecting.clear()
+
+    async def _serve(self, connection: Connection) -> CrdtkvError | None:
+        """Write and read until the stream ends; why it did, if that is known."""
+        writer = self._loop.create_task(self._write(connection), name="crdtkv-client-writer")
+        try:
+            return await self._read(connection)
+        finally:
+            writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await writer
+
+    def _requeue(self, connection: Connection) -> None:
+        """Sort what was in flight: it waits again, writes bound to the endpoint that may have them."""
+        for call in self._in_flight.values():
+            if call.write:
+                call.bound = connection.index
+        self.pending.extendleft(reversed(self._in_flight.values()))
+        self._in_flight.clear()
+        self._in_flight_bytes = 0
+
+    def _fail_pending(self, error: CrdtkvError) -> None:
+        calls, self.pending = self.pending, deque()
+        for call in calls:
+            if not call.sink.done():
+                _fail(call, error_from_parts(error.code, error.message, error.details, error.retryable, _may_have(call)))
+        self._refuse_waiters(error)
+
+    def _refuse_waiters(self, error: CrdtkvError) -> None:
+        for waiter in self._connecting:
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._connecting.clear()
+
+    def _where(self) -> str:
+        return self._connection.address if self._connection is not None else ", ".join(self.endpoints)
+
+    # -- writing --------------------------------------------------------------------------------------------------------
+
+    async def _write(self, connection: Connection) -> None:
+        write: Callable[[Any], Any] = connection.stream.write
+        batch = kv_pb2.RequestBatch
+        try:
+            while True:
+                if not self._may_send():
+                    self._wake = self._loop.create_future()
+                    if self.pending and self._in_flight and not self._answered:
+                        self._set_pace()
+                    await self._wake
+                    self._wake = None
+                    continue
+                rows = self._take()
+                if rows:
+                    self._answered = False
+                    self.messages += 1
+                    await write(batch(rows=_encode(rows)))
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            connection.stream.cancel()  # the reader reports the loss
+
+    def _may_send(self) -> bool:
+        in_flight = self._in_flight
+        if not self.pending:
+            return False
+        if not in_flight:
+            return True
+        return self._answered and len(in_flight) < IN_FLIGHT_MAX and self._in_flight_bytes < IN_FLIGHT_BYTES_MAX
+
+    def _take(self) -> list[tuple[int, str, list[Any], dict[str, Any]]]:
+        """Rows of all that waits, as far as one message and the window hold it; they are in flight from here on."""
+        now = self._loop.time()
+        in_flight = self._in_flight
+        pop = self.pending.popleft
+        id = self._next_id
+        room = min(MESSAGE_ROWS_MAX, IN_FLIGHT_MAX - len(in_flight), len(self.pending))
+        weight = 0
+        rows: list[tuple[int, str, list[Any], dict[str, Any]]] = []
+        for _ in range(room):
+            call = pop()
+            if call.sink.done():  # expired or cancelled while it waited
+                continue
+            if weight and weight + call.weight > MESSAGE_TARGET_BYTES:
+                self.pending.appendleft(call)
+                break
+            weight += call.weight
+            call.sent_at = now
+            left_ms = int((call.deadline - now) * 1000) + 1
+            options = call.options
+            if options is None:
+                call.options = options = {"deadline_ms": left_ms}
+            else:
+                options["deadline_ms"] = left_ms
+            rows.append((id, call.op, call.args, options))
+            in_flight[id] = call
+            id += 1
+        self._next_id = id
+        self._in_flight_bytes += weight
+        return rows
+
+    def _set_pace(self) -> None:
+        if self._pace is None:
+            self._pace = self._loop.call_later(PACE_S, self._pace_passed)
+
+    def _pace_passed(self) -> None:
+        self._pace = None
+        self._answered = True
+        self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    # -- reading --------------------------------------------------------------------------------------------------------
+
+    async def _read(self, connection: Connection) -> CrdtkvError | None:
+        read = connection.stream.read
+        try:
+            while True:
+                message = await read()
+                if message is grpc.aio.EOF:
+                    return None
+                self._receive(message.rows, message.token)
+        except grpc.RpcError as e:
+            return from_rpc_error(e, where=connection.address)
+        except (CorruptionError, asyncio.InvalidStateError) as e:
+            return e if isinstance(e, CorruptionError) else None
+        except asyncio.CancelledError:
+            if self.closed:
+                raise
+            return None  # our own cancel of the stream, to leave a silent endpoint
+
+    def _receive(self, data: bytes, token: str) -> None:
+        try:
+            rows = _decode(data)
+        except msgspec.DecodeError as e:
+            raise CorruptionError(f"replies: {e}") from e
+        pop = self._in_flight.pop
+        for id, status, payload in rows:
+            call = pop(id, None)
+            if call is None:
+                continue
+            self._in_flight_bytes -= call.weight
+            sink = call.sink
+            if sink.done():
+                continue
+            if status:
+                sink.set_exception(_error_of(payload))
+                continue
+            try:
+                result = call.decode(payload, token)
+            except CrdtkvError as e:
+                sink.set_exception(e)
+            except (TypeError, ValueError, IndexError, AttributeError) as e:
+                sink.set_exception(CorruptionError(f"{call.op}: the answer has an unexpected form: {e}"))
+            else:
+                sink.set_result(result)
+        self._heard_at = self._loop.time()
+        self._answered = True
+        if self.pending:
+            self._wake_writer()
+
+    # -- deadlines ------------------------------------------------------------------------------------------------------
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._expire)
+
+    def _expire(self) -> None:
+        """Fail what is past its deadline; set the timer to the nearest that remains. O(calls under way), once per deadline."""
+        now = self._loop.time()
+        nearest = float("inf")
+        silent = False
+        self._timer = None
+        self._timer_at = nearest
+        for id, call in [*self._in_flight.items(), *((0, call) for call in self.pending)]:
+            if call.sink.done():
+                continue
+            if call.deadline <= now:
+                silent = silent or self._heard_at < call.sent_at
+                if self._in_flight.pop(id, None) is not None:  # its place is free; an answer that still comes is ignored
+                    self._in_flight_bytes -= call.weight
+                text = f"{call.op}: no answer from {self._where()} within the deadline"
+                may_have = _may_have(call)
+                _fail(call, DeadlineExceededError(text + ("; it may have been applied" if may_have else ""), maybe_applied=may_have))
+            elif call.deadline < nearest:
+                nearest = call.deadline
+        if nearest < float("inf"):
+            self._set_timer(nearest)
+        if self.pending:
+            self._wake_writer()
+        if silent and len(self.endpoints) > 1 and self._connection is not None:
+            # Nothing at all was heard since that call was sent: leave this endpoint for the next one.
+            self._first = (self._connection.index + 1) % len(self.endpoints)
+            self._connection.stream.cancel()
+
+
+async def _ready(channel: grpc.aio.Channel) -> None:
+    """Wait until the channel is connected; a refusal is raised at once, as the error gRPC gives a call."""
+    state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+            call: Any = kv_pb2_grpc.KeyValueStub(channel).Session(wait_for_ready=False)
+            await call.wait_for_connection()
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+
+
+def _error_of(payload: Any) -> CrdtkvError:
+    try:
+        return error_from_parts(*payload)
+    except TypeError as e:
+        return CorruptionError(f"an error of an unexpected form was answered: {e}")
+
+
+def closed_error(*, maybe_applied: bool | None = None) -> StoreClosedError:
+    """The error of a client that was closed."""
+    return StoreClosedError("the client is closed", maybe_applied=maybe_applied)
+
+
+def _may_have(call: Call) -> bool:
+    return call.write and call.sent_at > 0
+
+
+def _fail(call: Call, error: CrdtkvError) -> None:
+    if not call.sink.done():
+        call.sink.set_exception(error)

@@ -1,0 +1,267 @@
+"""Streaming reads: pages of rows from a server stream, on the connection that the session has chosen.
+
+A stream belongs to one node: a scan is a consistent snapshot there, a watch follows that replica's log. So one that breaks
+before its first page is opened anew, elsewhere if need be; one that breaks later is an error, and that of a watch carries
+the token from which to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any, Final, Literal
+
+import grpc
+import grpc.aio
+import msgspec
+
+from crdtkv.client.session import Session, closed_error
+from crdtkv.client.wire import ScanRows, Stream
+from crdtkv.core.codec import decode_value
+from crdtkv.errors import CorruptionError, CrdtkvError, DeadlineExceededError, RegionUnavailableError
+from crdtkv.pb.v1 import kv_pb2
+from crdtkv.results import Change
+from crdtkv.transport.errors import from_rpc_error
+
+OPEN_ATTEMPTS: Final = 3
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Any]).decode
+
+
+class PageStream:
+    """One server stream; `next_page` until it gives None.
+
+    Args:
+        request: op and args.
+        timeout: seconds to wait for a page (of a watch: for the stream to open).
+    """
+
+    def __init__(self, session: Session, method: Literal["Scan", "Watch"], request: Stream, timeout: float) -> None:
+        self._session = session
+        self._method = method
+        self._request = request
+        self._timeout = timeout
+        self._call: Any = None  # a grpc.aio.UnaryStreamCall; its stubs differ between versions
+        self._reading: asyncio.Future[Any] | None = None  # kept over a timeout: cancelling a read would cancel the stream
+        self._address = ""
+        self._closed = False
+
+    async def open(self) -> None:
+        """Open the stream and wait until the node has begun it: from then on a watch misses nothing."""
+        op, args = self._request
+        request = kv_pb2.StreamRequest(op=op, args=_encode(args))
+        for attempt in range(OPEN_ATTEMPTS):
+            connection = await self._session.connected()
+            self._address = connection.address
+            self._call = getattr(connection.stub, self._method)(request)
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._call.initial_metadata()
+                    if self._call.done():  # refused: a failed call has empty initial metadata
+                        await self._check()
+                return
+            except TimeoutError:
+                self.close()
+                raise DeadlineExceededError(f"{op}: {self._address} did not begin within {self._timeout:g} s") from None
+            except grpc.RpcError as e:
+                error = from_rpc_error(e, where=self._address)
+            except asyncio.CancelledError:
+                if not self._lost():
+                    self.close()
+                    raise
+                error = RegionUnavailableError(f"{self._address}: the connection was lost")
+            except RegionUnavailableError as e:
+                error = e
+            if not isinstance(error, RegionUnavailableError) or attempt == OPEN_ATTEMPTS - 1:
+                raise error
+            await asyncio.sleep(0.05 * 2**attempt)
+
+    async def next_page(self, timeout: float | None) -> list[Any] | None:
+        """The rows of the next page (empty: the node is alive), or None at the end.
+
+        Raises:
+            TimeoutError: no page within `timeout`; the stream is as it was.
+        """
+        if self._closed:
+            return None
+        if self._call is None:
+            await self.open()
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._call.read())
+        reading = self._reading
+        done, _ = await asyncio.wait((reading,), timeout=timeout)
+        if not done:
+            raise TimeoutError
+        self._reading = None
+        try:
+            page = reading.result()
+            if page is grpc.aio.EOF:
+                await self._check()
+                return None
+        except grpc.RpcError as e:
+            raise from_rpc_error(e, where=self._address) from e
+        except asyncio.CancelledError:
+            if self._closed:
+                return None
+            if self._session.closed:
+                raise closed_error() from None
+            raise RegionUnavailableError(f"{self._address}: the connection was lost") from None
+        try:
+            return _decode(page.rows) if page.rows else []
+        except msgspec.DecodeError as e:
+            raise CorruptionError(f"{self._request[0]}: a page is not a list: {e}") from e
+
+    async def _check(self) -> None:
+        """Raise what a stream that has ended ended with."""
+        if await self._call.code() is not grpc.StatusCode.OK:
+            trailers = await self._call.trailing_metadata()
+            raise from_rpc_error(
+                grpc.aio.AioRpcError(
+                    await self._call.code(), await self._call.initial_metadata(), trailers, details=await self._call.details()
+                ),
+                where=self._address,
+            )
+
+    def _lost(self) -> bool:
+        """Whether a cancellation is the channel's, which was closed under the call, and not our caller's."""
+        task = asyncio.current_task()
+        return not self._closed and not self._session.closed and (task is None or not task.cancelling())
+
+    def close(self) -> None:
+        """Cancel the stream; idempotent. Only in the session's loop."""
+        self._closed = True
+        if self._call is not None:
+            self._call.cancel()
+
+
+class RowReader:
+    """Rows of a finite stream, decoded one by one; a page must come within the client's timeout."""
+
+    def __init__(self, session: Session, request: Stream, timeout: float) -> None:
+        self._pages = PageStream(session, "Scan", request, timeout)
+        self._timeout = timeout
+        self._op = request[0]
+        self._scan = ScanRows()
+
+    async def next_items(self) -> list[Any] | None:
+        """What the next page holds, or None at the end."""
+        try:
+            rows = await self._pages.next_page(self._timeout)
+        except TimeoutError:
+            self.close()
+            raise DeadlineExceededError(f"{self._op}: no page within {self._timeout:g} s") from None
+        if rows is None:
+            return None
+        try:
+            return self._items(rows)
+        except (TypeError, ValueError) as e:
+            raise CorruptionError(f"{self._op}: a row has an unexpected form: {e}") from e
+
+    def _items(self, rows: list[Any]) -> list[Any]:
+        if self._op == "scan":
+            return [pair for row in rows if (pair := self._scan.feed(row)) is not None]
+        if self._op == "smembers":
+            return [decode_value(row) for row in rows]
+        if self._op == "hitems":
+            return [(field, decode_value(value)) for field, value in rows]
+        return rows
+
+    def close(self) -> None:
+        self._pages.close()
+
+
+class ChangeReader:
+    """Changes of a watch, until nothing changed for `idle` seconds (None: for ever)."""
+
+    def __init__(self, session: Session, request: Stream, idle: float | None, timeout: float) -> None:
+        self._pages = PageStream(session, "Watch", request, timeout)
+        self._idle = idle
+        self._token: str | None = request[1][1]
+
+    async def open(self) -> None:
+        """Wait until the node follows its log for this watch."""
+        await self._pages.open()
+
+    async def next_items(self) -> list[Any] | None:
+        """The next changes, at least one; None when idle for too long or closed."""
+        loop = asyncio.get_running_loop()
+        until = None if self._idle is None else loop.time() + self._idle
+        while True:
+            try:
+                rows = await self._pages.next_page(None if until is None else max(0.0, until - loop.time()))
+            except TimeoutError:
+                self.close()
+                return None
+            except RegionUnavailableError as e:
+                e.details["token"] = self._token
+                raise
+            if rows is None:
+                return None
+            if rows:
+                try:
+                    changes = [Change.from_row(row) for row in rows]
+                except (TypeError, ValueError) as e:
+                    raise CorruptionError(f"watch: a row has an unexpected form: {e}") from e
+                self._token = changes[-1].token
+                return changes
+
+    def close(self) -> None:
+        self._pages.close()
+
+
+class AsyncItems(AsyncIterator[Any]):
+    """The items of a reader, one by one; awaiting it waits until the stream has begun; `aclose` ends it."""
+
+    def __init__(self, reader: RowReader | ChangeReader, opening: asyncio.Task[None] | None = None) -> None:
+        self._reader = reader
+        self._opening = opening
+        self._items: deque[Any] = deque()
+        self._ended = False
+
+    async def _opened(self) -> AsyncItems:
+        if self._opening is not None:
+            opening, self._opening = self._opening, None
+            await opening
+        return self
+
+    def __await__(self) -> Any:
+        return self._opened().__await__()
+
+    def __aiter__(self) -> AsyncItems:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._items:
+            return self._items.popleft()
+        if self._opening is not None:
+            await self._opened()
+        while not self._items and not self._ended:
+            try:
+                items = await self._reader.next_items()
+            except CrdtkvError:
+                self._ended = True
+                raise
+            if items is None:
+                self._ended = True
+            else:
+                self._items.extend(items)
+        if not self._items:
+            raise StopAsyncIteration
+        return self._items.popleft()
+
+    async def aclose(self) -> None:
+        """End the stream; idempotent."""
+        self._ended = True
+        self._items.clear()
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
+        self._reader.close()
+
+    async def __aenter__(self) -> AsyncItems:
+        return await self._opened()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()

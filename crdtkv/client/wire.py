@@ -1,0 +1,458 @@
+"""Requests as values: what each operation sends, and how its answer is read. Pure; both clients share it.
+
+A `Call` is one request on its way: the row it becomes, where its result goes, until when it is worth an answer. Keys and
+values are checked and encoded here, by the functions that the embedded store uses, so a bad one is refused before
+anything is sent. Every write carries a request id of its own, by which a region applies it at most once: so a write may
+be sent again to the region that may have it, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
+
+from crdtkv.core.causality import Dot, VersionVector
+from crdtkv.core.codec import decode_value, encode_key, encode_prefix, encode_value
+from crdtkv.errors import InvalidValueError, KeyNotFoundError, ValueTooLargeError
+from crdtkv.results import Commit, Conflict, Explanation, MergeResult, Sibling, Status
+from crdtkv.transport import MESSAGE_BYTES_MAX
+
+CALL_BYTES_MAX: Final = MESSAGE_BYTES_MAX - (64 << 10)
+"""What one request may hold: it travels whole in one message."""
+INCREMENT_MAX: Final = 2**63 - 1
+DURABILITIES: Final = ("memory", "async", "sync")
+
+Decoder = Callable[[Any, str], Any]
+"""From the payload and the token of an ok reply to the result; what it raises is the result too."""
+
+
+class Sink(Protocol):
+    """Where the outcome of a call goes: an `asyncio.Future`, a waiting thread, a pipeline's result."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+
+
+class Call:
+    """One request. `sink`, `deadline` and what follows belong to the session that sends it.
+
+    Attributes:
+        options: of the row; None for a read that has none yet.
+        weight: bytes of the row, roughly.
+        write: it may change something, so it is sent again only to the region that may have it.
+        sent_at: loop time at which it was last sent; 0: never.
+        bound: index of the endpoint that may have applied it; None: free to go anywhere.
+    """
+
+    __slots__ = ("args", "bound", "deadline", "decode", "op", "options", "sent_at", "sink", "weight", "write")
+    sink: Sink
+    deadline: float
+
+    def __init__(self, op: str, args: list[Any], decode: Decoder, weight: int = 0) -> None:
+        self.op = op
+        self.args = args
+        self.decode = decode
+        self.weight = weight
+        self.options: dict[str, Any] | None = None
+        self.write = False
+        self.sent_at = 0.0
+        self.bound: int | None = None
+
+
+class _RequestIds:
+    """8 bytes of Unix ms, big-endian, then 8 random bytes; random bytes are fetched by the block, never shared by a fork."""
+
+    __slots__ = ("_block", "_next")
+    BLOCK: Final = 4096
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self._block = b""
+        self._next = self.BLOCK
+
+    def new(self) -> bytes:
+        start = self._next
+        self._next = start + 8
+        random = self._block[start : start + 8]
+        while len(random) < 8:  # used up; or two threads raced for its end
+            self._block, self._next = os.urandom(self.BLOCK), 8
+            random = self._block[:8]
+        return int(time.time() * 1000).to_bytes(8, "big") + random
+
+
+_request_ids = _RequestIds()
+os.register_at_fork(after_in_child=_request_ids.forget)
+new_request_id = _request_ids.new
+
+
+def _write(op: str, args: list[Any], decode: Decoder, weight: int = 0, durability: str | None = None) -> Call:
+    if weight > CALL_BYTES_MAX:
+        raise ValueTooLargeError(
+            f"{op}: the request holds {weight:,} bytes; one message carries at most {CALL_BYTES_MAX:,}: send it in parts",
+            limit=CALL_BYTES_MAX,
+            size=weight,
+        )
+    call = Call(op, args, decode, weight)
+    call.write = True
+    call.options = {"rid": new_request_id()}
+    if durability is not None:
+        set_durability(call, durability)
+    return call
+
+
+def set_durability(call: Call, level: str) -> None:
+    """Ask for another durability than the node's for one write."""
+    assert call.options is not None
+    call.options["durability"] = _durability(level)
+
+
+# -- checks -------------------------------------------------------------------------------------------------------------
+
+
+def check_key(key: str) -> str:
+    """Return `key` if it is one, else raise `InvalidKeyError`."""
+    encode_key(key)
+    return key
+
+
+def check_timeout(seconds: object) -> float:
+    """Return a positive number of seconds, else raise `InvalidValueError`."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+        raise InvalidValueError(f"timeout: must be a positive number of seconds, got {seconds!r}")
+    return float(seconds)
+
+
+def missing_key(key: str) -> KeyNotFoundError:
+    """The error of reading or deleting `client[key]`."""
+    return KeyNotFoundError(f"key {key!r} does not exist", key=key)
+
+
+def missing_field(field: str) -> KeyNotFoundError:
+    """The error of reading or deleting `map[field]`."""
+    return KeyNotFoundError(f"field {field!r} does not exist", field=field)
+
+
+_key = check_key
+
+
+def _prefix(prefix: str) -> str:
+    encode_prefix(prefix)
+    return prefix
+
+
+def _field(field: object) -> str:
+    if not isinstance(field, str):
+        raise InvalidValueError(f"field: must be a str, got a {type(field).__name__}")
+    encode_value(field)
+    return field
+
+
+def _seconds(seconds: object, what: str) -> float | None:
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        raise InvalidValueError(f"{what}: must be a finite number of seconds or None, got {seconds!r}")
+    return seconds
+
+
+def _whole(n: object) -> int:
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise InvalidValueError(f"a counter takes whole numbers only, got a {type(n).__name__}")
+    if not -INCREMENT_MAX <= n <= INCREMENT_MAX:
+        raise InvalidValueError("a counter's step must be within -(2^63-1) .. 2^63-1", limit=INCREMENT_MAX)
+    return int(n)
+
+
+def negated(n: object) -> int:
+    """`-n` of a whole number, for decrements."""
+    return -_whole(n)
+
+
+def _durability(level: object) -> str:
+    if level not in DURABILITIES:
+        raise InvalidValueError(f"durability: must be one of {', '.join(DURABILITIES)}, got {level!r}")
+    return str(level)
+
+
+def _limit(limit: object) -> int | None:
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+        raise InvalidValueError(f"limit: must be a whole number from 0 on, or None, got {limit!r}")
+    return limit
+
+
+# -- reading answers ----------------------------------------------------------------------------------------------------
+
+
+def _as_is(payload: Any, token: str) -> Any:
+    return payload
+
+
+def _commit(payload: Any, token: str) -> Commit | None:
+    return None if payload is None else Commit(payload[0], payload[1], payload[2], token)
+
+
+def _value_or_none(payload: Any, token: str) -> Any:
+    return None if payload is None else decode_value(payload)
+
+
+def _value_or(default: Any) -> Decoder:
+    if default is None:
+        return _value_or_none
+    return lambda payload, token: default if payload is None else decode_value(payload)
+
+
+def _value_at(missing: Callable[[str], KeyNotFoundError], name: str) -> Decoder:
+    def decode(payload: Any, token: str) -> Any:
+        if payload is None:
+            raise missing(name)
+        return decode_value(payload)
+
+    return decode
+
+
+def _siblings(payload: Any, token: str) -> list[Sibling]:
+    return [Sibling(decode_value(value), Dot(origin, seq), hlc, origin) for value, origin, seq, hlc in payload]
+
+
+def _explanation(payload: Any, token: str) -> Explanation:
+    return Explanation.from_wire(payload)
+
+
+def _conflicts(payload: Any, token: str) -> list[Conflict]:
+    return [Conflict.from_wire(wire) for wire in payload]
+
+
+def _vv(payload: Any, token: str) -> VersionVector:
+    return VersionVector.from_bytes(payload)
+
+
+def _status(payload: Any, token: str) -> Status:
+    return Status.from_wire(payload)
+
+
+def _merged(payload: Any, token: str) -> MergeResult:
+    applied, duplicates, conflicts, keys = payload
+    return MergeResult(applied, duplicates, conflicts, tuple(keys))
+
+
+# -- operations ---------------------------------------------------------------------------------------------------------
+
+
+def put(key: str, value: Any, ttl: float | None = None, durability: str | None = None) -> Call:
+    encode_key(key)
+    data = encode_value(value)
+    if ttl is not None:
+        ttl = _seconds(ttl, "ttl")
+    return _write("put", [key, data, ttl], _commit, 64 + len(key) + len(data), durability)
+
+
+def get(key: str, default: Any = None) -> Call:
+    encode_key(key)
+    return Call("get", [key], _value_or(default), 64)
+
+
+def get_item(key: str) -> Call:
+    return Call("get", [_key(key)], _value_at(missing_key, key), 64)
+
+
+def delete(key: str) -> Call:
+    return _write("delete", [_key(key)], _commit)
+
+
+def exists(key: str) -> Call:
+    return Call("exists", [_key(key)], _as_is)
+
+
+def types(key: str) -> Call:
+    return Call("type", [_key(key)], _as_is)
+
+
+def ttl(key: str) -> Call:
+    return Call("ttl", [_key(key)], _as_is)
+
+
+def expire(key: str, seconds: float | None) -> Call:
+    return _write("expire", [_key(key), _seconds(seconds, "seconds")], _commit)
+
+
+def count(prefix: str) -> Call:
+    return Call("count", [_prefix(prefix)], _as_is)
+
+
+def delete_prefix(prefix: str) -> Call:
+    return _write("delete_prefix", [_prefix(prefix)], _commit)
+
+
+def _elements(elements: Iterable[Any]) -> tuple[list[bytes], int]:
+    encoded = [encode_value(element) for element in elements]
+    return encoded, 64 + sum(map(len, encoded)) + 5 * len(encoded)
+
+
+def set_add(key: str, elements: Iterable[Any], ttl: float | None = None) -> Call:
+    encoded, weight = _elements(elements)
+    return _write("sadd", [_key(key), encoded, _seconds(ttl, "ttl")], _commit, weight)
+
+
+def set_discard(key: str, elements: Iterable[Any]) -> Call:
+    encoded, weight = _elements(elements)
+    return _write("sdiscard", [_key(key), encoded], _commit, weight)
+
+
+def set_remove(key: str, element: Any) -> Call:
+    data = encode_value(element)
+    return _write("sremove", [_key(key), data], _commit, 64 + len(data))
+
+
+def set_contains(key: str, element: Any) -> Call:
+    data = encode_value(element)
+    return Call("scontains", [_key(key), data], _as_is, 64 + len(data))
+
+
+def set_length(key: str) -> Call:
+    return Call("slen", [_key(key)], _as_is)
+
+
+def set_clear(key: str) -> Call:
+    return _write("sclear", [_key(key)], _commit)
+
+
+def increment(key: str, n: int) -> Call:
+    return _write("cincr", [_key(key), _whole(n)], _commit)
+
+
+def counter_value(key: str) -> Call:
+    return Call("cget", [_key(key)], _as_is)
+
+
+def counter_reset(key: str) -> Call:
+    return _write("creset", [_key(key)], _commit)
+
+
+def map_put(key: str, field: str, value: Any, ttl: float | None = None) -> Call:
+    data = encode_value(value)
+    return _write("hput", [_key(key), _field(field), data, _seconds(ttl, "ttl")], _commit, 64 + len(data))
+
+
+def map_get(key: str, field: str, default: Any = None) -> Call:
+    return Call("hget", [_key(key), _field(field)], _value_or(default))
+
+
+def map_get_item(key: str, field: str) -> Call:
+    return Call("hget", [_key(key), _field(field)], _value_at(missing_field, field))
+
+
+def map_delete(key: str, field: str) -> Call:
+    return _write("hdel", [_key(key), _field(field)], _commit)
+
+
+def map_contains(key: str, field: str) -> Call:
+    return Call("hcontains", [_key(key), _field(field)], _as_is)
+
+
+def map_length(key: str) -> Call:
+    return Call("hlen", [_key(key)], _as_is)
+
+
+def map_clear(key: str) -> Call:
+    return _write("hclear", [_key(key)], _commit)
+
+
+def batch(writes: list[Call], durability: str | None = None) -> Call:
+    rows = [[write.op, *write.args] for write in writes]
+    return _write("batch", [rows], _commit, sum(write.weight or 64 for write in writes), durability)
+
+
+def siblings(key: str) -> Call:
+    return Call("siblings", [_key(key)], _siblings)
+
+
+def explain(key: str) -> Call:
+    return Call("explain", [_key(key)], _explanation)
+
+
+def conflicts(prefix: str, since: Any, limit: int | None) -> Call:
+    return Call("conflicts", [_prefix(prefix), since, _limit(limit)], _conflicts)
+
+
+def vv() -> Call:
+    return Call("vv", [], _vv)
+
+
+def digest() -> Call:
+    return Call("digest", [], _as_is)
+
+
+def status() -> Call:
+    return Call("status", [], _status)
+
+
+def merge(delta: bytes) -> Call:
+    if not isinstance(delta, bytes | bytearray | memoryview):
+        raise InvalidValueError(f"merge takes the bytes of delta_since, got a {type(delta).__name__}")
+    return _write("merge", [bytes(delta)], _merged, 64 + len(delta))
+
+
+# -- streaming reads: (op, args) ----------------------------------------------------------------------------------------
+
+Stream = tuple[str, list[Any]]
+
+
+def scan(prefix: str, start: str | None, end: str | None, limit: int | None, reverse: bool, types: Iterable[str] | None) -> Stream:
+    for bound in (start, end):
+        if bound is not None:
+            _prefix(bound)
+    names = None if types is None else [types] if isinstance(types, str) else list(types)
+    for name in names or ():
+        if name not in ("register", "set", "counter", "map"):
+            raise InvalidValueError(f"types: {name!r} is none of register, set, counter, map")
+    return "scan", [_prefix(prefix), start, end, _limit(limit), bool(reverse), names]
+
+
+def members(key: str) -> Stream:
+    return "smembers", [_key(key)]
+
+
+def items(key: str) -> Stream:
+    return "hitems", [_key(key)]
+
+
+def delta_since(vv: VersionVector | None) -> Stream:
+    if vv is not None and not isinstance(vv, VersionVector):
+        raise InvalidValueError(f"delta_since takes a VersionVector or None, got a {type(vv).__name__}")
+    return "delta_since", [None if vv is None else vv.to_bytes()]
+
+
+def watch(prefix: str, since: str | None) -> Stream:
+    if since is not None and not isinstance(since, str):
+        raise InvalidValueError(f"since: must be a token (str) or None, got a {type(since).__name__}")
+    return "watch", [_prefix(prefix), since]
+
+
+class ScanRows:
+    """Assembles the rows of a scan: a large collection comes in several, all but the last marked `more`."""
+
+    __slots__ = ("_part",)
+
+    def __init__(self) -> None:
+        self._part: list[Any] = []
+
+    def feed(self, row: list[Any]) -> tuple[str, Any] | None:
+        """The pair that this row completes, if it does."""
+        key, kind, payload, more = row
+        if kind == "register":
+            return key, decode_value(payload)
+        if kind == "counter":
+            return key, payload
+        self._part += payload
+        if more:
+            return None
+        part, self._part = self._part, []
+        if kind == "set":
+            return key, [decode_value(element) for element in part]
+        return key, {field: decode_value(value) for field, value in part}

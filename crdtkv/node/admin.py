@@ -1,0 +1,120 @@
+"""The Admin service: what operators and tools ask a node. Read-only, and answered while the node is not ready as far as it can.
+
+What is not known of a peer is absent in the answer, never 0: a lag of a peer that is cut off is unknown, not small.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from crdtkv.core.causality import Origin, VersionVector
+from crdtkv.errors import RegionUnavailableError
+from crdtkv.node.kv import Context, KeyValueService, unary
+from crdtkv.node.peers import Peers
+from crdtkv.node.worker import StorageWorker
+from crdtkv.pb.v1 import admin_pb2, admin_pb2_grpc
+from crdtkv.replication import PeerStatistics
+from crdtkv.results import PeerLag, Status
+
+if TYPE_CHECKING:
+    from crdtkv.store.store import Store
+
+_PEER_FIELDS = tuple(field.name for field in dataclasses.fields(PeerLag))
+_STATUS_FIELDS = tuple(
+    field.name for field in dataclasses.fields(Status) if field.name not in ("path", "vv", "durable_vv", "digest", "peers", "warnings")
+)
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """`crdtkv.v1.Admin` of one node."""
+
+    def __init__(self, kv: KeyValueService, peers: Peers) -> None:
+        self._kv = kv
+        self._peers = peers
+        self._store: Store | None = None
+        self._worker: StorageWorker | None = None
+        self._began = time.monotonic()
+        self.listen = ""
+
+    def open(self, store: Store, worker: StorageWorker) -> None:
+        """The store is open."""
+        self._store = store
+        self._worker = worker
+        worker.status = self.status
+
+    def _serving(self) -> tuple[Store, StorageWorker]:
+        if self._store is None or self._worker is None:
+            raise RegionUnavailableError("the node is still opening its store; try again")
+        return self._store, self._worker
+
+    def status(self) -> Status:
+        """What the store says of itself, with what the node adds. Runs in the writer."""
+        store, worker = self._serving()
+        return dataclasses.replace(
+            store.status(),
+            ready=self._kv.ready,
+            pid=os.getpid(),
+            uptime_ms=round((time.monotonic() - self._began) * 1000),
+            listen=self.listen,
+            sessions=self._kv.sessions,
+            requests=worker.answered,
+            peers=tuple(lag for lag, _ in self._peers.lag_now()),
+            warnings=self._peers.alarms,
+        )
+
+    @unary
+    async def Status(self, request: Any, context: Context) -> Any:
+        _, worker = self._serving()
+        status, peers = await worker.run(lambda: (self.status(), self._peers.lag_now()))
+        reply = admin_pb2.StatusReply(
+            vv=_vector(status.vv),
+            durable_vv=_vector(status.durable_vv),
+            digest=status.digest or "",
+            peers=[_peer(lag, row, status.origin) for lag, row in peers],
+            warnings=status.warnings,
+        )
+        for name in _STATUS_FIELDS:
+            setattr(reply, name, getattr(status, name))
+        return reply
+
+    @unary
+    async def Digest(self, request: Any, context: Context) -> Any:
+        store, worker = self._serving()
+
+        def read() -> tuple[VersionVector, str]:
+            # Vector and digest of one state: read the vector around the digest until nothing came between.
+            while True:
+                before = store.vv()
+                digest = store.digest()
+                if store.vv() == before:
+                    return before, digest
+
+        vv, digest = await worker.read(read)
+        return admin_pb2.DigestReply(digest=digest, vv=_vector(vv))
+
+    @unary
+    async def GetVersionVector(self, request: Any, context: Context) -> Any:
+        store, worker = self._serving()
+        applied, durable = await worker.read(lambda: (store.port.vv(), store.port.durable_vv()))
+        return admin_pb2.VersionVectorReply(applied=_vector(applied), durable=_vector(durable))
+
+    @unary
+    async def Lag(self, request: Any, context: Context) -> Any:
+        store, _ = self._serving()
+        return admin_pb2.LagReply(region=store.region, peers=[_peer(lag, row, store.origin) for lag, row in await self._peers.lag()])
+
+
+def _peer(lag: PeerLag, row: PeerStatistics | None, own: Origin) -> Any:
+    known = {name: value for name in _PEER_FIELDS if (value := getattr(lag, name)) is not None}
+    if row is not None and lag.connected:
+        known["acknowledged"] = _vector(row.vv)
+        if row.durable_seq:
+            known["acknowledged_durable"] = _vector(VersionVector({own: row.durable_seq}))
+    return admin_pb2.PeerLag(**known)
+
+
+def _vector(vv: VersionVector) -> Any:
+    return admin_pb2.VersionVector(entries=[admin_pb2.OriginSeq(origin=origin, seq=seq) for origin, seq in vv.items()])

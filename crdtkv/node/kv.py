@@ -1,0 +1,487 @@
+"""The KeyValue service: client sessions, streaming reads, watches, and unary calls for other languages.
+
+A *session* is one bidirectional stream that carries the requests of many callers. The node reads a message, hands all
+of its requests to the storage worker as they are, and answers with what has been executed: all replies that gathered
+while the previous message was being written travel in the next one, so both ends batch at their own pace and the work
+of gRPC is per message. No task, future or timer exists per request. When `session_window_max` requests of a session
+are unanswered the node stops reading it, and HTTP/2 flow control stops the client.
+
+*Streaming reads* pull one page at a time from a consistent snapshot, in a reader thread, and only when the previous
+page has left: a million-element set costs one page of memory. A *watch* is fed by the store through a bounded queue;
+whoever reads too slowly is cut with `OverloadedError` and goes on from the last token it got.
+
+No message approaches the limit of gRPC: pages are encoded under `PAGE_BYTES_MAX` and replies under four times that; a row
+that is larger by itself travels alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+from grpc import aio
+
+from crdtkv.core.codec import decode_value, encode_value
+from crdtkv.errors import (
+    CrdtkvError,
+    InvalidValueError,
+    OverloadedError,
+    RegionUnavailableError,
+    error_from_parts,
+)
+from crdtkv.node.config import Limits
+from crdtkv.node.logging import event
+from crdtkv.node.worker import Row, StorageWorker, as_crdtkv_error
+from crdtkv.pb.v1 import kv_pb2, kv_pb2_grpc
+from crdtkv.transport.errors import status_code, trailing_metadata
+
+Context = aio.ServicerContext[Any, Any]
+S = TypeVar("S")
+R = TypeVar("R")
+
+PAGE_BYTES_MAX: Final = 256 << 10
+WATCH_KEEPALIVE_S: Final = 5.0
+"""An empty page after this much silence, so that a watcher can tell a quiet store from a lost one."""
+WATCH_ROWS_MAX: Final = 256
+"""Changes taken from a watcher's queue at a time."""
+
+SCANS: Final = ("scan", "smembers", "hitems", "delta_since")
+
+_requests = msgspec.msgpack.Decoder(list[tuple[int, str, list[Any], dict[str, Any] | None]])
+_row = msgspec.msgpack.Decoder(tuple[str, list[Any], dict[str, Any] | None])
+_args = msgspec.msgpack.Decoder(list[Any])
+_encoder = msgspec.msgpack.Encoder(enc_hook=str)
+
+
+def encode_rows(rows: Sequence[Any], bytes_max: int = PAGE_BYTES_MAX) -> Iterator[bytes]:
+    """MessagePack lists that together hold `rows` in order, each under `bytes_max` unless a single row is larger."""
+    data = _encoder.encode(rows)
+    if len(data) <= bytes_max or len(rows) <= 1:
+        yield data
+    else:
+        half = len(rows) // 2
+        yield from encode_rows(rows[:half], bytes_max)
+        yield from encode_rows(rows[half:], bytes_max)
+
+
+async def abort(context: Context, error: BaseException) -> None:
+    """End a call with the status and details of `error`; raises."""
+    ours = as_crdtkv_error(error)
+    if ours is not error:
+        event(logging.ERROR, "call_failed", error=f"{type(error).__name__}: {error}")
+    await context.abort(status_code(ours), str(ours), trailing_metadata(ours))
+
+
+def unary(method: Callable[[S, Any, Context], Coroutine[Any, Any, R]]) -> Callable[[S, Any, Context], Coroutine[Any, Any, R]]:
+    """Errors of a call leave as a status with details."""
+
+    @functools.wraps(method)
+    async def call(self: S, request: Any, context: Context) -> R:
+        try:
+            return await method(self, request, context)
+        except (aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception as e:
+            await abort(context, e)
+            raise
+
+    return call
+
+
+class _ClientSession:
+    """One Session stream: a reader that submits, a writer that sends what has gathered."""
+
+    def __init__(self, context: Context, worker: StorageWorker, limits: Limits) -> None:
+        self._context = context
+        self._worker = worker
+        self._window_max = limits.session_window_max
+        # Read and not yet handed to gRPC as a reply: replies that the client does not fetch count against its window.
+        self._outstanding = 0
+        self._replies: list[Any] = []
+        self._token = ""
+        self._changed = asyncio.Event()  # replies gathered, or nothing more will come
+        self._room = asyncio.Event()  # the window has room
+        self._read_all = False
+        self._reader: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve until the client closes its side, the call ends or `finish` is called."""
+        self._reader = asyncio.create_task(self._read())
+        try:
+            await self._write()
+            if self._reader.done() and not self._reader.cancelled():
+                self._reader.result()
+        finally:
+            self._reader.cancel()
+
+    def finish(self) -> None:
+        """Read no more; `run` returns when what was read has been answered."""
+        if self._reader is not None:
+            self._reader.cancel()
+
+    async def _read(self) -> None:
+        try:
+            while (message := await self._context.read()) is not aio.EOF:
+                data = message.rows
+                try:
+                    rows = _requests.decode(data)
+                except msgspec.MsgspecError as e:
+                    raise InvalidValueError(f"rows: not a list of requests [id, op, args, options or nil]: {e}") from e
+                self._outstanding += len(rows)
+                self._worker.submit(rows, len(data), self._deliver)
+                while self._outstanding > self._window_max:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            self._read_all = True
+            self._changed.set()
+
+    def _deliver(self, replies: list[Any], token: str) -> None:
+        if self._replies:
+            self._replies.extend(replies)
+        else:
+            self._replies = replies
+        if token:
+            self._token = token
+        self._changed.set()
+
+    async def _write(self) -> None:
+        while not (self._read_all and not self._outstanding):
+            await self._changed.wait()
+            self._changed.clear()
+            while self._replies:
+                replies, self._replies = self._replies, []
+                token = self._token
+                for data in encode_rows(replies, PAGE_BYTES_MAX * 4):
+                    await self._context.write(kv_pb2.ReplyBatch(rows=data, token=token))
+                self._outstanding -= len(replies)
+                self._room.set()
+
+
+class KeyValueService(kv_pb2_grpc.KeyValueServicer):
+    """`crdtkv.v1.KeyValue`. Between `open` and `close` it serves; otherwise calls are refused as unavailable."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._store: Any = None
+        self._worker: StorageWorker | None = None
+        self._sessions: set[_ClientSession] = set()
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._why_closed = "the node is still opening its store"
+
+    def open(self, store: Any, worker: StorageWorker) -> None:
+        """Serve `store`."""
+        self._store = store
+        self._worker = worker
+
+    def close(self) -> None:
+        """Take nothing more; sessions end when what they have read is answered, streams are cut."""
+        self._why_closed = "the node is shutting down"
+        self._worker = None
+        for session in self._sessions:
+            session.finish()
+        for stream in self._streams:
+            stream.cancel()
+
+    @property
+    def ready(self) -> bool:
+        """Takes requests."""
+        return self._worker is not None
+
+    @property
+    def sessions(self) -> int:
+        """Clients connected."""
+        return len(self._sessions)
+
+    @property
+    def streams(self) -> int:
+        """Scans and watches open."""
+        return len(self._streams)
+
+    def _serving(self) -> StorageWorker:
+        if self._worker is None:
+            raise RegionUnavailableError(f"{self._why_closed}; use another endpoint or try again")
+        return self._worker
+
+    # -- sessions -------------------------------------------------------------------------------------------------
+
+    async def Session(self, request_iterator: AsyncIterator[Any], context: Context) -> None:
+        try:
+            session = _ClientSession(context, self._serving(), self._limits)
+            self._sessions.add(session)
+            try:
+                await session.run()
+            finally:
+                self._sessions.discard(session)
+            self._serving()  # shutting down: an error, so that the client goes elsewhere
+        except CrdtkvError as e:
+            await abort(context, e)
+
+    # -- streaming reads ------------------------------------------------------------------------------------------
+
+    async def Scan(self, request: Any, context: Context) -> None:
+        async def scan() -> None:
+            if request.op not in SCANS:
+                raise InvalidValueError(f"op: {request.op!r} is not one of {', '.join(SCANS)}", op=request.op)
+            async with contextlib.aclosing(self._pages(request.op, _decode_args(request.args))) as pages:
+                async for rows in pages:
+                    for data in encode_rows(rows):
+                        await self._send(context, kv_pb2.Page(rows=data))
+
+        await self._stream(context, scan())
+
+    async def Members(self, request: Any, context: Context) -> None:
+        async def members() -> None:
+            async with contextlib.aclosing(self._pages("smembers", [request.key])) as pages:
+                async for rows in pages:
+                    for part in _slices(rows, PAGE_BYTES_MAX):
+                        await self._send(context, kv_pb2.MembersReply(elements=[to_value(element) for element in part]))
+
+        await self._stream(context, members())
+
+    async def _pages(self, op: str, args: list[Any]) -> AsyncGenerator[list[Any], None]:
+        worker = self._serving()
+        pages = await worker.read(self._store.open_scan, op, args)
+        # A call that is cancelled leaves a page under way in its thread: the lock lets that finish before the close.
+        lock = threading.Lock()
+
+        def take() -> list[Any] | None:
+            with lock:
+                return next(pages, None)
+
+        def close() -> None:
+            with lock:
+                pages.close()  # ends the snapshot that the scan reads from
+
+        try:
+            while (rows := await worker.read(take)) is not None:
+                if rows:
+                    yield rows
+        finally:
+            worker.read_soon(close)
+
+    async def Watch(self, request: Any, context: Context) -> None:
+        async def watch() -> None:
+            if request.op != "watch":
+                raise InvalidValueError(f"op: {request.op!r} is not 'watch'", op=request.op)
+            args = _decode_args(request.args)
+            prefix = args[0] if args else ""
+            since = args[1] if len(args) > 1 else None
+            await self._watch(context, prefix, since)
+
+        await self._stream(context, watch())
+
+    async def _watch(self, context: Context, prefix: str, since: str | None) -> None:
+        worker = self._serving()
+        loop = asyncio.get_running_loop()
+        news = asyncio.Event()
+        feed = await worker.read(self._store.subscribe, prefix, since, lambda: loop.call_soon_threadsafe(news.set))
+        last = since
+        try:
+            # An empty page at once: the watch is in place, and what is written from now on will be seen.
+            await self._send(context, kv_pb2.Page())
+            while True:
+                news.clear()
+                # A watch from now takes what was pushed to it; one that resumes reads the log, which is not for the loop.
+                rows = feed.drain(WATCH_ROWS_MAX) if since is None else await worker.read(feed.drain, WATCH_ROWS_MAX)
+                for data in encode_rows(rows) if rows else ():
+                    await self._send(context, kv_pb2.Page(rows=data), last)
+                if rows:
+                    last = rows[-1][-1]
+                elif feed.overflowed:
+                    raise _too_slow("more changes waited for this watcher than the node keeps for one", last)
+                else:
+                    try:
+                        async with asyncio.timeout(WATCH_KEEPALIVE_S):
+                            await news.wait()
+                    except TimeoutError:
+                        await self._send(context, kv_pb2.Page(), last)
+        finally:
+            feed.close()
+
+    async def _stream(self, context: Context, work: Coroutine[Any, Any, None]) -> None:
+        """Run a streaming call as a task of its own, so that `close` can cut it."""
+        if len(self._streams) >= self._limits.streams_max:
+            work.close()
+            limit = self._limits.streams_max
+            await abort(context, OverloadedError(f"{limit} scans and watches are open, the limit", limit=limit, retry_after_ms=1000))
+        task = asyncio.create_task(work)
+        self._streams.add(task)
+        try:
+            await asyncio.wait({task})
+        finally:
+            self._streams.discard(task)
+            task.cancel()
+        if task.cancelled():
+            await abort(context, RegionUnavailableError("the node is shutting down; go on elsewhere, or from the last token"))
+        elif (error := task.exception()) is not None:
+            await abort(context, error)
+
+    async def _send(self, context: Context, message: Any, last: str | None = None) -> None:
+        try:
+            async with asyncio.timeout(self._limits.watch_stall_ms / 1000):
+                await context.write(message)
+        except TimeoutError as e:
+            raise _too_slow(f"nothing was read for {self._limits.watch_stall_ms} ms", last) from e
+
+    # -- unary calls ----------------------------------------------------------------------------------------------
+
+    async def _one(self, context: Context, op: str, args: list[Any], options: dict[str, Any] | None = None) -> tuple[Any, str]:
+        """Execute one request; returns its payload and the token, or raises its error."""
+        worker = self._serving()
+        remaining_s = _remaining_s(context)
+        if remaining_s is not None and not (options and "deadline_ms" in options):
+            options = {**(options or {}), "deadline_ms": max(0, int(remaining_s * 1000))}
+        answered: asyncio.Future[tuple[Any, str]] = asyncio.get_running_loop().create_future()
+
+        def deliver(replies: list[Row], token: str) -> None:
+            if answered.done():  # the caller left
+                return
+            _, status, payload = replies[0]
+            if status:
+                answered.set_exception(error_from_parts(*payload))
+            else:
+                answered.set_result((payload, token))
+
+        worker.submit([(0, op, args, options)], 0, deliver)
+        return await answered
+
+    async def _write(self, context: Context, op: str, args: list[Any], request_id: bytes) -> Any:
+        payload, token = await self._one(context, op, args, {"rid": request_id} if request_id else None)
+        if payload is None:
+            return kv_pb2.WriteReply(token=token)
+        origin, seq, hlc = payload
+        return kv_pb2.WriteReply(commit=kv_pb2.Commit(origin=origin, seq=seq, hlc=hlc), token=token)
+
+    @unary
+    async def Get(self, request: Any, context: Context) -> Any:
+        payload, token = await self._one(context, "get", [request.key])
+        return _value_reply(payload, token)
+
+    @unary
+    async def Put(self, request: Any, context: Context) -> Any:
+        return await self._write(context, "put", [request.key, from_value(request.value, "value"), _ttl(request)], request.request_id)
+
+    @unary
+    async def Delete(self, request: Any, context: Context) -> Any:
+        return await self._write(context, "delete", [request.key], request.request_id)
+
+    @unary
+    async def Add(self, request: Any, context: Context) -> Any:
+        return await self._write(context, "sadd", [request.key, _elements(request), _ttl(request)], request.request_id)
+
+    @unary
+    async def Remove(self, request: Any, context: Context) -> Any:
+        return await self._write(context, "sdiscard", [request.key, _elements(request)], request.request_id)
+
+    @unary
+    async def Increment(self, request: Any, context: Context) -> Any:
+        return await self._write(context, "cincr", [request.key, request.by], request.request_id)
+
+    @unary
+    async def GetCounter(self, request: Any, context: Context) -> Any:
+        payload, token = await self._one(context, "cget", [request.key])
+        return kv_pb2.CounterReply(found=payload is not None, value=payload or 0, token=token)
+
+    @unary
+    async def PutField(self, request: Any, context: Context) -> Any:
+        args = [request.key, request.field, from_value(request.value, "value"), _ttl(request)]
+        return await self._write(context, "hput", args, request.request_id)
+
+    @unary
+    async def GetField(self, request: Any, context: Context) -> Any:
+        payload, token = await self._one(context, "hget", [request.key, request.field])
+        return _value_reply(payload, token)
+
+    @unary
+    async def DeleteField(self, request: Any, context: Context) -> Any:
+        return await self._write(context, "hdel", [request.key, request.field], request.request_id)
+
+    @unary
+    async def Execute(self, request: Any, context: Context) -> Any:
+        try:
+            op, args, options = _row.decode(request.row)
+        except msgspec.MsgspecError as e:
+            raise InvalidValueError(f"row: not [op, args, options or nil]: {e}") from e
+        payload, token = await self._one(context, op, args, options)
+        return kv_pb2.Row(row=_encoder.encode(payload), token=token)
+
+
+def _remaining_s(context: Any) -> float | None:
+    """What is left of a call's deadline, None if it has none (which gRPC's annotations forget)."""
+    return context.time_remaining()  # type: ignore[no-any-return]
+
+
+def _too_slow(why: str, token: str | None) -> OverloadedError:
+    return OverloadedError(f"{why}: read faster, then go on from the last token", token=token, retry_after_ms=0)
+
+
+def _decode_args(data: bytes) -> list[Any]:
+    try:
+        return _args.decode(data) if data else []
+    except msgspec.MsgspecError as e:
+        raise InvalidValueError(f"args: not a MessagePack list: {e}") from e
+
+
+def _slices(elements: list[bytes], bytes_max: int) -> Iterator[list[bytes]]:
+    part: list[bytes] = []
+    size = 0
+    for element in elements:
+        if part and size + len(element) > bytes_max:
+            yield part
+            part, size = [], 0
+        part.append(element)
+        size += len(element)
+    if part:
+        yield part
+
+
+# -- protobuf values ----------------------------------------------------------------------------------------------
+
+
+def from_value(value: Any, field: str) -> bytes:
+    """The canonical encoding of a protobuf `Value`."""
+    if value.msgpack:
+        return bytes(value.msgpack)
+    scalar = value.WhichOneof("scalar")
+    if scalar is None:
+        raise InvalidValueError(f"{field}: set msgpack or one of the scalars; null is msgpack 0xc0", field=field)
+    return encode_value(getattr(value, scalar))
+
+
+def to_value(data: bytes) -> Any:
+    """A protobuf `Value` with the canonical encoding, and the scalar where there is one."""
+    value = decode_value(data)
+    match value:
+        case bool():
+            return kv_pb2.Value(msgpack=data, truth=value)
+        case int() if value < 1 << 63:
+            return kv_pb2.Value(msgpack=data, integer=value)
+        case float():
+            return kv_pb2.Value(msgpack=data, real=value)
+        case str():
+            return kv_pb2.Value(msgpack=data, text=value)
+        case bytes():
+            return kv_pb2.Value(msgpack=data, data=value)
+        case _:
+            return kv_pb2.Value(msgpack=data)
+
+
+def _value_reply(payload: bytes | None, token: str) -> Any:
+    if payload is None:
+        return kv_pb2.ValueReply(found=False, token=token)
+    return kv_pb2.ValueReply(found=True, value=to_value(payload), token=token)
+
+
+def _elements(request: Any) -> list[bytes]:
+    return [from_value(element, f"elements[{i}]") for i, element in enumerate(request.elements)]
+
+
+def _ttl(request: Any) -> float | None:
+    return request.ttl_s if request.HasField("ttl_s") else None

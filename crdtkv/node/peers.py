@@ -1,0 +1,487 @@
+"""The links to other nodes: the I/O around `replication.Drive`.
+
+Two halves. In the *loop*: streams are dialled and accepted, messages read and written, dials repeated with jittered
+backoff. In the *writer* thread of the storage worker: `_Core` feeds the drive, applies what it says, and hands back what
+is to be sent. Between them go only whole messages and link names; neither half touches the other's state.
+
+**One link per pair.** Both sides may dial; whoever has a live link to a region does not. When two links cross, the
+drive keeps one, the same on both sides (the one that the lesser origin dialled; of two by the same dialler, the newer), and
+says Bye on the other. A half-open link ends by its missing heartbeats or keepalive, after which dialling resumes; a
+peer that restarted replaces its old link at once.
+
+**Bounds.** Out: a link that does not drain is marked unwritable, and the drive lets things gather in the log. In: what was
+read and is not yet processed is bounded per link by `BACKLOG_BYTES_MAX`, on top of the session's credit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from crdtkv.core.causality import region_of
+from crdtkv.errors import CrdtkvError, RegionUnavailableError
+from crdtkv.node.logging import event
+from crdtkv.node.worker import StorageWorker, as_crdtkv_error
+from crdtkv.replication import Backoff, Code, Drive, Event, EventKind, PeerStatistics, Relay, ReplicationSettings, State
+from crdtkv.replication.messages import encode
+from crdtkv.results import PeerLag
+from crdtkv.transport.base import PeerStream, Transport
+
+if TYPE_CHECKING:
+    from crdtkv.store.store import Store
+
+DIAL_TIMEOUT_S: Final = 5.0
+BACKLOG_BYTES_MAX: Final = 8 << 20
+UNWRITABLE_BYTES: Final = 4 << 20
+"""A link with more than this on its way to the network takes no more until that is sent."""
+FLUSH_S: Final = 2.0
+"""How long a node that stops waits for its peers to acknowledge what it wrote."""
+BYE_S: Final = 1.0
+"""How long a side that said Bye waits for the other to end the stream: cutting it at once may overtake the Bye."""
+WHY: Final[Mapping[str, str]] = {
+    Code.CLUSTER: "it belongs to another cluster or shard",
+    Code.SELF: "the address leads to this node itself",
+    Code.VERSION: "no common version of the protocol; upgrade the older node",
+    Code.AMNESIA: "commits of one side were lost; see its log",
+    Code.FORK: "two contents for one commit: a copied or rolled back disk; see its log",
+    Code.TIMEOUT: "it is silent",
+    Code.SHUTDOWN: "it is shutting down",
+}
+SAMPLE_MS: Final = 50
+"""How often it is noted what is missing of each peer, while there is traffic: the error of `lag_ms`."""
+ALARMS_MAX: Final = 16
+
+Lag = tuple[tuple[PeerLag, PeerStatistics | None], ...]
+"""One row per region; the statistics are those of the drive, if it ever met the region."""
+
+_numbers = itertools.count(1)
+
+
+class _Link:
+    """One stream, as both halves name it. The fields are the loop's unless they say otherwise."""
+
+    def __init__(self, stream: PeerStream) -> None:
+        self.stream = stream
+        self.number = next(_numbers)
+        self.outgoing: deque[bytes] = deque()
+        self.outgoing_bytes = 0
+        self.changed = asyncio.Event()
+        self.finishing = False
+        self.code = ""
+        self.permanent = False
+        self.unwritable = False
+        self.read_bytes = 0
+        self.processed_bytes = 0  # the writer's
+        self.room_wanted = False
+        self.room = asyncio.Event()
+        self.writer: asyncio.Task[None] | None = None
+
+    def cut(self) -> None:
+        """End it without waiting for what is still to be sent."""
+        if self.writer is not None:
+            self.writer.cancel()
+
+
+class _Core:
+    """The drive and what surrounds it in the writer. Every method runs there."""
+
+    def __init__(
+        self,
+        store: Store,
+        worker: StorageWorker,
+        settings: ReplicationSettings,
+        members: Sequence[str],
+        *,
+        sync: bool,
+        send: Callable[[Sequence[tuple[Any, list[bytes]]]], None],
+        finish: Callable[[_Link, str, bool], None],
+        changed: Callable[[frozenset[str]], None],
+    ) -> None:
+        self._port = store.port
+        self._worker = worker
+        self._settings = settings
+        self._sync = sync
+        self._send = send
+        self._finish = finish
+        self._changed = changed
+        self._links: set[_Link] = set()
+        self._touched = False
+        """Links came or went since the last turn."""
+        self.drive = Drive(self._port, settings, now_ms=_now_ms(), wall_ms=_wall_ms, members=members)
+        self._wake_at_ms: float | None = None
+        self._behind_since: dict[str, float] = {}
+        self._sample_at_ms = 0.0
+        self._live: frozenset[str] = frozenset()
+        self.alarms: deque[str] = deque(maxlen=ALARMS_MAX)
+
+    def connect(self, link: _Link) -> None:
+        self._links.add(link)
+        self._touched = True
+        self.drive.connect(link, _now_ms(), dialed=link.stream.dialled)
+
+    def receive(self, link: _Link, data: bytes) -> None:
+        self.drive.receive(link, data, _now_ms())
+        link.processed_bytes += len(data)
+        if link.room_wanted:
+            self._worker.emit(link.room.set)
+
+    def disconnect(self, link: _Link, reason: str) -> None:
+        self._links.discard(link)
+        self._touched = True
+        self.drive.disconnect(link, _now_ms(), reason)
+
+    def set_writable(self, link: _Link, writable: bool) -> None:
+        self.drive.set_writable(link, writable, _now_ms())
+
+    def shutdown(self) -> None:
+        self.drive.shutdown(_now_ms())
+
+    def turn(self) -> float | None:
+        """Let the drive see what is new and do what it says; when the next turn is due, in `time.monotonic`."""
+        if not self._links and not self._touched:
+            return None
+        self._touched = False
+        drive = self.drive
+        drive.local_commits(_now_ms())
+        if self._wake_at_ms is not None and self._wake_at_ms <= _now_ms():
+            drive.tick(_now_ms())
+        while True:
+            work = drive.ready()
+            drive.accept(work)
+            sends: list[tuple[Any, list[bytes]]] = [(link, list(map(encode, messages))) for link, messages in work.messages.items()]
+            if sends:
+                self._worker.emit(partial(self._send, sends))
+            for closed in work.closed:
+                link: Any = closed.link
+                self._links.discard(link)
+                self._worker.emit(partial(self._finish, link, closed.code, closed.permanent))
+            if work.events:
+                self._report(work.events)
+            if not work.apply:
+                break
+            try:
+                drive.applied(self._port.apply(work.apply), _now_ms())
+            except Exception as e:
+                if not isinstance(e, CrdtkvError):
+                    event(logging.ERROR, "apply_failed", error=f"{type(e).__name__}: {e}")
+                drive.apply_failed(as_crdtkv_error(e), _now_ms())
+        if self._sync:
+            # What was received is acknowledged as fsynced, and what others wrote may leave, once this is done.
+            end = self._port.log.end()
+            if self._port.released() < end:
+                self._worker.sync_through(end)
+        if _now_ms() >= self._sample_at_ms:
+            self._sample()
+        self._wake_at_ms = work.wake_at_ms
+        return None if work.wake_at_ms is None else work.wake_at_ms / 1000
+
+    def _report(self, events: Sequence[Event]) -> None:
+        for one in events:
+            quiet = one.details.get("code") in (Code.DUPLICATE, Code.REPLACED)
+            level = logging.ERROR if one.alarm else logging.DEBUG if quiet else logging.INFO
+            if one.kind in (EventKind.NEEDS_SNAPSHOT, EventKind.STALLED):
+                level = logging.WARNING
+            if one.kind is EventKind.LIVE and one.origin is not None and region_of(one.origin) in self._live:
+                level = logging.DEBUG  # a second link, of which one will be dropped
+            event(level, f"peer_{one.kind.value}", origin=one.origin, text=one.text, **one.details)
+            if one.alarm or one.kind is EventKind.NEEDS_SNAPSHOT:
+                self.alarms.append(f"{one.kind.value}: {one.text}")
+        self._live = frozenset(row.region for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE)
+        self._worker.emit(partial(self._changed, self._live))
+
+    def _sample(self) -> None:
+        """Note since when something that a peer announced is missing here."""
+        now_ms, vv = _now_ms(), self._port.vv()
+        self._sample_at_ms = now_ms + SAMPLE_MS
+        for row in self.drive.statistics(now_ms):
+            if row.state is State.LIVE and not row.vv <= vv:
+                self._behind_since.setdefault(row.region, now_ms)
+            else:
+                self._behind_since.pop(row.region, None)
+
+    def rows(self) -> list[tuple[PeerStatistics, int, float | None]]:
+        """Per peer its statistics, how much of what it announced is missing here, and since when."""
+        self._sample()
+        now_ms, vv = _now_ms(), self._port.vv()
+        found = []
+        for row in self.drive.statistics(now_ms):
+            since = self._behind_since.get(row.region)
+            found.append((row, row.vv.missing_from(vv), None if since is None else now_ms - since))
+        return found
+
+    def is_flushed(self) -> bool:
+        """Every connected peer has acknowledged what was written here."""
+        return all(not row.behind_commits for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE)
+
+
+class Peers:
+    """All links of a node. Everything here is the loop's.
+
+    Args:
+        addresses: region → `host:port` to dial; others may connect by themselves.
+    """
+
+    def __init__(self, addresses: Mapping[str, str], transport: Transport, settings: ReplicationSettings) -> None:
+        self._addresses = dict(addresses)
+        self._transport = transport
+        self._settings = settings
+        self._core: _Core | None = None
+        self._worker: StorageWorker | None = None
+        self._dialers: dict[str, asyncio.Task[None]] = {}
+        self._links: set[_Link] = set()
+        self._live: frozenset[str] = frozenset()
+        self._errors: dict[str, str] = {}
+        self._changed = asyncio.Condition()
+        self._closing = False
+        self._notifying: set[asyncio.Task[None]] = set()
+
+    # -- lifecycle ------------------------------------------------------------------------------------------------
+
+    async def open(self, store: Store, worker: StorageWorker, *, sync: bool) -> None:
+        """Replicate `store`: accept links, and dial."""
+        self._worker = worker
+
+        def build() -> _Core:
+            members = tuple(self._addresses)
+            return _Core(
+                store, worker, self._settings, members, sync=sync, send=self._send, finish=self._finish, changed=self._live_changed
+            )
+
+        core = await worker.run(build)
+        worker.turn = core.turn
+        self._core = core
+        for region in self._addresses:
+            self._dial_soon(region)
+
+    def set_address(self, region: str, address: str | None) -> None:
+        """Dial a region at another address, or (None) no longer; a live link stays as it is."""
+        if address is None:
+            self._addresses.pop(region, None)
+        else:
+            self._addresses[region] = address
+        if (dialer := self._dialers.pop(region, None)) is not None:
+            dialer.cancel()
+        if address is not None and self._core is not None and not self._closing:
+            self._dial_soon(region)
+
+    async def wait_connected(self) -> None:
+        """Wait until every region that is dialled is connected, by either side."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._live >= self._addresses.keys())
+
+    async def close(self) -> None:
+        """Let peers acknowledge what was written, as far as they do so soon; then say Bye and end all links."""
+        self._closing = True
+        core, worker = self._core, self._worker
+        if core is None or worker is None:
+            return
+        until = time.monotonic() + FLUSH_S
+        while not await worker.run(core.is_flushed) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        await worker.run(core.shutdown)
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._links)
+        self.abandon()
+        await self._transport.close()
+
+    def abandon(self) -> None:
+        """End all links at once."""
+        self._closing = True
+        for dialer in self._dialers.values():
+            dialer.cancel()
+        for link in self._links:
+            link.cut()
+
+    # -- links ----------------------------------------------------------------------------------------------------
+
+    async def accept(self, stream: PeerStream) -> None:
+        """Serve one accepted stream until it ends."""
+        if self._core is None or self._closing:
+            return
+        await self._run(_Link(stream))
+
+    def _dial_soon(self, region: str) -> None:
+        self._dialers[region] = asyncio.create_task(self._dial(region))
+
+    async def _dial(self, region: str) -> None:
+        backoff = Backoff(self._settings, random.Random())
+        while not self._closing:
+            async with self._changed:
+                await self._changed.wait_for(lambda: region not in self._live)
+            permanent = False
+            try:
+                stream = await self._transport.dial(self._addresses[region], timeout_s=DIAL_TIMEOUT_S)
+            except RegionUnavailableError as e:
+                self._errors[region] = str(e)
+                event(logging.DEBUG, "dial_failed", region=region, error=str(e))
+            else:
+                if self._closing:
+                    stream.close()
+                    return
+                link = _Link(stream)
+                await self._run(link)
+                permanent = link.permanent
+                if region in self._live:  # the core has not yet said that it ended
+                    backoff.reset()
+            await asyncio.sleep(backoff.next_ms(permanent=permanent) / 1000)
+
+    async def _run(self, link: _Link) -> None:
+        """Serve a link until it ends; its stream is closed then, and the core knows."""
+        core, worker = self._core, self._worker
+        assert core is not None and worker is not None
+        self._links.add(link)
+        worker.task(partial(core.connect, link))
+        reader = asyncio.create_task(self._read(link, core, worker))
+        writer = link.writer = asyncio.create_task(self._write(link, core, worker))
+        reason = "the connection ended"
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done() and not writer.cancelled() and link.finishing and link.stream.dialled:
+                await asyncio.wait({reader}, timeout=BYE_S)
+            for task in (reader, writer):
+                if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                    reason = str(error)
+        finally:
+            reader.cancel()
+            writer.cancel()
+            link.stream.close()
+            worker.task(partial(core.disconnect, link, reason))
+            self._links.discard(link)
+            for region, address in self._addresses.items():
+                if link.stream.address == address:
+                    self._errors[region] = WHY.get(link.code, link.code) or reason
+            self._notify()
+
+    async def _read(self, link: _Link, core: _Core, worker: StorageWorker) -> None:
+        while (data := await link.stream.receive()) is not None:
+            link.read_bytes += len(data)
+            worker.task(partial(core.receive, link, data))
+            while link.read_bytes - link.processed_bytes > BACKLOG_BYTES_MAX:
+                # Say that room is wanted before looking again: the writer looks after it has counted.
+                link.room.clear()
+                link.room_wanted = True
+                if link.read_bytes - link.processed_bytes > BACKLOG_BYTES_MAX:
+                    await link.room.wait()
+                link.room_wanted = False
+
+    async def _write(self, link: _Link, core: _Core, worker: StorageWorker) -> None:
+        while True:
+            while link.outgoing:
+                data = link.outgoing.popleft()
+                await link.stream.send(data)
+                link.outgoing_bytes -= len(data)
+            if link.unwritable:
+                link.unwritable = False
+                worker.task(partial(core.set_writable, link, True))
+            if link.finishing:
+                return
+            link.changed.clear()
+            await link.changed.wait()
+
+    # -- from the core, in the loop -----------------------------------------------------------------------------------
+
+    def _send(self, sends: Sequence[tuple[_Link, list[bytes]]]) -> None:
+        for link, messages in sends:
+            self._send_one(link, messages)
+
+    def _send_one(self, link: _Link, messages: list[bytes]) -> None:
+        link.outgoing.extend(messages)
+        link.outgoing_bytes += sum(map(len, messages))
+        link.changed.set()
+        if link.outgoing_bytes > UNWRITABLE_BYTES and not link.unwritable:
+            core, worker = self._core, self._worker
+            assert core is not None and worker is not None
+            link.unwritable = True
+            worker.task(partial(core.set_writable, link, False))
+
+    def _finish(self, link: _Link, code: str, permanent: bool) -> None:
+        link.code = code
+        link.permanent = permanent
+        link.finishing = True
+        link.changed.set()
+        # A peer that is gone without a word takes nothing any more, not even the Bye.
+        asyncio.get_running_loop().call_later(BYE_S, link.cut)
+
+    def _live_changed(self, live: frozenset[str]) -> None:
+        for region in live - self._live:
+            self._errors.pop(region, None)
+        self._live = live
+        self._notify()
+
+    def _notify(self) -> None:
+        async def notify() -> None:
+            async with self._changed:
+                self._changed.notify_all()
+
+        task = asyncio.get_running_loop().create_task(notify())
+        self._notifying.add(task)
+        task.add_done_callback(self._notifying.discard)
+
+    # -- what is known --------------------------------------------------------------------------------------------
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What an operator must look at, newest last."""
+        return tuple(self._core.alarms) if self._core is not None else ()
+
+    async def lag(self) -> Lag:
+        """Replication with every region that is configured or was connected, by name."""
+        if self._worker is None:
+            return self.lag_now()
+        return await self._worker.run(self.lag_now)
+
+    def lag_now(self) -> Lag:
+        """The same, in the writer (what it reads of the loop's is replaced as a whole, or a word)."""
+        rows = self._core.rows() if self._core is not None else []
+        known = {row.region: (row, missing, waiting_ms) for row, missing, waiting_ms in rows}
+        addresses, errors = dict(self._addresses), dict(self._errors)
+        found: list[tuple[PeerLag, PeerStatistics | None]] = []
+        for region in sorted(known.keys() | addresses.keys()):
+            address, error = addresses.get(region, ""), errors.get(region, "")
+            row = known[region][0] if region in known else None
+            if row is not None and row.state is State.LIVE:
+                found.append((self._lag_of(*known[region], address=address), row))
+                continue
+            state = f"down: {error}" if error else "connecting" if address else "down"
+            if row is not None and row.state is State.QUARANTINED:
+                state = f"quarantined: {error}"
+            origin = row.origin if row is not None else ""
+            found.append((PeerLag(region=region, address=address, origin=origin, state=state, error=error), row))
+        return tuple(found)
+
+    def _lag_of(self, row: PeerStatistics, missing: int, waiting_ms: float | None, *, address: str) -> PeerLag:
+        # Of a peer that is overdue nothing is known; of one that announced nothing that is missing here, only that
+        # what it wrote since may be on its way; else what is missing is as old as our wait for it, and the way here.
+        overdue = row.heard_ms_ago is None or row.heard_ms_ago > 2 * self._settings.heartbeat_ms
+        one_way_ms = None if row.round_trip_ms is None else row.round_trip_ms / 2
+        lag_ms = None if overdue or one_way_ms is None else one_way_ms + (waiting_ms or 0.0)
+        relaying = row.relay_in in (Relay.ASKED, Relay.OPEN)
+        return PeerLag(
+            region=row.region,
+            address=address,
+            origin=row.origin,
+            connected=True,
+            state="needs a snapshot" if row.below_floor else "relaying" if relaying else "streaming",
+            lag_ms=lag_ms,
+            commits_behind=None if overdue else missing,
+            commits_ahead=row.behind_commits,
+            bytes_ahead=row.behind_bytes,
+            rtt_ms=row.round_trip_ms,
+            clock_offset_ms=row.clock_offset_ms,
+            last_heard_ms=None if row.heard_ms_ago is None else round(row.heard_ms_ago),
+        )
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1000
+
+
+def _wall_ms() -> float:
+    return time.time() * 1000

@@ -1,0 +1,1 @@
+"""Package `crdtkv.v1`, generated from `proto/crdtkv/pb/v1/` (`make proto`)."""

@@ -1,0 +1,155 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class OriginSeq(_message.Message):
+    __slots__ = ("origin", "seq")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    origin: str
+    seq: int
+    def __init__(self, origin: _Optional[str] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class VersionVector(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[OriginSeq]
+    def __init__(self, entries: _Optional[_Iterable[_Union[OriginSeq, _Mapping]]] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("region", "origin", "cluster", "shard", "version", "engine", "durability", "pid", "uptime_ms", "ready", "listen", "vv", "durable_vv", "digest", "hlc", "wall_ms", "log_start", "log_end", "log_bytes", "state_bytes", "held_frames", "conflicts", "watchers", "sessions", "requests", "peers", "warnings")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_MS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    LISTEN_FIELD_NUMBER: _ClassVar[int]
+    VV_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_VV_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HLC_FIELD_NUMBER: _ClassVar[int]
+    WALL_MS_FIELD_NUMBER: _ClassVar[int]
+    LOG_START_FIELD_NUMBER: _ClassVar[int]
+    LOG_END_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HELD_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    CONFLICTS_FIELD_NUMBER: _ClassVar[int]
+    WATCHERS_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    origin: str
+    cluster: str
+    shard: int
+    version: str
+    engine: str
+    durability: str
+    pid: int
+    uptime_ms: int
+    ready: bool
+    listen: str
+    vv: VersionVector
+    durable_vv: VersionVector
+    digest: str
+    hlc: int
+    wall_ms: int
+    log_start: int
+    log_end: int
+    log_bytes: int
+    state_bytes: int
+    held_frames: int
+    conflicts: int
+    watchers: int
+    sessions: int
+    requests: int
+    peers: _containers.RepeatedCompositeFieldContainer[PeerLag]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, region: _Optional[str] = ..., origin: _Optional[str] = ..., cluster: _Optional[str] = ..., shard: _Optional[int] = ..., version: _Optional[str] = ..., engine: _Optional[str] = ..., durability: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., ready: bool = ..., listen: _Optional[str] = ..., vv: _Optional[_Union[VersionVector, _Mapping]] = ..., durable_vv: _Optional[_Union[VersionVector, _Mapping]] = ..., digest: _Optional[str] = ..., hlc: _Optional[int] = ..., wall_ms: _Optional[int] = ..., log_start: _Optional[int] = ..., log_end: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., held_frames: _Optional[int] = ..., conflicts: _Optional[int] = ..., watchers: _Optional[int] = ..., sessions: _Optional[int] = ..., requests: _Optional[int] = ..., peers: _Optional[_Iterable[_Union[PeerLag, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DigestRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DigestReply(_message.Message):
+    __slots__ = ("digest", "vv")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    VV_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    vv: VersionVector
+    def __init__(self, digest: _Optional[str] = ..., vv: _Optional[_Union[VersionVector, _Mapping]] = ...) -> None: ...
+
+class VersionVectorRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class VersionVectorReply(_message.Message):
+    __slots__ = ("applied", "durable")
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    applied: VersionVector
+    durable: VersionVector
+    def __init__(self, applied: _Optional[_Union[VersionVector, _Mapping]] = ..., durable: _Optional[_Union[VersionVector, _Mapping]] = ...) -> None: ...
+
+class LagRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LagReply(_message.Message):
+    __slots__ = ("region", "peers")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    peers: _containers.RepeatedCompositeFieldContainer[PeerLag]
+    def __init__(self, region: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerLag, _Mapping]]] = ...) -> None: ...
+
+class PeerLag(_message.Message):
+    __slots__ = ("region", "address", "origin", "connected", "state", "lag_ms", "commits_behind", "bytes_behind", "commits_ahead", "bytes_ahead", "rtt_ms", "clock_offset_ms", "last_heard_ms", "acknowledged", "acknowledged_durable", "error")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LAG_MS_FIELD_NUMBER: _ClassVar[int]
+    COMMITS_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    BYTES_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    COMMITS_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    BYTES_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    RTT_MS_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_OFFSET_MS_FIELD_NUMBER: _ClassVar[int]
+    LAST_HEARD_MS_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_DURABLE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    address: str
+    origin: str
+    connected: bool
+    state: str
+    lag_ms: float
+    commits_behind: int
+    bytes_behind: int
+    commits_ahead: int
+    bytes_ahead: int
+    rtt_ms: float
+    clock_offset_ms: float
+    last_heard_ms: int
+    acknowledged: VersionVector
+    acknowledged_durable: VersionVector
+    error: str
+    def __init__(self, region: _Optional[str] = ..., address: _Optional[str] = ..., origin: _Optional[str] = ..., connected: bool = ..., state: _Optional[str] = ..., lag_ms: _Optional[float] = ..., commits_behind: _Optional[int] = ..., bytes_behind: _Optional[int] = ..., commits_ahead: _Optional[int] = ..., bytes_ahead: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., clock_offset_ms: _Optional[float] = ..., last_heard_ms: _Optional[int] = ..., acknowledged: _Optional[_Union[VersionVector, _Mapping]] = ..., acknowledged_durable: _Optional[_Union[VersionVector, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...

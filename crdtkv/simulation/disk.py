@@ -1,0 +1,152 @@
+"""Disks in memory that forget: a log that loses its unsynced tail, an engine that wakes up at an earlier batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from sortedcontainers import SortedDict
+
+from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
+from crdtkv.core.frame import Frame
+from crdtkv.core.replica import META_KEY, Meta
+from crdtkv.storage.engine import EngineSnapshot
+from crdtkv.storage.memory_log import expired
+
+FOLDS_KEPT = 4
+"""States of an engine, newest last, that a crash may leave behind."""
+
+
+class SimulatedLog:
+    """A `CommitLog` as a plain list: the naive twin of the real ones, truncated frame by frame.
+
+    `vv_at[p]` is what the frames before position p amount to; it outlives truncation, for whoever judges.
+    """
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.vv_at: list[VersionVector] = [EMPTY_VV]
+        self._start = 0
+        self._synced = 0
+
+    def end(self) -> int:
+        return len(self.frames)
+
+    def start(self) -> int:
+        return self._start
+
+    def floor(self) -> VersionVector:
+        return self.vv_at[self._start]
+
+    def position_after(self, vv: VersionVector) -> int:
+        return next((p for p in range(self._start, self.end()) if not vv.covers(_last(self.frames[p]))), self.end())
+
+    def read(self, position: int, *, bytes_max: int, until: int | None = None) -> tuple[list[Frame], int]:
+        if position < self._start:
+            raise expired(position, self._start)
+        found: list[Frame] = []
+        size = 0
+        for frame in self.frames[position:until]:
+            size += frame.size
+            if found and size > bytes_max:
+                break
+            found.append(frame)
+        return found, position + len(found)
+
+    def find(self, origin: Origin, seq: int) -> Frame | None:
+        kept = self.frames[self._start :]
+        return next((f for f in kept if f.origin == origin and f.first_seq <= seq <= f.last_seq), None)
+
+    def append(self, frames: Sequence[Frame], /) -> int:
+        for frame in frames:
+            self.frames.append(frame)
+            self.vv_at.append(self.vv_at[-1].advance(*_last(frame)))
+        return self.end()
+
+    def sync(self) -> int:
+        self._synced = self.end()
+        return self._synced
+
+    def synced(self) -> int:
+        return self._synced
+
+    def truncate(self, position: int, /) -> None:
+        self._start = max(self._start, position)
+
+    def reset_floor(self, origins: VersionVector) -> None:
+        raise AssertionError("nothing is installed in this simulation")
+
+    def close(self) -> None:
+        pass
+
+    def retained_bytes(self) -> int:
+        return sum(frame.size for frame in self.frames[self._start :])
+
+    def lose(self, position: int) -> list[Frame]:
+        """The power fails: what comes from `position` on, none of it synced, was never written. Returns it."""
+        assert position >= self._synced
+        lost = self.frames[position:]
+        del self.frames[position:], self.vv_at[position + 1 :]
+        return lost
+
+
+def _last(frame: Frame) -> tuple[Origin, int]:
+    return frame.origin, frame.last_seq
+
+
+class SimulatedEngine:
+    """A `StateEngine` that remembers how it was after its last few batches."""
+
+    def __init__(self) -> None:
+        self.records: SortedDict[bytes, bytes] = SortedDict()
+        self.get = self.records.get
+        self.folds: list[dict[bytes, bytes]] = [{}]
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.records.get(key) for key in keys]
+
+    def write(self, batch: Mapping[bytes, bytes | None]) -> None:
+        for key, record in batch.items():
+            if record is None:
+                self.records.pop(key, None)
+            else:
+                self.records[key] = record
+        self.folds.append(dict(self.records))
+        del self.folds[:-FOLDS_KEPT]
+
+    def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        keys = list(self.records.irange(start, end, (True, False), reverse))
+        return iter([(key, self.records[key]) for key in keys])
+
+    def positions(self) -> list[int]:
+        """The log positions that the remembered states stand at."""
+        return [position_of(records) for records in self.folds]
+
+    def wake(self, fold: int) -> None:
+        """The process died: what is found is the state after one of the remembered batches."""
+        del self.folds[fold + 1 :]
+        self.records.clear()
+        self.records.update(self.folds[fold])
+
+    def snapshot(self) -> EngineSnapshot:
+        raise AssertionError("nothing takes a snapshot of the engine in this simulation")
+
+    def checkpoint(self, directory: Path) -> None:
+        raise AssertionError("there is no directory")
+
+    def flush(self) -> None:
+        """The present state is on the disk: no crash goes back behind it."""
+        del self.folds[:-1]
+
+    def size_bytes(self) -> int:
+        return sum(len(key) + len(record) for key, record in self.records.items())
+
+    def close(self) -> None:
+        pass
+
+
+def position_of(records: Mapping[bytes, bytes]) -> int:
+    """The log position up to which the state of an engine goes."""
+    meta = records.get(META_KEY)
+    return 0 if meta is None else msgspec.msgpack.decode(meta, type=Meta).position

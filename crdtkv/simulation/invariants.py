@@ -1,0 +1,420 @@
+"""The invariants of the design, asserted on one replica after each of its steps, and on all of them at the end.
+
+    1  a frame is applied iff it is next and its context covered      `_follow_log`
+    2  one content per dot; each frame hashes its predecessor         `_follow_log`
+    3  everything changes in one batch: replay gives the same         `crashing`, `recovered`
+    4  every dot in the state is covered by the version vector        `_check_state`
+    5  equal vectors, equal states, equal digests                     `_check_state`, `_check_digest`
+    6  by log = by join; the join's laws                              `check_join`
+    7  nothing leaves or is acknowledged before it is durable         `sending`, `crashed`
+    8  vectors, clock, seq and base_seq never decrease                `_check_monotone`, `committed`
+    9  ties by the stored (hlc, origin); what is read                 `_check_reads`
+    10 what was acknowledged is everywhere; what lost is in the journal    `quiescent`, `_check_journal`
+    11 healed and idle, all vectors become equal                      `quiescent`
+
+States are judged by `specification`, and hashed here anew; of the production code only records are decoded. The order
+of the checks is that of blame: what goes wrong first is said first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector
+from crdtkv.core.clock import stamp
+from crdtkv.core.codec import SLOT_SPACE, TYPE_CODES, TYPE_NAMES, slot_of, split_slot, successor
+from crdtkv.core.frame import Frame
+from crdtkv.core.heads import HEAD_SPACE, head_key
+from crdtkv.core.join import Snapshot, join, snapshot_of
+from crdtkv.core.journal import JOURNAL_SPACE, Record
+from crdtkv.core.removals import REMOVAL_SPACE
+from crdtkv.core.replica import REQUEST_SPACE
+from crdtkv.core.state import hash_record
+from crdtkv.core.types.base import decode_entries
+from crdtkv.core.types.counter import Run, decode_run, run_name
+from crdtkv.replication.messages import Ack, AskRelay, Frames, Heartbeat, Hello, Message, Subscribe
+from crdtkv.simulation.specification import (
+    Clear,
+    Commit,
+    History,
+    Increment,
+    Live,
+    Operation,
+    Place,
+    Remove,
+    Reset,
+    Slot,
+    Write,
+    beaten,
+    concurrent,
+    place_of,
+    read,
+)
+
+if TYPE_CHECKING:
+    from crdtkv.simulation.member import Member
+
+_DIGEST_MASK: Final = (1 << 128) - 1
+_REPLAYED: Final = (HEAD_SPACE, REMOVAL_SPACE, REQUEST_SPACE, JOURNAL_SPACE)
+"""Bookkeeping that is a function of the log alone; replay must give it again to the byte."""
+_STAMPS_AT_ONCE: Final = 1_000
+"""More stamps than one step issues: how far the clock's mark may go ahead of the bound by counting."""
+
+
+COUNTER: Final = TYPE_CODES["counter"]
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+def type_in(slot: bytes) -> int:
+    """The type that a slot is of."""
+    return slot[slot.index(b"\x00\x00") + 2]
+
+
+def must(holds: bool, text: str) -> None:
+    if not holds:
+        raise Violation(text)
+
+
+class _Followed:
+    """What is remembered of one replica from one check to the next."""
+
+    def __init__(self) -> None:
+        self.order: list[Frame] = []
+        self.vv = EMPTY_VV
+        self.hashes: dict[Origin, bytes] = {}
+        self.mark = 0
+        self.runs: dict[bytes, Run] = {}
+        self.replayed: dict[bytes, bytes] | None = None
+        self.checked = EMPTY_VV
+        self.records: dict[bytes, bytes] | None = None
+
+
+class Auditor:
+    """Judges every replica of one simulation. Everything it knows, it has seen from outside."""
+
+    def __init__(self, history: History, *, max_skew_ms: int, sync: bool) -> None:
+        self._history = history
+        self._max_skew_ms = max_skew_ms
+        self._sync = sync
+        self._followed: dict[int, _Followed] = {}
+        self._contents: dict[tuple[Origin, int], bytes] = {}
+        self._digests: dict[VersionVector, str] = {}
+        self._live: dict[bytes, tuple[Live, ...]] = {}
+        self._runs: dict[bytes, Run] = {}
+        self._hashes: dict[tuple[bytes, bytes], int] = {}
+        self._records: dict[Slot, bytes] = {}
+        self._stamps: dict[Origin, int] = {}
+        self.siblings_max = 0
+
+    def watch(self, member: Member) -> None:
+        """Begin to follow a replica."""
+        self._followed[member.index] = _Followed()
+
+    # -- after each step ------------------------------------------------------------------------------------------
+
+    def committed(self, member: Member, commit: Commit) -> None:
+        """A local commit was made: numbered without a gap, stamped upwards."""
+        last = commit.past.seq(member.origin)
+        must(commit.dot.seq == last + 1, f"{commit.dot} follows {last}")
+        must(commit.hlc > self._stamps.get(member.origin, 0), f"{commit.dot}: its stamp is not greater than that of {last}")
+        self._stamps[member.origin] = commit.hlc
+        self._history.record(commit)
+
+    def check(self, member: Member) -> None:
+        """Whatever just happened at a replica, all of this holds."""
+        followed = self._followed[member.index]
+        self._follow_log(member, followed)
+        vv = member.machine.vv()
+        must(vv == followed.vv, f"{member.region} says it has applied {vv}, its log amounts to {followed.vv}")
+        records = dict(snapshot_of(member.machine.replica).slots)
+        if vv != followed.checked or records != followed.records:
+            self._check_state(member, vv, records)
+            self._check_heads(member)
+        self._check_digest(member, vv, records)
+        self._check_monotone(member, followed, records)
+        self._check_reads(member, vv)
+        followed.checked, followed.records = vv, records
+
+    def _follow_log(self, member: Member, followed: _Followed) -> None:
+        """1, 2: walk what was appended since, as a replica that knows nothing else would have to."""
+        for frame in member.log.frames[len(followed.order) :]:
+            after = followed.vv.seq(frame.origin)
+            must(frame.first_seq == after + 1, f"{member.region} applied {frame} after {frame.origin}:{after}")
+            must(frame.context <= followed.vv, f"{member.region} applied {frame}, which rests on {frame.context}, at {followed.vv}")
+            content = self._contents.setdefault((frame.origin, frame.first_seq), frame.data)
+            must(content == frame.data, f"two contents of {frame}: another one at {member.region}")
+            must(frame.previous == followed.hashes.get(frame.origin, b""), f"{frame} does not follow the last frame of its origin")
+            followed.order.append(frame)
+            followed.hashes[frame.origin] = frame.hash
+            followed.vv = followed.vv.advance(frame.origin, frame.last_seq)
+
+    def _decode(self, records: Mapping[bytes, bytes]) -> tuple[dict[bytes, tuple[Live, ...]], dict[str, int]]:
+        """Live writes per slot, and value per counter that has a live run."""
+        slots: dict[bytes, tuple[Live, ...]] = {}
+        counters: dict[str, int] = {}
+        for slot, record in records.items():
+            if type_in(slot) == COUNTER:
+                run, key = self._run(record), split_slot(slot)[0].decode()
+                if run.seq > run.base_seq:
+                    counters[key] = counters.get(key, 0) + run.total - run.base
+            else:
+                live = self._live.get(record)
+                if live is None:
+                    live = self._live[record] = tuple(Live(e.dot, e.hlc, e.value, e.expiry) for e in decode_entries(record))
+                slots[slot] = live
+        return slots, counters
+
+    def _run(self, record: bytes) -> Run:
+        found = self._runs.get(record)
+        if found is None:
+            found = self._runs[record] = decode_run(record)
+        return found
+
+    def _check_state(self, member: Member, vv: VersionVector, records: Mapping[bytes, bytes]) -> None:
+        """4, 5: the state is what the specification says of this version vector."""
+        for slot, record in records.items():
+            if type_in(slot) == COUNTER:
+                run, origin = self._run(record), run_name(split_slot(slot)[2])[0]
+                must(run.base_seq <= run.seq <= vv.seq(origin), f"{member.region}: {run} of {origin} is not covered by {vv}")
+        self._compare(f"{member.region} at {vv}", vv, records)
+
+    def _compare(self, what: str, vv: VersionVector, records: Mapping[bytes, bytes]) -> None:
+        slots, counters = self._history.state(vv)
+        wanted = {self._record_key(slot): live for slot, live in slots.items()}
+        found, counted = self._decode(records)
+        if wanted != found:
+            where = next(s for s in sorted(wanted.keys() | found.keys()) if wanted.get(s) != found.get(s))
+            uncovered = [str(write.dot) for write in found.get(where, ()) if not vv.covers(write.dot)]
+            because = f", {uncovered} not even covered" if uncovered else ""
+            must(False, f"{what}: {split_slot(where)} holds {found.get(where)}{because}; it should hold {wanted.get(where)}")
+        must(counters == counted, f"{what}: counters are {counted}, they should be {counters}")
+        self.siblings_max = max([self.siblings_max, *map(len, slots.values())])
+
+    def _record_key(self, slot: Slot) -> bytes:
+        found = self._records.get(slot)
+        if found is None:
+            found = self._records[slot] = slot_of(slot[0].encode(), TYPE_CODES[slot[1]], slot[2])
+        return found
+
+    def _check_digest(self, member: Member, vv: VersionVector, records: dict[bytes, bytes]) -> None:
+        """5: the incremental digest is that of the live entries and runs, computed here from nothing; the same for all at `vv`."""
+        replica = member.machine.replica  # asked itself: the machine would fold first, and hide what a crash before the fold does
+        if replica.purges:
+            return  # not settled while a clear is in progress
+        told = f"{replica.digest():032x}"
+        total = 0
+        for slot, record in records.items():
+            if type_in(slot) == COUNTER and not self._run(record).seq > self._run(record).base_seq:
+                continue
+            share = self._hashes.get((slot, record))
+            if share is None:
+                share = self._hashes[slot, record] = hash_record(slot, record)
+            total += share
+        must(told == f"{total & _DIGEST_MASK:032x}", f"{member.region}: its digest is {told}, its state amounts to another")
+        must(self._digests.setdefault(vv, told) == told, f"{member.region}: digest {told} at {vv} was {self._digests[vv]} elsewhere")
+
+    def _check_heads(self, member: Member) -> None:
+        """The bookkeeping beside the state: heads count slots and name runs."""
+        state = member.machine.replica.state
+        counted: dict[bytes, list[int]] = {}
+        runs: dict[bytes, set[tuple[Origin, int]]] = {}
+        for slot, _ in state.scan(SLOT_SPACE, successor(SLOT_SPACE)):
+            key, type_code, subkey = split_slot(slot)
+            if TYPE_NAMES[type_code] == "counter":
+                runs.setdefault(key, set()).add(run_name(subkey))
+            elif TYPE_NAMES[type_code] != "register":
+                counted.setdefault(key, [0, 0])[TYPE_NAMES[type_code] == "map"] += 1
+        heads = {where for where, _ in state.scan(HEAD_SPACE, successor(HEAD_SPACE))}
+        must(heads == {head_key(key) for key in counted.keys() | runs.keys()}, f"{member.region}: heads are {heads}")
+        for key in counted.keys() | runs.keys():
+            head = member.machine.replica.heads.get(key)
+            assert head is not None
+            told = ([head.set_slots, head.map_slots], set(member.machine.replica.heads.runs(key)))
+            must(told == (counted.get(key, [0, 0]), runs.get(key, set())), f"{member.region}: the head of {key!r} is {head}")
+
+    def _check_monotone(self, member: Member, followed: _Followed, records: dict[bytes, bytes]) -> None:
+        """8: the clock goes up, and no further than stamps from elsewhere may pull it; so do a run's seqs."""
+        mark = member.machine.hlc()
+        bound = max(followed.mark, stamp(member.wall() + self._max_skew_ms)) + _STAMPS_AT_ONCE
+        must(followed.mark <= mark <= bound, f"{member.region}: the clock's mark went from {followed.mark} to {mark}, the bound is {bound}")
+        followed.mark = mark
+        for slot, record in records.items():
+            if type_in(slot) == COUNTER:
+                before, now = followed.runs.get(slot), self._run(record)
+                if before is not None and before is not now:
+                    must(before.seq <= now.seq and before.base_seq <= now.base_seq, f"{member.region}: run {before} became {now}")
+                followed.runs[slot] = now
+
+    def _check_reads(self, member: Member, vv: VersionVector) -> None:
+        """9: readers are shown the winner by stored stamp and origin, unless it has expired."""
+        now_ms, reader = member.machine.replica.now_ms(), member.reader
+        slots, counters = self._history.state(vv)
+        for slot, live in slots.items():
+            if len(live) > 1 or live[0].expiry is not None:
+                wanted, shown = read(live, now_ms), reader.entry(self._record_key(slot))
+                told = None if shown is None else shown.dot
+                must(told == (wanted and wanted.dot), f"{member.region}: {slot} shows {told}, it should show {wanted}")
+        for key, value in counters.items():
+            must(
+                reader.counter(key.encode()) == value,
+                f"{member.region}: {key} reads {reader.counter(key.encode())}, it should read {value}",
+            )
+
+    # -- now and then ---------------------------------------------------------------------------------------------
+
+    def check_join(self, a: Member, b: Member) -> None:
+        """6: the join of two states is what the specification says of both together, whichever way it is taken."""
+        one, two = snapshot_of(a.machine.replica), snapshot_of(b.machine.replica)
+        both = join(one, two)
+        must(both == join(two, one), f"the join of {a.region} and {b.region} depends on the order")
+        must(join(both, one) == both and join(one, one) == one, f"the join of {a.region} and {b.region} is not idempotent")
+        must(Snapshot.from_bytes(both.to_bytes()) == both, "a snapshot's bytes do not give it back")
+        self._compare(f"the join of {a.region} and {b.region}", both.vv, both.slots)
+
+    def sending(self, member: Member, message: Message) -> None:
+        """7: what leaves promises and carries only what is applied, and durable, by now."""
+        applied, log = member.machine.vv(), member.log
+        durable = log.vv_at[log.synced()]
+        match message:
+            case Frames(relayed=False):
+                last = max(Frame.decode(data).last_seq for data in message.frames)
+                bound = durable if self._sync else log.vv_at[-1]
+                must(last <= bound.seq(member.origin), f"{member.region} sent {member.origin}:{last}, durable up to {bound}")
+            case Ack():
+                must(message.applied <= applied, f"{member.region} acknowledged {message.applied}, it has applied {applied}")
+                must(message.durable <= durable, f"{member.region} acknowledged {message.durable} as durable, it is {durable}")
+            case Hello() | Heartbeat() | Subscribe() | AskRelay():
+                must(message.vv <= applied, f"{member.region} told {message.vv}, it has applied {applied}")
+            case _:
+                pass
+
+    def acknowledging(self, member: Member, dots: Iterable[Dot]) -> None:
+        """7: a client is told of a commit only when it is durable at its level."""
+        log = member.log
+        durable = log.vv_at[log.synced() if self._sync else log.end()]
+        for dot in dots:
+            must(durable.covers(dot), f"{member.region} acknowledged {dot}, durable up to {durable}")
+
+    def crashing(self, member: Member) -> None:
+        """3: note what replay must give again."""
+        self._followed[member.index].replayed = None if member.machine.replica.purges else self._bookkeeping(member)
+
+    def crashed(self, member: Member, others: Iterable[Member]) -> None:
+        """7: what the power loss took, nobody else may have."""
+        followed = self._followed[member.index]
+        lost = [frame for frame in followed.order[len(member.log.frames) :] if frame.origin == member.origin]
+        dots = [Dot(member.origin, seq) for frame in lost for seq in range(frame.first_seq, frame.last_seq + 1)]
+        for other in others:
+            has = other.log.vv_at[-1].seq(member.origin)
+            must(not dots or has < dots[0].seq, f"{dots[0] if dots else ''} was lost at {member.region}, but {other.region} has it")
+        for frame in lost:
+            del self._contents[frame.origin, frame.first_seq]
+        self._history.forget(dots)
+        kept = followed.order[: len(member.log.frames)]
+        if len(kept) < len(followed.order):
+            self._rewind(member, followed, kept)
+
+    def _rewind(self, member: Member, followed: _Followed, kept: list[Frame]) -> None:
+        """Part of the log was lost, with whatever it had done."""
+        own = [commit.hlc for dot, commit in self._history.commits.items() if dot.origin == member.origin]
+        self._stamps[member.origin] = max(own, default=0)
+        followed.order, followed.vv, followed.hashes = kept, member.log.vv_at[-1], {f.origin: f.hash for f in kept}
+        followed.runs, followed.replayed = {}, None
+        self._digests = {vv: digest for vv, digest in self._digests.items() if vv.seq(member.origin) <= followed.vv.seq(member.origin)}
+
+    def recovered(self, member: Member) -> None:
+        """3: replay from whatever batch the engine had kept gives the same state, digest and bookkeeping."""
+        followed = self._followed[member.index]
+        followed.mark = member.machine.hlc()  # what was only absorbed may be lost; that own stamps go up, `committed` sees to
+        if followed.replayed is not None and not member.machine.replica.purges:
+            now = self._bookkeeping(member)
+            if now != followed.replayed:
+                where = next(k for k in sorted(now.keys() | followed.replayed.keys()) if now.get(k) != followed.replayed.get(k))
+                must(False, f"{member.region}: replay made {where!r} {now.get(where)!r}, it was {followed.replayed.get(where)!r}")
+        self.check(member)
+
+    @staticmethod
+    def _bookkeeping(member: Member) -> dict[bytes, bytes]:
+        state = member.machine.replica.state
+        return {key: record for space in _REPLAYED for key, record in state.scan(space, successor(space))}
+
+    # -- at the end -----------------------------------------------------------------------------------------------
+
+    def quiescent(self, members: Sequence[Member], acknowledged: Iterable[Dot]) -> None:
+        """10, 11: all the same, nothing acknowledged is missing, nothing lost in silence."""
+        first = members[0].machine
+        for member in members:
+            must(member.machine.digest() == first.digest(), f"{member.region} and {members[0].region} ended differently")
+            vv = member.machine.vv()
+            missing = [str(dot) for dot in acknowledged if not vv.covers(dot)]
+            must(not missing, f"{member.region} lacks what was acknowledged: {missing[:5]}")
+            self._check_journal(member, vv)
+        for member in members[1:]:
+            self.check_join(members[0], member)
+
+    def _check_journal(self, member: Member, vv: VersionVector) -> None:
+        """10: each update that lost against one it had not seen is in the journal, unless trimmed: then it is counted."""
+        journal = member.machine.replica.journal
+        records = list(journal.records())
+        counts = journal.counts
+        must(sum(counts.by_rule.values()) == journal.total == counts.first + len(records), f"{member.region}: the journal counts {counts}")
+        if counts.first:
+            return
+        losers: dict[Dot, list[Record]] = {}
+        for record in records:
+            for update in record.losers:
+                losers.setdefault(Dot(update.origin, update.seq), []).append(record)
+        for slot, live in self._history.state(vv)[0].items():
+            if slot[1] != "set" or len({write.expiry for write in live}) > 1:
+                for write in beaten(live):
+                    must(write.dot in losers, f"{member.region}: {write.dot} lost at {slot}, and the journal does not say so")
+        for removals, (key, kind) in self._beaten_removals(member, vv):
+            told = any(TYPE_NAMES[r.type_code] == kind and r.key == key.encode() for dot in removals for r in losers.get(dot, ()))
+            must(told, f"{member.region}: the removal {removals[0]} at {key} ({kind}) lost, and the journal does not say so")
+
+    def _beaten_removals(self, member: Member, vv: VersionVector) -> Iterator[tuple[list[Dot], tuple[str, str]]]:
+        """Removals that a write or increment which is still live had not seen, nor they it; by the order in which they came here.
+
+        A write meets each removal that comes after it; and of those before it, the ones that no other of them had seen.
+        A removal that found nothing to remove lost nothing. A clear that comes while an earlier one is still at work takes
+        that over, and may be named in its stead.
+        """
+        order = [(f.origin, seq) for f in self._followed[member.index].order for seq in range(f.first_seq, f.last_seq + 1)]
+        position = {dot: at for at, dot in enumerate(order)}
+        for places, write in self._surviving(vv):
+            for place in places:
+                removals = [(c, op) for c, op in self._history.seen(vv, place) if isinstance(op, Remove | Clear | Reset)]
+                removals.sort(key=lambda removal: position[removal[0].dot])
+                commits = [commit for commit, _ in removals]
+                met = sum(position[commit.dot] < position[write.dot] for commit in commits)
+                for at, (commit, op) in enumerate(removals):
+                    seen_by_another = at < met and any(other.past.covers(commit.dot) for other in commits[:met])
+                    if concurrent(commit, write) and not seen_by_another and self._removed(commit, op):
+                        taken_over = commits[at + 1 :] if isinstance(op, Clear) else []
+                        yield [commit.dot, *(later.dot for later in taken_over)], place[:2]
+
+    def _surviving(self, vv: VersionVector) -> Iterator[tuple[tuple[Place, ...], Commit]]:
+        """Each live write and increment, with the places where a removal could have met it."""
+        for slot, live in self._history.state(vv)[0].items():
+            for write in live:
+                places = (slot, slot[:2]) if slot[1] in ("set", "map") else (slot,)
+                yield places, self._history.commits[write.dot]
+        for key in self._history.counters:
+            seen = self._history.seen(vv, (key, "counter"))
+            for commit, op in seen:
+                reset = any(isinstance(o, Reset) and c.past.covers(commit.dot) for c, o in seen)
+                if isinstance(op, Increment) and not reset:
+                    yield ((key, "counter"),), commit
+
+    def _removed(self, commit: Commit, operation: Operation) -> bool:
+        """Whether there was something to remove."""
+        if isinstance(operation, Reset):
+            return self._history.counter(commit.past, operation.key)[0] > 0
+        if isinstance(operation, Clear):
+            return any(self._history.live(commit.past, s) for s in self._history.slots if s[:2] == place_of(operation))
+        assert isinstance(operation, Remove | Write)
+        return bool(self._history.live(commit.past, operation.slot))

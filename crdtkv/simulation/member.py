@@ -1,0 +1,286 @@
+"""One replica of a simulation: the real machine and the real drive loop, and the I/O around them in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from crdtkv.core.causality import Dot, make_origin
+from crdtkv.core.clock import HybridClock
+from crdtkv.core.codec import TYPE_NAMES
+from crdtkv.core.frame import Frame
+from crdtkv.errors import ClockSkewError, CrdtkvError
+from crdtkv.replication.backoff import Backoff
+from crdtkv.replication.drive import Drive
+from crdtkv.replication.messages import CannotRelay, Frames, encode
+from crdtkv.simulation.clocks import WallClock
+from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog
+from crdtkv.simulation.specification import Commit, Expire, Operation
+from crdtkv.store.machine import Machine
+from crdtkv.store.reading import Reader
+from crdtkv.store.transaction import Transaction
+
+if TYPE_CHECKING:
+    from crdtkv.simulation.world import World
+
+CLUSTER: Final = "simulation"
+EXPIRIES_AT_ONCE: Final = 4
+
+
+class Member:
+    """See the module's docstring. Its disks and its wall clock outlive its crashes."""
+
+    def __init__(self, world: World, index: int, region: str, wall: WallClock) -> None:
+        self.index = index
+        self.region = region
+        self.origin = make_origin(region, 1, index)
+        self.wall = wall
+        self.log = SimulatedLog()
+        self.engine = SimulatedEngine()
+        self.is_up = False
+        self.machine: Machine
+        self.drive: Drive
+        self.reader: Reader
+        self._world = world
+        self._life = 0
+        self._backoffs: dict[int, Backoff] = {}
+        self._dialed: dict[int, int] = {}
+        self._dialing: set[int] = set()
+        self._unacknowledged: list[tuple[int, Dot]] = []
+        self._pump_due = self._sync_due = False
+        self._wake_us: int | None = None
+
+    # -- life and death -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Recover from what the disks hold, and go on."""
+        world, options = self._world, self._world.options
+        self._life += 1
+        self.is_up = True
+        self._dialed, self._dialing, self._unacknowledged = {}, set(), []
+        self._pump_due = self._sync_due = False
+        self._wake_us = None
+        clock = HybridClock(self.wall, max_skew_ms=options.core.max_skew_ms, refuse_ms=options.core.clock_refuse_ms)
+        self.machine = Machine(
+            self.log,
+            self.engine,
+            origin=self.origin,
+            cluster=CLUSTER,
+            clock=clock,
+            settings=options.core,
+            sync_releases=options.sync,
+            fold_records_max=options.fold_records_max,
+        )
+        self.drive = Drive(
+            self.machine, options.replication, now_ms=world.now_ms, wall_ms=self.wall, members=[m.region for m in world.members]
+        )
+        self.reader = Reader(self.machine.replica)
+        self._backoffs = {peer.index: Backoff(options.replication, world.dice) for peer in world.members if peer is not self}
+        for peer in self._backoffs:
+            if self.index < peer or options.both_dial:
+                self._dial_in(peer, 0)
+        self._later(world.dice.between(20, 120), self._housekeep)
+        self._sync_later()  # what a killed process had appended is synced by the next one
+        self.poke()
+
+    def crash(self, *, power: bool) -> list[Frame]:
+        """Stop at once. With the power goes what was not synced; returns that. The engine wakes up at an earlier batch."""
+        dice = self._world.dice
+        self.is_up = False
+        self._life += 1
+        self._world.network.host_died(self, silently=power and dice.chance(0.5))
+        lost: list[Frame] = []
+        if power:
+            least = max(self.log.synced(), min(self.engine.positions()))
+            lost = self.log.lose(least + dice.below(self.log.end() - least + 1))
+        fits = [i for i, p in enumerate(self.engine.positions()) if self.log.start() <= p <= self.log.end()]
+        self.engine.wake(dice.pick(fits))
+        return lost
+
+    # -- clients --------------------------------------------------------------------------------------------------
+
+    def serve(self, fill: Callable[[Transaction], tuple[list[list[object]], tuple[Operation, ...]]], count: int) -> None:
+        """Commit a group of transactions as one frame; acknowledge them as the durability level allows."""
+        made: list[Dot] = []
+        for _ in range(count):
+            deltas, operations = fill(Transaction(self.machine.replica, self.reader))
+            if deltas:
+                made += self._commit(deltas, operations)
+        self._seal(made)
+
+    def _commit(self, deltas: list[list[object]], operations: tuple[Operation, ...]) -> list[Dot]:
+        past = self.machine.replica.vv()
+        try:
+            seq, hlc = self.machine.transact(deltas)
+        except ClockSkewError:
+            self._world.rare["clock_refused"] += 1
+            return []
+        dot = Dot(self.origin, seq)
+        self._world.committed(self, Commit(dot, hlc, past, operations))
+        return [dot]
+
+    def _seal(self, made: list[Dot]) -> None:
+        if not made:
+            return
+        end = self.machine.seal()
+        self._unacknowledged += [(end, dot) for dot in made]
+        self._released()
+        self._sync_later()
+
+    def _released(self) -> None:
+        """Tell clients, and the drive, what may be told by now."""
+        if self._unacknowledged:
+            told = self.log.synced() if self._world.options.sync else self.log.end()
+            self._world.acknowledge(self, [dot for end, dot in self._unacknowledged if end <= told])
+            self._unacknowledged = [(end, dot) for end, dot in self._unacknowledged if end > told]
+        self.drive.local_commits(self._world.now_ms)
+        self.poke()
+
+    # -- what nodes do beside serving -----------------------------------------------------------------------------
+
+    def _sync_later(self) -> None:
+        if not self._sync_due and self.log.synced() < self.log.end():
+            self._sync_due = True
+            self._later(self._world.options.disk_ms * (0.5 + self._world.dice.random()), self._sync)
+
+    def _sync(self) -> None:
+        self._sync_due = False
+        self.log.sync()
+        self._released()
+
+    def _housekeep(self) -> None:
+        """Issue removals of what expired, clear a slice, fold, now and then."""
+        world, replica = self._world, self.machine.replica
+        due = list(replica.due(EXPIRIES_AT_ONCE))
+        if due:
+            operations = [
+                Expire((key, TYPE_NAMES[code], subkey), tuple(Dot(origin, seq) for origin, seq in dots))
+                for _, key, code, subkey, dots in due
+            ]
+            world.rare["expiry_by_another"] += any(dot.origin != self.origin for op in operations for dot in op.dots)
+            self._seal(self._commit(due, tuple(operations)))
+        if replica.purges:
+            replica.purge_slice(1 + world.dice.below(3))
+        if world.dice.chance(world.options.folds / 10):
+            self.machine.fold()
+        self._later(world.dice.between(20, 120), self._housekeep)
+        world.changed(self)
+
+    def truncate(self, position: int) -> None:
+        """Drop the log before a position, once the engine has flushed what rests on it."""
+        self.log.sync()
+        self.machine.fold()
+        self.engine.flush()
+        self.log.truncate(min([position, *self.engine.positions()]))
+        self._released()
+
+    # -- the I/O around the drive loop ----------------------------------------------------------------------------
+
+    def poke(self) -> None:
+        """Something came in: let the drive say soon what is to be done. Many pokes make one turn."""
+        if not self._pump_due:
+            self._pump_due = True
+            self._later(0.3 * self._world.dice.random(), self._pump)
+
+    def _pump(self) -> None:
+        self._pump_due = False
+        world = self._world
+        work = self.drive.ready()
+        self.drive.accept(work)
+        for link, messages in work.messages.items():
+            assert isinstance(link, int)
+            for message in messages:
+                world.auditor.sending(self, message)
+                world.rare["relayed_frames"] += isinstance(message, Frames) and message.relayed
+                world.rare["cannot_relay"] += isinstance(message, CannotRelay)
+                data = encode(message)
+                world.trace("send", self.index, link, data)
+                world.network.send(self, link, data)
+        for closed in work.closed:
+            assert isinstance(closed.link, int)
+            world.network.close(self, closed.link)
+            self._gone(closed.link, permanent=closed.permanent)
+        for event in work.events:
+            world.rare[event.kind.value] += 1
+            if event.alarm:
+                world.violation(f"{self.region}: {event.kind}: {event.text}")
+        if work.apply:
+            self._later(world.dice.pick((0.0, 0.1, 5.0)), self._apply, work.apply)
+        if work.wake_at_ms is not None:
+            self._wake(work.wake_at_ms)
+
+    def _apply(self, frames: tuple[Frame, ...]) -> None:
+        world = self._world
+        try:
+            result = self.machine.apply(frames)
+        except CrdtkvError as e:
+            world.violation(f"{self.region}: a frame could not be applied: {e}")
+            return
+        world.rare["held"] += result.held > 0
+        world.rare["dropped_held"] += result.dropped
+        self.drive.applied(result, world.now_ms)
+        self._sync_later()
+        self.poke()
+        world.changed(self)
+
+    def _wake(self, at_ms: float) -> None:
+        at_us = max(int(at_ms * 1000) + 1, self._world.now_us + 100)
+        if self._wake_us is None or at_us < self._wake_us:
+            self._wake_us = at_us
+            self._later((at_us - self._world.now_us) / 1000, self._tick, at_us)
+
+    def _tick(self, at_us: int) -> None:
+        if self._wake_us == at_us:  # else an earlier deadline has replaced this one
+            self._wake_us = None
+            self.drive.tick(self._world.now_ms)
+            self.poke()
+
+    def _later(self, delay_ms: float, what: Callable[..., None], *args: object) -> None:
+        """Schedule something that only this life of the process does."""
+        self._world.after(delay_ms, self._if_alive, self._life, what, args)
+
+    def _if_alive(self, life: int, what: Callable[..., None], args: tuple[object, ...]) -> None:
+        if self._life == life:
+            what(*args)
+
+    # -- the network ----------------------------------------------------------------------------------------------
+
+    def _dial(self, peer: int) -> None:
+        """Open a link to a peer, unless there is one: then look again after a while."""
+        self._dialing.discard(peer)
+        if self.drive.is_connected(self._world.members[peer].region) or peer in self._dialed.values():
+            self._dial_in(peer, 200)
+        else:
+            self._dialing.add(peer)
+            self._world.network.dial(self, self._world.members[peer])
+
+    def _dial_in(self, peer: int, delay_ms: float) -> None:
+        if peer not in self._dialing:
+            self._dialing.add(peer)
+            self._later(delay_ms, self._dial, peer)
+
+    def dial_failed(self, peer: int) -> None:
+        self._dialing.discard(peer)
+        self._dial_in(peer, self._backoffs[peer].next_ms())
+
+    def connected(self, link: int, peer: int, dialed: bool) -> None:
+        if dialed:
+            self._dialing.discard(peer)
+            self._dialed[link] = peer
+            self._backoffs[peer].reset()
+        self.drive.connect(link, self._world.now_ms, dialed=dialed)
+        self.poke()
+
+    def received(self, link: int, data: bytes) -> None:
+        self.drive.receive(link, data, self._world.now_ms)
+        self.poke()
+
+    def disconnected(self, link: int) -> None:
+        self.drive.disconnect(link, self._world.now_ms)
+        self._gone(link)
+        self.poke()
+
+    def _gone(self, link: int, *, permanent: bool = False) -> None:
+        peer = self._dialed.pop(link, None)
+        if peer is not None:
+            self._dial_in(peer, self._backoffs[peer].next_ms(permanent=permanent))

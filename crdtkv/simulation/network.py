@@ -1,0 +1,183 @@
+"""A network in virtual time: connections that keep order, are slow, stall when cut, and break.
+
+A connection carries whole messages both ways, each direction in order, at its own pace; two connections overtake each
+other freely. While a direction is cut, what is sent that way waits in it, as in TCP, until it heals or either end gives
+up. A connection that is reset loses what is on its way; both ends notice, or only one (half-open), and the other waits
+for its heartbeats in vain. Frames are sent again on the next connection: that is where duplicates come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from crdtkv.simulation.dice import Dice
+
+
+class Host(Protocol):
+    """One end, as the network sees it. A host that is down gets nothing."""
+
+    index: int
+    is_up: bool
+
+    def connected(self, link: int, peer: int, dialed: bool) -> None: ...
+    def received(self, link: int, data: bytes) -> None: ...
+    def disconnected(self, link: int) -> None: ...
+    def dial_failed(self, peer: int) -> None: ...
+
+
+class Scheduler(Protocol):
+    """Who runs things later, in virtual time."""
+
+    now_us: int
+
+    def after(self, delay_ms: float, what: Callable[..., None], *args: object) -> None: ...
+
+
+class _Way:
+    """One direction of a connection."""
+
+    __slots__ = ("busy_until_us", "stalled")
+
+    def __init__(self) -> None:
+        self.busy_until_us = 0
+        self.stalled: list[bytes | None] = []  # None is the end of the stream
+
+
+class _Connection:
+    __slots__ = ("dead", "ends", "link", "ways")
+
+    def __init__(self, link: int, dialler: Host, listener: Host) -> None:
+        self.link = link
+        self.ends = {dialler.index: dialler, listener.index: listener}
+        self.ways = {dialler.index: _Way(), listener.index: _Way()}  # by sender
+        self.dead: set[int] = set()  # ends that know that it is over
+
+
+class Network:
+    """All connections between some hosts.
+
+    Args:
+        delay_ms: one-way delay; each message takes up to `1 + jitter` times that.
+    """
+
+    def __init__(self, scheduler: Scheduler, dice: Dice, *, delay_ms: float, jitter: float) -> None:
+        self._scheduler = scheduler
+        self._dice = dice
+        self._delay_ms = delay_ms
+        self._jitter = jitter
+        self._cut: set[tuple[int, int]] = set()
+        self._connections: dict[int, _Connection] = {}
+        self._links = 0
+
+    # -- faults ---------------------------------------------------------------------------------------------------
+
+    def cut(self, sender: int, receiver: int) -> None:
+        """Nothing more gets from one host to another."""
+        self._cut.add((sender, receiver))
+
+    def heal(self) -> None:
+        """Undo every cut: what has waited goes on its way."""
+        self._cut.clear()
+        for connection in list(self._connections.values()):
+            for sender, way in connection.ways.items():
+                waiting, way.stalled = way.stalled, []
+                for data in waiting:
+                    self._post(connection, sender, data)
+
+    def reset(self, dice: Dice) -> bool:
+        """Break one connection; perhaps one end does not notice. False if there is none."""
+        if not self._connections:
+            return False
+        connection = self._connections[dice.pick(sorted(self._connections))]
+        quiet = dice.pick(sorted(connection.ends)) if dice.chance(0.3) else None
+        for index in sorted(connection.ends):
+            if index != quiet:
+                self._tell_end(connection, index)
+        connection.dead.update(connection.ends)
+        if quiet is not None:
+            connection.dead.discard(quiet)
+        self._collect(connection)
+        return True
+
+    def host_died(self, host: Host, *, silently: bool) -> None:
+        """Every connection of a host is gone; its peers are told, unless its whole machine is off."""
+        for connection in [c for c in self._connections.values() if host.index in c.ends]:
+            for index in sorted(connection.ends):
+                if index != host.index and index not in connection.dead and not silently:
+                    self._tell_end(connection, index)
+                    connection.dead.add(index)
+            connection.dead.add(host.index)
+            self._collect(connection)
+
+    # -- what hosts do --------------------------------------------------------------------------------------------
+
+    def dial(self, dialler: Host, listener: Host) -> None:
+        """Open a connection: both ends are told, or the dialler that it failed."""
+        self._scheduler.after(2 * self._delay(), self._dialled, dialler, listener)
+
+    def _dialled(self, dialler: Host, listener: Host) -> None:
+        if not dialler.is_up:
+            return
+        there, back = (dialler.index, listener.index), (listener.index, dialler.index)
+        if not listener.is_up or there in self._cut or back in self._cut:
+            dialler.dial_failed(listener.index)
+            return
+        self._links += 1
+        connection = self._connections[self._links] = _Connection(self._links, dialler, listener)
+        listener.connected(connection.link, dialler.index, False)
+        dialler.connected(connection.link, listener.index, True)
+
+    def send(self, host: Host, link: int, data: bytes) -> None:
+        """Send a message; it is lost if the connection is."""
+        connection = self._connections.get(link)
+        if connection is not None and host.index not in connection.dead:
+            self._post(connection, host.index, data)
+
+    def close(self, host: Host, link: int) -> None:
+        """End a connection from one side; the other is told after everything sent before."""
+        connection = self._connections.get(link)
+        if connection is not None and host.index not in connection.dead:
+            self._post(connection, host.index, None)
+            connection.dead.add(host.index)
+            self._collect(connection)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _delay(self) -> float:
+        return self._delay_ms * (1 + self._jitter * self._dice.random())
+
+    def _post(self, connection: _Connection, sender: int, data: bytes | None) -> None:
+        receiver = next(index for index in connection.ends if index != sender)
+        way = connection.ways[sender]
+        if (sender, receiver) in self._cut or way.stalled:
+            way.stalled.append(data)
+            return
+        at_us = max(self._scheduler.now_us + int(self._delay() * 1000), way.busy_until_us)
+        way.busy_until_us = at_us
+        self._scheduler.after((at_us - self._scheduler.now_us) / 1000, self._arrive, connection, receiver, data)
+
+    def _arrive(self, connection: _Connection, receiver: int, data: bytes | None) -> None:
+        host = connection.ends[receiver]
+        if receiver in connection.dead or not host.is_up:
+            return
+        if data is None:
+            connection.dead.add(receiver)
+            self._collect(connection)
+            host.disconnected(connection.link)
+        else:
+            host.received(connection.link, data)
+
+    def _tell_end(self, connection: _Connection, index: int) -> None:
+        host = connection.ends[index]
+        if index not in connection.dead:
+            self._scheduler.after(0, self._end, host, connection.link)
+
+    @staticmethod
+    def _end(host: Host, link: int) -> None:
+        if host.is_up:
+            host.disconnected(link)
+
+    def _collect(self, connection: _Connection) -> None:
+        if len(connection.dead) == len(connection.ends):
+            self._connections.pop(connection.link, None)

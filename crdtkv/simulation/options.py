@@ -1,0 +1,190 @@
+"""What may vary between two runs: everything here is drawn from the seed, within what a scenario prescribes.
+
+Limits are tiny on purpose: a bound that is never reached is not tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from crdtkv.core.settings import CoreSettings
+from crdtkv.replication.settings import ReplicationSettings
+from crdtkv.simulation.dice import Dice
+
+REGIONS: Final = ("ap", "br", "ca", "eu", "us")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyReplicationSettings(ReplicationSettings):
+    """Replication with limits below what frames of full size would need; those of a simulation are small."""
+
+    def validate(self) -> ReplicationSettings:
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One run. Rates are per virtual second and replica, times are virtual.
+
+    Attributes:
+        regions: how many replicas.
+        transactions: how many the clients ask for, over `busy_s`; then everything heals, and `quiet_s` is the bound on convergence.
+        sync: durability `sync`: nothing leaves or is acknowledged before it is fsynced; power losses happen. Else a crash
+            loses nothing that was appended, as a killed process does not.
+        hop: how often a client's session goes on in another region.
+        skew_ms: how far wall clocks are off; `jumps` says how often one is set, `grain_ms` how coarse they are.
+        delay_ms: one-way delay of a link; each message adds up to `jitter` times as much.
+        cuts, resets, crashes, truncations, folds: rates of faults.
+        bridge: when everything heals, two regions stay cut off from each other, and must converge through a third.
+        weights: how often clients do what.
+    """
+
+    regions: int
+    transactions: int = 40
+    busy_s: float = 1.5
+    quiet_s: float = 30.0
+    sync: bool = True
+    keys: int = 3
+    hop: float = 0.5
+    skew_ms: int = 300
+    drift: float = 0.0
+    grain_ms: int = 1
+    jumps: float = 0.0
+    delay_ms: float = 10.0
+    jitter: float = 1.0
+    disk_ms: float = 2.0
+    cuts: float = 0.4
+    resets: float = 0.3
+    crashes: float = 0.15
+    truncations: float = 0.0
+    bridge: bool = False
+    folds: float = 1.0
+    fold_records_max: int = 64
+    both_dial: bool = False
+    weights: dict[str, float] = field(default_factory=dict)
+    core: CoreSettings = field(default_factory=CoreSettings)
+    replication: ReplicationSettings = field(default_factory=TinyReplicationSettings)
+
+
+def draw(dice: Dice, scenario: str = "mixed") -> Options:
+    """The options of one run."""
+    core = CoreSettings(
+        max_skew_ms=dice.pick((0, 200, 60_000)),
+        clock_refuse_ms=dice.pick((2_000, 600_000)),
+        held_frames_max=dice.pick((0, 1, 4, 4096)),
+        journal_records_max=dice.pick((3, 100_000, 100_000)),
+        clear_at_once_max=dice.pick((0, 2, 1000)),
+        requests_max=dice.pick((2, 100_000)),
+        expiry_grace_ms=dice.pick((50, 1_000)),
+    )
+    credit = dice.pick((8 << 10, 1 << 20))
+    replication = TinyReplicationSettings(
+        heartbeat_ms=dice.pick((150, 400)),
+        hello_timeout_ms=500,
+        message_bytes_max=dice.pick((200, 2_000, 1 << 20)),
+        message_frames_max=dice.pick((1, 3, 4096)),
+        own_credit_bytes=credit,
+        relay_credit_bytes=credit,
+        read_bytes_max=dice.pick((500, 1 << 20)),
+        tail_bytes_max=dice.pick((300, 1 << 20)),
+        apply_bytes_max=dice.pick((300, 1 << 20)),
+        relay_delay_ms=dice.pick((20, 100)),
+        relay_timeout_ms=400,
+        relay_linger_ms=dice.pick((100, 1_000)),
+        relay_retry_ms=500,
+        resubscribe_ms=50,
+        stalled_ms=1_000,
+        backoff_min_ms=20,
+        backoff_max_ms=300,
+    )
+    options = Options(
+        regions=dice.weighted(((2, 1), (3, 5), (4, 2), (5, 1))),
+        transactions=dice.pick((10, 20, 40)),
+        sync=dice.chance(0.6),
+        keys=dice.pick((1, 3, 6)),
+        hop=dice.pick((0.1, 0.9)),
+        skew_ms=dice.pick((0, 0, 300, 5_000)),
+        drift=dice.pick((0.0, 0.02)),
+        grain_ms=dice.pick((1, 50, 500)),
+        jumps=dice.pick((0.0, 0.0, 0.3)),
+        delay_ms=dice.pick((0.2, 5.0, 60.0)),
+        jitter=dice.pick((0.1, 3.0)),
+        disk_ms=dice.pick((0.5, 30.0)),
+        cuts=dice.pick((0.0, 0.4, 1.0)),
+        resets=dice.pick((0.0, 0.5)),
+        crashes=dice.pick((0.0, 0.3)),
+        truncations=dice.pick((0.0, 2.0)),
+        folds=dice.pick((0.2, 5.0)),
+        fold_records_max=dice.pick((1, 8, 64, 4096)),
+        both_dial=dice.chance(0.3),
+        core=core,
+        replication=replication,
+    )
+    return SCENARIOS[scenario](options)
+
+
+def _mixed(options: Options) -> Options:
+    return options
+
+
+def _ties(options: Options) -> Options:
+    """Equal stamps and three siblings: coarse clocks that agree, one hot key, far apart."""
+    core = replace(options.core, max_skew_ms=0)
+    return replace(
+        options, regions=max(3, options.regions), core=core, skew_ms=0, drift=0.0, jumps=0.0, grain_ms=1_000, delay_ms=60.0, keys=1,
+        weights={"put": 6, "add": 3, "hput": 3, "delete": 1},
+    )  # fmt: skip
+
+
+def _counters(options: Options) -> Options:
+    """Resets against increments."""
+    return replace(options, weights={"increment": 5, "reset": 2, "delete": 0.5}, keys=1, transactions=40)
+
+
+def _clears(options: Options) -> Options:
+    """Clears in slices while others add."""
+    core = replace(options.core, clear_at_once_max=0)
+    return replace(options, core=core, weights={"add": 8, "hput": 4, "clear": 3, "remove": 1, "delete": 1}, keys=1, transactions=40)
+
+
+def _relay(options: Options) -> Options:
+    """Long cuts between some, so that third replicas must relay; logs that forget."""
+    return replace(options, regions=max(3, options.regions), cuts=2.0, truncations=4.0, hop=0.9)
+
+
+def _bridge(options: Options) -> Options:
+    """Two regions that never see each other again."""
+    return replace(options, regions=max(3, options.regions), bridge=True, cuts=1.0, hop=0.9)
+
+
+def _crashes(options: Options) -> Options:
+    """Crashes everywhere between append, sync and fold."""
+    return replace(options, crashes=1.5, disk_ms=30.0, folds=1.0)
+
+
+def _expiry(options: Options) -> Options:
+    """Everything expires, is refreshed, and is removed by whoever comes first."""
+    core = replace(options.core, expiry_grace_ms=20)
+    return replace(options, core=core, weights={"put": 4, "add": 4, "hput": 4, "remove": 1}, keys=1, jumps=0.5, cuts=1.0)
+
+
+def _holding(options: Options) -> Options:
+    """No room for frames that wait, and little for what is on its way."""
+    core = replace(options.core, held_frames_max=1)
+    replication = replace(options.replication, message_frames_max=1, own_credit_bytes=8 << 10, relay_credit_bytes=8 << 10)
+    return replace(options, regions=max(3, options.regions), core=core, replication=replication, jitter=5.0, hop=0.9, cuts=0.5)
+
+
+SCENARIOS: Final = {
+    "mixed": _mixed,
+    "ties": _ties,
+    "counters": _counters,
+    "clears": _clears,
+    "relay": _relay,
+    "bridge": _bridge,
+    "crashes": _crashes,
+    "expiry": _expiry,
+    "holding": _holding,
+}
+"""What each scenario is biased to; the seed draws the rest."""

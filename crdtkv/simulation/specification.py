@@ -1,0 +1,204 @@
+"""What the state must be, said without saying how: each type's value as a comprehension over the visible commits.
+
+A commit is `(dot, past, operations)`: `past` is what its origin had applied when it was made, its own earlier commits
+included. A replica's state is determined by its version vector alone:
+
+    register, element, field    the writes that no visible write, removal or clear of the slot had in its past, and that
+                                no visible expiry names
+    counter                     the increments that no visible reset had in its past; their sum
+    value read                  the greatest (hlc, origin) among a slot's writes, unless it has expired
+
+This knows nothing of entries, runs, frames, clears in slices or journals, and shares no code with what it judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from crdtkv.core.causality import Dot, VersionVector
+
+Slot = tuple[str, str, bytes]
+"""Key, type name, subkey (the canonical bytes of an element or field)."""
+Place = Slot | tuple[str, str]
+"""A slot; or a whole collection or counter, as key and type name."""
+
+
+class Write(NamedTuple):
+    slot: Slot
+    value: bytes = b""
+    expiry: int | None = None
+
+
+class Remove(NamedTuple):
+    slot: Slot
+
+
+class Clear(NamedTuple):
+    key: str
+    type: str
+
+
+class Increment(NamedTuple):
+    key: str
+    amount: int
+
+
+class Reset(NamedTuple):
+    key: str
+
+
+class Expire(NamedTuple):
+    slot: Slot
+    dots: tuple[Dot, ...]
+
+
+Operation = Write | Remove | Clear | Increment | Reset | Expire
+
+
+class Commit(NamedTuple):
+    """One transaction as its client meant it: clears and resets before what it adds to the same collection."""
+
+    dot: Dot
+    hlc: int
+    past: VersionVector
+    operations: tuple[Operation, ...]
+
+
+class Live(NamedTuple):
+    """A write that is in the state."""
+
+    dot: Dot
+    hlc: int
+    value: bytes
+    expiry: int | None
+
+
+State = tuple[dict[Slot, tuple[Live, ...]], dict[str, int]]
+"""Live writes per slot, value per counter; only where there is any."""
+
+
+class History:
+    """Every commit ever made, by dot; and by slot, counter and collection, so that looking is cheap."""
+
+    def __init__(self) -> None:
+        self.commits: dict[Dot, Commit] = {}
+        self.at: dict[Place, list[tuple[Commit, Operation]]] = {}
+        self.slots: dict[Slot, None] = {}  # as ordered sets
+        self.counters: dict[str, None] = {}
+        self._live: dict[tuple[Slot, tuple[Dot, ...]], tuple[Live, ...]] = {}
+        self._counted: dict[tuple[str, tuple[Dot, ...]], tuple[int, int]] = {}
+        self._states: dict[VersionVector, State] = {}
+
+    def record(self, commit: Commit) -> None:
+        """Note a commit when it is made."""
+        assert commit.dot not in self.commits, f"{commit.dot} was issued twice"
+        self.commits[commit.dot] = commit
+        for operation in commit.operations:
+            if isinstance(operation, Write):
+                self.slots[operation.slot] = None
+            elif isinstance(operation, Increment):
+                self.counters[operation.key] = None
+            self.at.setdefault(place_of(operation), []).append((commit, operation))
+
+    def forget(self, dots: list[Dot]) -> None:
+        """These commits were lost before anybody was told: they never were."""
+        for dot in dots:
+            for operation in self.commits.pop(dot).operations:
+                self.at[place_of(operation)] = [pair for pair in self.at[place_of(operation)] if pair[0].dot != dot]
+        self._states.clear()
+        self._live.clear()
+        self._counted.clear()
+
+    def seen(self, vv: VersionVector, *places: Place) -> list[tuple[Commit, Operation]]:
+        """What the visible commits did at some places."""
+        seq = vv.seq
+        return [pair for place in places for pair in self.at.get(place, ()) if pair[0].dot[1] <= seq(pair[0].dot[0])]
+
+    # The same commits are visible at many replicas and for many steps: each combination is judged once.
+
+    def live(self, vv: VersionVector, slot: Slot) -> tuple[Live, ...]:
+        """The writes live in a slot, in dot order."""
+        seen = self.seen(vv, slot, slot[:2])
+        known = slot, tuple([commit.dot for commit, _ in seen])
+        found = self._live.get(known)
+        if found is None:
+            found = self._live[known] = live_writes(seen)
+        return found
+
+    def counter(self, vv: VersionVector, key: str) -> tuple[int, int]:
+        """How many increments count, and their sum."""
+        seen = self.seen(vv, (key, "counter"))
+        known = key, tuple([commit.dot for commit, _ in seen])
+        found = self._counted.get(known)
+        if found is None:
+            found = self._counted[known] = live_increments(seen)
+        return found
+
+    def state(self, vv: VersionVector) -> State:
+        """The whole state: live writes per slot, value per counter that has any."""
+        found = self._states.get(vv)
+        if found is None:
+            slots = {slot: live for slot in self.slots if (live := self.live(vv, slot))}
+            counters = {key: counted[1] for key in self.counters if (counted := self.counter(vv, key))[0]}
+            found = self._states[vv] = slots, counters
+        return found
+
+
+def place_of(operation: Operation) -> Place:
+    """What an operation acts on: a slot, a whole collection, or a counter."""
+    match operation:
+        case Write(slot=slot) | Remove(slot=slot) | Expire(slot=slot):
+            return slot
+        case Clear(key=key, type=kind):
+            return key, kind
+        case Increment(key=key) | Reset(key=key):
+            return key, "counter"
+
+
+# -- the specification proper ---------------------------------------------------------------------------------
+
+
+def live_writes(seen: list[tuple[Commit, Operation]]) -> tuple[Live, ...]:
+    """A slot: the writes that nothing visible has superseded."""
+    named = {dot for _, op in seen if isinstance(op, Expire) for dot in op.dots}
+    superseding = [commit for commit, op in seen if isinstance(op, Write | Remove | Clear)]
+    return tuple(
+        sorted(
+            Live(commit.dot, commit.hlc, op.value, op.expiry)
+            for commit, op in seen
+            if isinstance(op, Write) and commit.dot not in named and not any(later.past.covers(commit.dot) for later in superseding)
+        )
+    )
+
+
+def live_increments(seen: list[tuple[Commit, Operation]]) -> tuple[int, int]:
+    """A counter: the increments that no visible reset had seen."""
+    resets = [commit for commit, op in seen if isinstance(op, Reset)]
+    amounts = [op.amount for commit, op in seen if isinstance(op, Increment) and not any(reset.past.covers(commit.dot) for reset in resets)]
+    return len(amounts), sum(amounts)
+
+
+def read(live: tuple[Live, ...], now_ms: int) -> Live | None:
+    """What a reader is shown: the winner, unless it has expired."""
+    if not live:
+        return None
+    chosen = max(live, key=lambda write: (write.hlc, write.dot.origin))
+    return None if chosen.expiry is not None and chosen.expiry <= now_ms else chosen
+
+
+def concurrent(a: Commit, b: Commit) -> bool:
+    """Neither had seen the other."""
+    return a.dot != b.dot and not a.past.covers(b.dot) and not b.past.covers(a.dot)
+
+
+def beaten(live: tuple[Live, ...]) -> Iterator[Live]:
+    """The live writes that are not read."""
+    chosen = max(live, key=lambda write: (write.hlc, write.dot.origin)) if live else None
+    return (write for write in live if write is not chosen)
+
+
+__all__ = [
+    "Clear", "Commit", "Expire", "History", "Increment", "Live", "Operation", "Place", "Remove", "Reset", "Slot", "State", "Write",
+    "beaten", "concurrent", "live_increments", "live_writes", "place_of", "read",
+]  # fmt: skip

@@ -1,0 +1,276 @@
+"""One simulated world: virtual time, replicas, network, clients and faults, all decided by one seed.
+
+Safety first: clients write and everything fails, and after each step the invariants hold. Then everything heals, nobody
+writes, and all replicas must become equal within a bound of virtual time. The first violation ends the run.
+
+Each run has a *trace*: a hash over every event with its time and content. One seed gives one trace, on every machine,
+whatever PYTHONHASHSEED is; a run can be repeated exactly by its seed and scenario.
+
+After: Zhou et al., "FoundationDB" (SIGMOD 2021), section 4; TigerBeetle's VOPR for safety and liveness in one run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from crdtkv.core.causality import Dot
+from crdtkv.simulation.clocks import WallClock
+from crdtkv.simulation.dice import Dice
+from crdtkv.simulation.invariants import Auditor, Violation
+from crdtkv.simulation.member import Member
+from crdtkv.simulation.network import Network
+from crdtkv.simulation.options import REGIONS, Options, draw
+from crdtkv.simulation.specification import Commit, History
+from crdtkv.simulation.workload import Workload
+
+EVENTS_MAX: Final = 200_000
+"""A run with more events than this goes round in circles."""
+SETTLE_MS: Final = 50.0
+"""How often, once healed, one looks whether all are equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one run."""
+
+    seed: int
+    scenario: str
+    trace_sha256: str
+    events: int
+    virtual_s: float
+    rare: Mapping[str, int]
+    violations: tuple[str, ...]
+
+
+class World:
+    """See the module's docstring."""
+
+    def __init__(self, seed: int, scenario: str = "mixed") -> None:
+        self.seed = seed
+        self.scenario = scenario
+        self.dice = Dice(seed)
+        self.options: Options = draw(self.dice, scenario)
+        self.now_us = 0
+        self.rare: Counter[str] = Counter()
+        self.acknowledged: set[Dot] = set()
+        self.history = History()
+        self.auditor = Auditor(self.history, max_skew_ms=self.options.core.max_skew_ms, sync=self.options.sync)
+        self.network = Network(self, self.dice, delay_ms=self.options.delay_ms, jitter=self.options.jitter)
+        self.members = [Member(self, i, region, self._wall_clock()) for i, region in enumerate(REGIONS[: self.options.regions])]
+        self.violations: list[str] = []
+        self._workload = Workload(self.dice, self.options.keys, self.options.weights)
+        self._events: list[tuple[int, int, Callable[..., None], tuple[object, ...]]] = []
+        self._count = self._done = 0
+        self._trace = hashlib.sha256()
+        self._busy = True
+        self._finished = False
+        self._at = 0
+
+    def _wall_clock(self) -> WallClock:
+        options, dice = self.options, self.dice
+        offset_ms = int(dice.between(-options.skew_ms, options.skew_ms))
+        return WallClock(self, offset_ms=offset_ms, drift=dice.between(-options.drift, options.drift), grain_ms=options.grain_ms)
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    @property
+    def now_ms(self) -> float:
+        return self.now_us / 1000
+
+    def after(self, delay_ms: float, what: Callable[..., None], *args: object) -> None:
+        """Have something done later; in the order of asking, if at the same instant."""
+        self._count += 1
+        heapq.heappush(self._events, (self.now_us + int(delay_ms * 1000), self._count, what, args))
+
+    def trace(self, *parts: object) -> None:
+        """Make something part of what the run is recognised by."""
+        self._trace.update(repr((self.now_us, *parts)).encode())
+
+    def run(self) -> Outcome:
+        """Run to the end, or to the first violation."""
+        try:
+            self._begin()
+            while not self._finished:
+                self.now_us, _, what, args = heapq.heappop(self._events)
+                self._done += 1
+                what(*args)
+                if self._done > EVENTS_MAX:
+                    raise Violation(f"still going on after {EVENTS_MAX:,} events")
+        except Violation as e:
+            self.violations.append(str(e))
+        except Exception as e:  # whatever the product raises where nothing may be raised is a finding
+            where = traceback.extract_tb(e.__traceback__)[-1]
+            self.violations.append(f"{type(e).__name__}: {e} ({where.name}, line {where.lineno})")
+        self.rare["three_siblings"] = int(self.auditor.siblings_max >= 3)
+        self.trace("end", self.violations)
+        rare = {name: count for name, count in sorted(self.rare.items()) if count}
+        return Outcome(self.seed, self.scenario, self._trace.hexdigest(), self._done, self.now_us / 1e6, rare, tuple(self.violations))
+
+    # -- what members tell ----------------------------------------------------------------------------------------
+
+    def violation(self, text: str) -> None:
+        raise Violation(text)
+
+    def committed(self, member: Member, commit: Commit) -> None:
+        self.trace("commit", commit.dot, commit.hlc)
+        self.rare["equal_stamps"] += any(commit.hlc == other.hlc for other in self.history.commits.values())
+        self.auditor.committed(member, commit)
+
+    def acknowledge(self, member: Member, dots: Sequence[Dot]) -> None:
+        """A client is told that its commits are done."""
+        self.auditor.acknowledging(member, dots)
+        self.acknowledged.update(dots)
+
+    def changed(self, member: Member) -> None:
+        """A step was done that may have changed a replica's state."""
+        self.rare["clear_in_slices"] += bool(member.machine.replica.purges)
+        self.auditor.check(member)
+
+    # -- the run --------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        options, dice = self.options, self.dice
+        for member in self.members:
+            self.auditor.watch(member)
+            member.start()
+        busy_ms = options.busy_s * 1000
+        for _ in range(options.transactions):
+            self.after(dice.between(0, busy_ms), self._client)
+        faults: tuple[tuple[float, Callable[[], None]], ...] = (
+            (options.cuts, self._cut),
+            (options.resets, self._reset),
+            (options.crashes, self._crash),
+            (options.truncations, self._truncate),
+            (options.jumps, self._jump),
+            (2.0, self._join),
+        )
+        for rate, fault in faults:
+            expected = rate * options.busy_s * options.regions
+            for _ in range(int(expected) + dice.chance(expected % 1)):
+                self.after(dice.between(0, busy_ms), fault)
+        self.after(busy_ms, self._heal)
+
+    def _client(self) -> None:
+        """A client's next request: in the region of the last one, or elsewhere."""
+        if self.dice.chance(self.options.hop):
+            self._at = self.dice.below(len(self.members))
+        member = self.members[self._at]
+        if member.is_up:
+            now_ms = member.machine.replica.now_ms()
+            member.serve(lambda transaction: self._workload.fill(transaction, now_ms), self.dice.pick((1, 1, 3)))
+            self.changed(member)
+
+    def _cut(self) -> None:
+        """Cut one way, one pair, or one region off from all but perhaps one (a bridge); heal everything, later."""
+        a, b = self.dice.below(len(self.members)), self.dice.below(len(self.members))
+        kind = self.dice.pick(("one_way", "pair", "island", "bridge"))
+        others = [i for i in range(len(self.members)) if i != a]
+        if a == b or (kind == "bridge" and len(others) < 2):
+            return
+        self.rare[f"cut_{kind}"] += 1
+        spared = b if kind == "bridge" else -1
+        for peer in others if kind in ("island", "bridge") else [b]:
+            if peer != spared:
+                self.network.cut(a, peer)
+                if kind != "one_way":
+                    self.network.cut(peer, a)
+        self.trace("cut", kind, a, b)
+        self.after(self.dice.between(50, 1_500), self._healed)
+
+    def _reset(self) -> None:
+        self.rare["connection_lost"] += self.network.reset(self.dice)
+
+    def _crash(self) -> None:
+        member = self.dice.pick(self.members)
+        if not member.is_up:
+            return
+        unfolded = member.machine.replica.state.pending > 0
+        power = self.options.sync and self.dice.chance(0.5)
+        self.auditor.crashing(member)
+        lost = member.crash(power=power)
+        self.trace("crash", member.index, power, len(lost))
+        self.rare["crashed"] += 1
+        self.rare["crashed_between_append_and_fold"] += unfolded
+        self.rare["log_lost_its_tail"] += bool(lost)
+        self.auditor.crashed(member, [m for m in self.members if m is not member])
+        self.after(self.dice.between(5, 400), self._restart, member)
+
+    def _restart(self, member: Member) -> None:
+        member.start()
+        self.rare["replayed"] += member.machine.replayed > 0
+        self.auditor.recovered(member)
+
+    def _truncate(self) -> None:
+        """Drop part of a log: what everybody has for good, or what its origin still keeps for those who lack it."""
+        member = self.dice.pick(self.members)
+        if not member.is_up:
+            return
+        durable = [m.log.vv_at[m.log.synced()] for m in self.members]
+        keeps = {m.origin: m.log.floor().seq(m.origin) for m in self.members}
+        position = member.log.start()
+        while position < member.log.end():
+            frame = member.log.frames[position]
+            last = (frame.origin, frame.last_seq)
+            elsewhere = not self.options.bridge and frame.origin != member.origin and keeps[frame.origin] < frame.first_seq
+            if not (elsewhere or all(vv.covers(last) for vv in durable)):
+                break
+            position += 1
+        self.rare["log_truncated"] += position > member.log.start()
+        member.truncate(member.log.start() + self.dice.below(position - member.log.start() + 1))
+        self.trace("truncate", member.index, member.log.start())
+        self.changed(member)
+
+    def _jump(self) -> None:
+        member = self.dice.pick(self.members)
+        member.wall.jump(int(self.dice.between(-3_000, 3_000)))
+        self.rare["clock_jumped"] += 1
+
+    def _join(self) -> None:
+        a, b = self.dice.pick(self.members), self.dice.pick(self.members)
+        if a.is_up and b.is_up:
+            self.auditor.check_join(a, b)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def _heal(self) -> None:
+        """No more faults, no more writes: from now on there is only catching up."""
+        self._busy = False
+        self._healed()
+        self.trace("heal")
+        self._settle(self.now_ms + self.options.quiet_s * 1000)
+
+    def _healed(self) -> None:
+        """Undo every cut but the lasting one."""
+        self.network.heal()
+        if self.options.bridge:
+            self.network.cut(0, 1)
+            self.network.cut(1, 0)
+
+    def _settle(self, until_ms: float) -> None:
+        up = [m for m in self.members if m.is_up]
+        if len(up) == len(self.members) and self._is_equal():
+            self.auditor.quiescent(self.members, self.acknowledged)
+            self._finished = True
+        elif self.now_ms > until_ms:
+            state = "; ".join(f"{m.region} {m.machine.vv()} held {m.machine.replica.held[0]}" for m in up)
+            raise Violation(f"not equal {self.options.quiet_s:.0f} s after everything healed: {state}")
+        else:
+            self.after(SETTLE_MS, self._settle, until_ms)
+
+    def _is_equal(self) -> bool:
+        first = self.members[0].machine.vv()
+        return all(
+            m.machine.vv() == first and not m.machine.replica.purges and m.drive.is_settled and m.log.synced() == m.log.end()
+            for m in self.members
+        )
+
+
+def simulate(seed: int, scenario: str = "mixed") -> Outcome:
+    """Run one seed of one scenario."""
+    return World(seed, scenario).run()

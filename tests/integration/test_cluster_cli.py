@@ -1,0 +1,233 @@
+"""The command line as a user types it, against real nodes: up, write, cut, conflict, heal, explain, kill, restart, down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crdtkv
+
+DEADLINE_S = 30.0
+CRDTKV = (sys.executable, "-m", "crdtkv")
+REGIONS = ("us", "eu", "ap")
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        time.sleep(0.02)
+
+
+def environment(root: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CRDTKV_")}
+    return {**kept, "PYTHONPATH": str(root), "NO_COLOR": "1"}
+
+
+class Shell:
+    """Types commands in a directory."""
+
+    def __init__(self, directory: Path, root: Path) -> None:
+        self.directory = directory
+        self.environment = environment(root)
+
+    def __call__(self, *args: str, status: int = 0, stdin: bytes | None = None) -> str:
+        ran = subprocess.run([*CRDTKV, *args], cwd=self.directory, env=self.environment, input=stdin, capture_output=True, timeout=90)
+        assert ran.returncode == status, f"crdtkv {' '.join(args)}: status {ran.returncode}\n{ran.stdout.decode()}{ran.stderr.decode()}"
+        if status in (1, 2, 3):
+            assert ran.stderr.startswith(b"crdtkv: ") and ran.stderr.count(b"\n") == 1, ran.stderr
+            return ran.stderr.decode()
+        return ran.stdout.decode()
+
+    def json(self, *args: str) -> Any:
+        return json.loads(self(*args, "-o", "json"))
+
+    @contextmanager
+    def start(self, *args: str) -> Iterator[subprocess.Popen[str]]:
+        pipe = subprocess.PIPE
+        with subprocess.Popen([*CRDTKV, *args], cwd=self.directory, env=self.environment, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()  # of no effect if the test has seen it end
+
+    def read(self, region: str, question: Callable[[crdtkv.Client], Any]) -> Any:
+        """Ask a region from this process, for what is asked again and again."""
+        file = json.loads((self.directory / ".crdtkv-cluster" / "cluster.json").read_text())
+        with crdtkv.connect(file["regions"][region]["address"]) as client:
+            return question(client)
+
+    def has(self, region: str, key: str) -> bool:
+        return bool(self.read(region, lambda client: client.exists(key)))
+
+    def converged(self) -> bool:
+        return len({self.read(region, lambda client: client.digest()) for region in REGIONS}) == 1
+
+    def cluster_pids(self) -> list[int]:
+        file = json.loads((self.directory / ".crdtkv-cluster" / "cluster.json").read_text())
+        return [file["supervisor_pid"], *(entry["pid"] for entry in file["regions"].values())]
+
+
+def gone(pids: list[int]) -> bool:
+    """None runs; a zombie that its parent has not reaped yet does not."""
+    stats = [Path(f"/proc/{pid}/stat") for pid in pids]
+    return all(not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z" for stat in stats)
+
+
+@pytest.fixture(scope="module")
+def root(pytestconfig: pytest.Config) -> Path:
+    return pytestconfig.rootpath
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Shell]:
+    """A detached cluster with a small delay."""
+    shell = Shell(tmp_path_factory.mktemp("cli"), root)
+    shell("cluster", "up", "--detach", "--latency", "5ms", "--engine", "memory")
+    pids = shell.cluster_pids()
+    yield shell
+    shell("cluster", "down")
+    assert gone(pids)
+
+
+def test_what_is_put_in_one_region_is_read_in_another(shell: Shell) -> None:
+    shell("put", "greeting", "hello", "--region", "us")
+    eventually(lambda: shell.has("eu", "greeting") and shell.has("ap", "greeting"), "replicated")
+    assert shell("get", "greeting", "--region", "eu") == "hello\n"
+    address = json.loads((shell.directory / ".crdtkv-cluster/cluster.json").read_text())["regions"]["ap"]["address"]
+    assert shell.json("get", "greeting", "--at", address) == {"key": "greeting", "found": True, "type": "register", "value": "hello"}
+    shell("put", "blob", "-", "--region", "us", stdin=b"\xff\x00")
+    assert shell.json("get", "blob", "--region", "us")["value"] == {"$bytes": "/wA="}
+
+
+def test_partition_conflict_heal_explain(shell: Shell) -> None:
+    shell("put", "story", "before", "--region", "us")
+    eventually(lambda: shell.converged(), "one state before the cut")
+    shell("cluster", "partition", "us")
+    shell("put", "story", "from us", "--region", "us")
+    shell("put", "story", "from eu", "--region", "eu")
+    shell("sadd", "both", "one", "--region", "us")
+    shell("sadd", "both", "two", "--region", "ap")
+    eventually(lambda: shell.has("eu", "both"), "the others still talk to each other")
+    assert not shell.converged()
+    assert shell("smembers", "both", "--region", "us") == "one\n"
+    assert "us → eu" in shell("cluster", "status") and "cut" in shell("cluster", "status")
+    shell("cluster", "heal")
+    eventually(lambda: shell.converged(), "one state after the heal")
+    values = {shell.read(region, lambda client: client["story"]) for region in REGIONS}
+    assert len(values) == 1 and values <= {"from us", "from eu"}
+    assert sorted(shell("smembers", "both", "--region", "us").split()) == ["one", "two"]
+    story = shell("explain", "story", "--region", "eu")
+    assert "from us" in story and "from eu" in story and "us@" in story and "eu@" in story
+    assert any(conflict["key"] == "story" for conflict in map(json.loads, shell("conflicts", "-o", "json", "--region", "eu").splitlines()))
+
+
+@pytest.mark.parametrize("kind", ["--one-way", "--half-open"])
+def test_silent_cuts_heal_too(shell: Shell, kind: str) -> None:
+    shell("cluster", "partition", "us-eu", kind)
+    shell("cluster", "partition", "us-ap", kind)
+    shell("put", f"silent{kind}", "x", "--region", "us")
+    assert shell.json("get", f"silent{kind}", "--region", "us")["found"]
+    held = [link for link in shell.json("cluster", "status")["links"] if link["state"] == "held"]
+    assert len(held) == (2 if kind == "--one-way" else 4)
+    shell("cluster", "heal")
+    eventually(lambda: shell.has("eu", f"silent{kind}"), "arrived after the heal")
+    eventually(lambda: shell.converged(), "one state")
+
+
+def test_kill_and_restart_and_pause(shell: Shell) -> None:
+    shell("cluster", "kill", "ap")
+    shell("get", "greeting", "--region", "ap", "--timeout", "1", status=3)
+    shell("put", "while-away", "x", "--region", "us")
+    assert "not run" in shell("cluster", "kill", "ap", status=1)
+    shell("cluster", "restart", "ap")
+    eventually(lambda: shell.has("ap", "while-away"), "caught up")
+    shell("cluster", "pause", "eu")
+    shell("get", "greeting", "--region", "eu", "--timeout", "0.5", status=3)
+    shell("cluster", "resume", "eu")
+    eventually(lambda: shell.converged(), "one state")
+
+
+def test_wrong_input_against_a_node(shell: Shell) -> None:
+    shell("put", "text", "v", "--region", "us")
+    before = shell("digest", "--region", "us")
+    shell("incr", "text", "--region", "us", status=2)
+    shell("put", "k" * 2000, "v", "--region", "us", status=2)
+    shell("put", "big", "--json", "18446744073709551616", "--region", "us", status=2)
+    shell("get", "absent", "--region", "us", status=1)
+    assert "us, eu, ap" in shell("get", "text", "--region", "moon", status=2)
+    assert "us, eu, ap" in shell("cluster", "kill", "moon", status=2)
+    assert "already" in shell("cluster", "up", "--detach", status=1)
+    assert shell("digest", "--region", "us") == before
+
+
+def test_watch_prints_changes_until_ctrl_c(shell: Shell) -> None:
+    with shell.start("watch", "w/", "-o", "json", "--region", "eu") as watching:
+        assert watching.stdout is not None and watching.stderr is not None
+
+        eventually(lambda: shell.read("eu", lambda client: client.status().watchers) == 1, "the watch is open")
+        shell("incr", "w/n", "--region", "eu")
+        change = json.loads(watching.stdout.readline())
+        assert (change["key"], change["type"]) == ("w/n", "counter")
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(DEADLINE_S) == 130
+        assert "Traceback" not in watching.stderr.read()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_foreground_stops_everything_on_a_signal(tmp_path: Path, root: Path, number: signal.Signals, status: int) -> None:
+    shell = Shell(tmp_path, root)
+    with shell.start("cluster", "up", "--regions", "us,eu", "--latency", "none") as foreground:
+        assert foreground.stdout is not None
+        lines = [foreground.stdout.readline() for _ in range(3)]
+        assert lines[1].startswith("us ") and lines[2].startswith("eu ")
+        pids = shell.cluster_pids()
+        shell("put", "k", "v", "--region", "us")
+        foreground.send_signal(number)
+        assert foreground.wait(DEADLINE_S) == status
+    assert gone(pids)
+    shell("cluster", "status", status=1)
+
+
+def test_data_survives_down_and_up_and_a_sigkill_of_the_supervisor(tmp_path: Path, root: Path) -> None:
+    shell = Shell(tmp_path, root)
+    up = ("cluster", "up", "--detach", "--regions", "us,eu", "--latency", "none", "--durability", "sync")
+    shell(*up)
+    shell("put", "k", "v", "--region", "us")
+    pids = shell.cluster_pids()
+    os.kill(pids[0], signal.SIGKILL)
+    eventually(lambda: gone(pids[1:]), "the nodes died with the supervisor")
+    assert "not running any more" in shell("cluster", "status", status=1)
+    shell(*up)
+    assert shell("get", "k", "--region", "us") == "v\n"
+    eventually(lambda: shell.has("eu", "k"), "replicated")
+    pids = shell.cluster_pids()
+    shell("cluster", "down")
+    assert gone(pids)
+
+
+def test_a_port_in_use_and_a_second_owner_are_named(tmp_path: Path, root: Path) -> None:
+    shell = Shell(tmp_path, root)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port}" in shell("cluster", "up", "--regions", "us", "--base-port", port, status=2)
+        shell("node", "--region", "us", "--listen", f"127.0.0.1:{port}", status=2)
+    assert list(tmp_path.iterdir()) == []
+    with shell.start("node", "--region", "us", "--listen", "127.0.0.1:0", "--data", "d") as first:
+        assert first.stdout is not None
+        assert "listening" in first.stdout.readline()
+        refused = shell("node", "--region", "us", "--listen", "127.0.0.1:0", "--data", "d", "--log-level", "error", status=1)
+        assert f"process {first.pid}" in refused
+        first.terminate()
+        assert first.wait(DEADLINE_S) == 0

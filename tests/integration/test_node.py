@@ -1,0 +1,504 @@
+"""Nodes as they run: embedded ones that replicate, and real processes that start, stop and refuse."""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+import crdtkv
+from crdtkv.core.codec import decode_value, encode_value
+from crdtkv.node import Limits
+from crdtkv.pb.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
+from crdtkv.transport import channel_options
+from crdtkv.transport.errors import from_rpc_error
+
+REGIONS = ("us", "eu", "ap")
+DEADLINE_S = 20.0
+
+
+def until(condition: Callable[[], Any], what: str = "") -> Any:
+    """Wait until a condition holds; its value."""
+    end = time.monotonic() + DEADLINE_S
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {DEADLINE_S:g} s: {what or condition}"
+        time.sleep(0.005)
+    return value
+
+
+def equal(stores: Sequence[crdtkv.Store]) -> bool:
+    """Whether all have applied the same, and then also hold the same."""
+    if len({store.vv() for store in stores}) > 1:
+        return False
+    assert len({store.digest() for store in stores}) == 1
+    return True
+
+
+@contextmanager
+def channel(address: str) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(address, options=channel_options()) as opened:
+        grpc.channel_ready_future(opened).result(timeout=DEADLINE_S)
+        yield opened
+
+
+def packed(*items: Any) -> bytes:
+    """A MessagePack list."""
+    return msgspec.msgpack.encode(items)
+
+
+class Regions:
+    """Three embedded nodes, each dialling both others."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack = stack
+        self.stores = {region: stack.enter_context(crdtkv.open(region=region)) for region in REGIONS}
+        self.nodes: dict[str, crdtkv.Node] = {}
+        for region in REGIONS:
+            self.start(region)
+
+    def start(self, region: str, listen: str = "127.0.0.1:0", limits: Limits | None = None) -> crdtkv.Node:
+        others = {other: node.address for other, node in self.nodes.items() if other != region}
+        node = crdtkv.Node(self.stores[region], listen=listen, peers=others, limits=limits, replication="loopback")
+        self.stack.callback(node.close)
+        self.nodes[region] = node
+        for other in others:
+            self.nodes[other].set_peer(region, node.address)
+        return node
+
+    def ready(self) -> None:
+        for node in self.nodes.values():
+            node.wait_ready(DEADLINE_S)
+
+
+@pytest.fixture
+def regions() -> Iterator[Regions]:
+    with ExitStack() as stack:
+        made = Regions(stack)
+        made.ready()
+        yield made
+
+
+@contextmanager
+def one_node(limits: Limits | None = None, settings: crdtkv.Settings | None = None) -> Iterator[tuple[crdtkv.Store, crdtkv.Node]]:
+    with crdtkv.open(region="us", settings=settings) as store, crdtkv.Node(store, limits=limits) as node:
+        yield store, node
+
+
+# -- replication ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_put_in_one_region_is_read_in_the_others(regions: Regions) -> None:
+    with crdtkv.connect(regions.nodes["us"].address) as us, crdtkv.connect(regions.nodes["ap"].address) as ap:
+        us.put("greeting", "hello")
+        us.set("tags").add("a", "b")
+        us.counter("visits").increment(3)
+        until(lambda: ap.get("greeting") == "hello")
+        until(lambda: ap.counter("visits").value == 3)
+        assert ap.set("tags").members() == ["a", "b"]
+    until(lambda: equal(list(regions.stores.values())))
+
+
+def test_writes_of_the_embedding_program_replicate_as_those_of_clients_do(regions: Regions) -> None:
+    for region, store in regions.stores.items():
+        for n in range(200):
+            store.put(f"{region}/{n}", n)
+            store.counter("all").increment()
+    until(lambda: all(store.counter("all").value == 600 for store in regions.stores.values()))
+    until(lambda: equal(list(regions.stores.values())))
+
+
+def test_a_pair_that_dials_from_both_sides_keeps_one_link(regions: Regions) -> None:
+    for node in regions.nodes.values():
+        until(lambda node=node: len(node._server.peers._links) == 2, "one link to each of the two others")
+        assert all(peer.connected for peer in node.peers())
+
+
+def test_a_region_that_was_away_catches_up_and_all_become_equal(regions: Regions) -> None:
+    stores, gone = regions.stores, regions.nodes.pop("eu")
+    gone.close()
+    until(lambda: not any(peer.connected for peer in regions.nodes["us"].peers() if peer.region == "eu"))
+    for region in REGIONS:
+        for n in range(100):
+            stores[region].put("contended", f"{region} {n}")
+            stores[region].set("seen").add(f"{region} {n}")
+    until(lambda: len(stores["us"].set("seen")) == 200)
+    down = next(peer for peer in regions.nodes["us"].peers() if peer.region == "eu")
+    assert (down.connected, down.lag_ms, down.commits_behind) == (False, None, None)
+    regions.start("eu", listen=gone.address)
+    regions.ready()
+    until(lambda: equal(list(stores.values())))
+    assert len(stores["ap"].set("seen")) == 300
+    assert stores["ap"].conflicts("contended")
+
+
+@pytest.mark.parametrize("region", ["us", "ap"])  # the one that accepted its links, and the one that dialled them
+def test_a_node_that_closes_sends_what_it_has_before(regions: Regions, region: str) -> None:
+    for n in range(2_000):
+        regions.stores[region].put(f"last/{n}", n)
+    regions.nodes[region].close()
+    until(lambda: regions.stores["eu"].count("last/") == 2_000)
+
+
+def test_a_peer_of_another_cluster_is_refused_and_said_to_be() -> None:
+    with ExitStack() as stack:
+        ours = stack.enter_context(crdtkv.open(region="us"))
+        theirs = stack.enter_context(crdtkv.open(region="eu", settings=crdtkv.Settings(cluster="another")))
+        there = stack.enter_context(crdtkv.Node(theirs))
+        here = stack.enter_context(crdtkv.Node(ours, peers={"eu": there.address}))
+        down = until(lambda: next((peer for peer in here.peers() if "another cluster" in peer.state), None))
+        assert not down.connected
+        with pytest.raises(crdtkv.DeadlineExceededError, match="eu"):
+            here.wait_ready(0.05)
+
+
+# -- clients ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_large_set_pages_through_members_scan_and_watch_under_the_message_limit() -> None:
+    count, limit = 50_000, 512 << 10
+    with one_node(Limits(message_bytes_max=limit)) as (store, node), channel(node.address) as opened:
+        stub = kv_pb2_grpc.KeyValueStub(opened)
+        before = store.put("before", 0)
+        for start in range(0, count, 1_000):
+            store.execute([(n, "sadd", ["many", [encode_value(f"element {n:08d}")], None], None) for n in range(start, start + 1_000)])
+
+        def pages(op: str, *args: Any) -> list[bytes]:
+            return [page.rows for page in stub.Scan(kv_pb2.StreamRequest(op=op, args=packed(*args)))]
+
+        members = pages("smembers", "many")
+        assert len(members) > 1 and max(map(len, members)) <= 256 << 10
+        elements = [decode_value(row) for page in members for row in msgspec.msgpack.decode(page)]
+        assert elements == [f"element {n:08d}" for n in range(count)]
+
+        scanned = [row for page in pages("scan", "many", None, None, None, False, None) for row in msgspec.msgpack.decode(page)]
+        assert len(scanned) > 1 and [row[3] for row in scanned] == [True] * (len(scanned) - 1) + [False]
+        assert sum(len(row[2]) for row in scanned) == count
+
+        typed = [e.text for reply in stub.Members(kv_pb2.KeyRequest(key="many")) for e in reply.elements]
+        assert typed == elements
+
+        watch = stub.Watch(kv_pb2.StreamRequest(op="watch", args=packed("many", before.token)))
+        seen: list[Any] = []
+        for page in watch:
+            assert len(page.rows) <= 256 << 10
+            seen += msgspec.msgpack.decode(page.rows) if page.rows else []
+            if len(seen) == count:
+                break
+        watch.cancel()
+        assert {decode_value(row[2]) for row in seen} == set(elements)
+
+
+def test_a_watcher_that_does_not_read_is_cut_and_resumes_without_a_gap() -> None:
+    with one_node(settings=crdtkv.Settings(watch_changes_max=200)) as (store, node), channel(node.address) as opened:
+        stub = kv_pb2_grpc.KeyValueStub(opened)
+
+        def watch(since: str | None) -> Any:
+            return stub.Watch(kv_pb2.StreamRequest(op="watch", args=packed("k/", since)))
+
+        def rows(call: Any) -> Iterator[Any]:
+            for page in call:
+                yield from msgspec.msgpack.decode(page.rows) if page.rows else ()
+
+        call = watch(None)
+        assert next(iter(call)).rows == b""  # in place
+        written = 3_000  # of 10 kB: more than the network's buffers and the watcher's queue hold, less than the log keeps
+        for n in range(written):
+            store.put(f"k/{n}", "x" * 10_000)
+        seen: list[int] = []
+        token = None
+        with pytest.raises(grpc.RpcError) as caught:
+            for row in rows(call):
+                seen.append(int(row[0][2:]))
+                token = row[-1]
+        error = from_rpc_error(caught.value)
+        assert isinstance(error, crdtkv.OverloadedError)
+        assert error.retryable and error.details["token"] == token
+        assert seen == list(range(len(seen))) and len(seen) < written
+        store.put("k/9999999", "last")
+        for row in rows(resumed := watch(token)):
+            if row[0] == "k/9999999":
+                break
+            seen.append(int(row[0][2:]))
+        resumed.cancel()
+        assert sorted(set(seen)) == list(range(written))
+
+
+def test_unary_calls_for_other_languages() -> None:
+    with one_node() as (_, node), channel(node.address) as opened:
+        kv = kv_pb2_grpc.KeyValueStub(opened)
+        text = kv_pb2.Value(text="hello")
+        commit = kv.Put(kv_pb2.PutRequest(key="a", value=text)).commit
+        assert commit.seq == 1 and commit.origin.startswith("us@")
+        found = kv.Get(kv_pb2.KeyRequest(key="a"))
+        assert found.found and found.value.text == "hello" and found.value.msgpack == encode_value("hello")
+        assert not kv.Get(kv_pb2.KeyRequest(key="missing")).found
+        kv.Add(kv_pb2.ElementsRequest(key="s", elements=[text, kv_pb2.Value(integer=7), kv_pb2.Value(truth=True)]))
+        kv.Remove(kv_pb2.ElementsRequest(key="s", elements=[text]))
+        members = [e for reply in kv.Members(kv_pb2.KeyRequest(key="s")) for e in reply.elements]
+        assert sorted(e.WhichOneof("scalar") for e in members) == ["integer", "truth"]
+        kv.Increment(kv_pb2.IncrementRequest(key="c", by=5))
+        kv.Increment(kv_pb2.IncrementRequest(key="c", by=-2))
+        assert kv.GetCounter(kv_pb2.KeyRequest(key="c")).value == 3
+        kv.PutField(kv_pb2.PutFieldRequest(key="m", field="f", value=kv_pb2.Value(real=1.5)))
+        assert kv.GetField(kv_pb2.FieldRequest(key="m", field="f")).value.real == 1.5
+        assert kv.DeleteField(kv_pb2.FieldRequest(key="m", field="f")).HasField("commit")
+        row = kv.Execute(kv_pb2.Row(row=msgspec.msgpack.encode(["get", ["a"], None])))
+        assert decode_value(msgspec.msgpack.decode(row.row)) == "hello"
+        assert kv.Delete(kv_pb2.DeleteRequest(key="a")).HasField("commit")
+        assert not kv.Delete(kv_pb2.DeleteRequest(key="a")).HasField("commit")
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda kv: kv.Get(kv_pb2.KeyRequest(key="")), crdtkv.InvalidKeyError),
+        (lambda kv: kv.Get(kv_pb2.KeyRequest(key="k" * 2000)), crdtkv.KeyTooLargeError),
+        (lambda kv: kv.Put(kv_pb2.PutRequest(key="set", value=kv_pb2.Value(text="x"))), crdtkv.WrongTypeError),
+        (lambda kv: kv.Put(kv_pb2.PutRequest(key="k")), crdtkv.InvalidValueError),
+        (lambda kv: kv.Put(kv_pb2.PutRequest(key="k", value=kv_pb2.Value(msgpack=b"\xc1"))), crdtkv.InvalidValueError),
+        (lambda kv: kv.Execute(kv_pb2.Row(row=b"\xc1")), crdtkv.InvalidValueError),
+        (lambda kv: kv.Execute(kv_pb2.Row(row=packed("fly", [], None))), crdtkv.InvalidValueError),
+        (lambda kv: list(kv.Scan(kv_pb2.StreamRequest(op="fly"))), crdtkv.InvalidValueError),
+        (lambda kv: list(kv.Scan(kv_pb2.StreamRequest(op="scan", args=b"\xc1"))), crdtkv.InvalidValueError),
+        (lambda kv: list(kv.Session(iter([kv_pb2.RequestBatch(rows=b"\xc1")]))), crdtkv.InvalidValueError),
+        (
+            lambda kv: list(kv.Watch(kv_pb2.StreamRequest(op="watch", args=packed("", "no token")))),
+            crdtkv.InvalidValueError,
+        ),
+    ],
+)
+def test_errors_arrive_as_what_they_are(call: Callable[[Any], Any], error: type[crdtkv.CrdtkvError]) -> None:
+    with one_node() as (store, node), channel(node.address) as opened:
+        store.set("set").add(1)
+        before = store.vv()
+        with pytest.raises(grpc.RpcError) as caught:
+            call(kv_pb2_grpc.KeyValueStub(opened))
+        assert type(from_rpc_error(caught.value)) is error
+        assert store.vv() == before
+
+
+def test_a_session_answers_everything_that_was_sent_before_it_was_closed() -> None:
+    with one_node(Limits(session_window_max=64)) as (_, node), channel(node.address) as opened:
+        batches = [[[n * 100 + i, "cincr", ["c", 1], None] for i in range(100)] for n in range(50)]
+        requests = (kv_pb2.RequestBatch(rows=msgspec.msgpack.encode(rows)) for rows in batches)
+        replies = [row for batch in kv_pb2_grpc.KeyValueStub(opened).Session(requests) for row in msgspec.msgpack.decode(batch.rows)]
+        assert [row[0] for row in replies] == list(range(5_000))
+        assert kv_pb2_grpc.KeyValueStub(opened).GetCounter(kv_pb2.KeyRequest(key="c")).value == 5_000
+
+
+def test_streams_have_a_bound() -> None:
+    with one_node(Limits(streams_max=1)) as (_, node), channel(node.address) as opened:
+        stub = kv_pb2_grpc.KeyValueStub(opened)
+        request = kv_pb2.StreamRequest(op="watch", args=packed(""))
+        first = stub.Watch(request)
+        assert next(iter(first)).rows == b""
+        with pytest.raises(grpc.RpcError) as caught:
+            next(iter(stub.Watch(request)))
+        assert isinstance(from_rpc_error(caught.value), crdtkv.OverloadedError)
+        first.cancel()
+
+        def opens() -> bool:
+            try:
+                again = stub.Watch(request)
+                next(iter(again))
+                again.cancel()
+            except grpc.RpcError:
+                return False
+            return True
+
+        until(opens, "the place of the first is given back")
+
+
+# -- operators --------------------------------------------------------------------------------------------------------
+
+
+def test_status_lag_digest_and_vector(regions: Regions) -> None:
+    store = regions.stores["us"]
+    store.put("k", 1)
+    until(lambda: equal(list(regions.stores.values())))
+    with channel(regions.nodes["us"].address) as opened:
+        admin = admin_pb2_grpc.AdminStub(opened)
+
+        def known() -> Any:
+            reply = admin.Status(admin_pb2.StatusRequest())
+            return reply if all(peer.HasField("lag_ms") and peer.commits_ahead == 0 for peer in reply.peers) else None
+
+        status = until(known, "round trips are measured")
+        assert (status.region, status.origin, status.ready, status.listen) == ("us", store.origin, True, regions.nodes["us"].address)
+        assert status.digest == store.digest()
+        assert [peer.region for peer in status.peers] == ["ap", "eu"]
+        for peer in status.peers:
+            assert peer.connected and peer.state == "streaming" and peer.commits_behind == 0
+            assert 0 <= peer.lag_ms < 5_000 and peer.rtt_ms > 0
+            assert {entry.origin for entry in peer.acknowledged.entries} >= {store.origin}
+        assert [peer.region for peer in admin.Lag(admin_pb2.LagRequest()).peers] == ["ap", "eu"]
+        digest = admin.Digest(admin_pb2.DigestRequest())
+        assert digest.digest == store.digest()
+        assert {e.origin: e.seq for e in digest.vv.entries} == dict(store.vv())
+        vector = admin.GetVersionVector(admin_pb2.VersionVectorRequest())
+        assert {e.origin: e.seq for e in vector.applied.entries} == dict(store.vv())
+    with crdtkv.connect(regions.nodes["us"].address) as client:
+        status = client.status()
+        assert [peer.region for peer in status.peers] == ["ap", "eu"] and status.sessions == 1
+
+
+def test_health_and_reflection() -> None:
+    with one_node() as (_, node), channel(node.address) as opened:
+        health = health_pb2_grpc.HealthStub(opened)
+        for service in ("", "crdtkv.v1.KeyValue"):
+            assert health.Check(health_pb2.HealthCheckRequest(service=service)).status == health_pb2.HealthCheckResponse.SERVING
+        ask = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        (reply,) = reflection_pb2_grpc.ServerReflectionStub(opened).ServerReflectionInfo(ask)
+        names = {service.name for service in reply.list_services_response.service}
+        assert names >= {"crdtkv.v1.KeyValue", "crdtkv.v1.Replication", "crdtkv.v1.Admin", "grpc.health.v1.Health"}
+
+
+def test_close_is_idempotent_leaves_the_store_open_and_cuts_watchers() -> None:
+    with one_node() as (store, node), channel(node.address) as opened:
+        watch = kv_pb2_grpc.KeyValueStub(opened).Watch(kv_pb2.StreamRequest(op="watch", args=packed("")))
+        assert next(iter(watch)).rows == b""
+        node.close()
+        node.close()
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in watch:
+                pass
+        assert isinstance(from_rpc_error(caught.value), crdtkv.RegionUnavailableError)
+        store.put("k", 1)
+        assert store.get("k") == 1
+        with pytest.raises(crdtkv.StoreClosedError):
+            node.wait_ready()
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """`crdtkv node` as a user starts it; ended by its pid."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.log = directory / "stderr.txt"
+        command = [sys.executable, "-m", "crdtkv", "node", "--region", "us", "--ready-format", "json", *arguments]
+        with self.log.open("ab") as stderr:
+            self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+    def ready(self) -> dict[str, Any]:
+        assert self.popen.stdout is not None
+        assert select.select([self.popen.stdout], [], [], DEADLINE_S)[0], self.log.read_text()
+        line = self.popen.stdout.readline()
+        assert line, self.log.read_text()
+        return dict(json.loads(line))
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        try:
+            return self.popen.wait(DEADLINE_S)
+        finally:
+            if self.popen.poll() is None:
+                self.popen.kill()
+                self.popen.wait()
+            assert self.popen.stdout is not None
+            self.popen.stdout.close()
+
+
+@contextmanager
+def process(directory: Path, *arguments: str) -> Iterator[tuple[Process, dict[str, Any]]]:
+    started = Process(directory, *arguments)
+    try:
+        yield started, started.ready()
+    finally:
+        started.end(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_keeps_the_origin_and_what_was_acknowledged(tmp_path: Path, number: signal.Signals) -> None:
+    arguments = ("--listen", "127.0.0.1:0", "--data", str(tmp_path / "data"))
+    with process(tmp_path, *arguments) as (node, first), crdtkv.connect(first["listen"]) as client:
+        assert first["pid"] == node.popen.pid
+        for n in range(50):
+            client.put(f"k/{n}", n)
+        assert node.end(number) == (0 if number is signal.SIGTERM else -signal.SIGKILL)
+    with process(tmp_path, *arguments) as (node, second), crdtkv.connect(second["listen"]) as client:
+        assert second["origin"] == first["origin"]
+        assert dict(client.scan("k/")) == {f"k/{n}": n for n in range(50)}
+        assert client.put("next", 1).seq == 51
+        assert node.end() == 0
+    assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
+
+
+def test_a_port_in_use_is_one_line_and_touches_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        node = Process(tmp_path, "--listen", address, "--data", str(tmp_path / "data"), "--log-level", "error")
+        try:
+            assert node.popen.wait(DEADLINE_S) == 2, node.log.read_text()
+        finally:
+            node.end(signal.SIGKILL)
+    (line,) = node.log.read_text().splitlines()
+    assert address in line and "in use" in line
+    assert not (tmp_path / "data").exists()
+
+
+def test_sigint_under_load_ends_in_order_and_keeps_what_was_acknowledged(tmp_path: Path) -> None:
+    arguments = ("--listen", "127.0.0.1:0", "--data", str(tmp_path / "data"), "--log-format", "json")
+    acknowledged: list[int] = []
+    with process(tmp_path, *arguments) as (node, ready):
+        enough = threading.Event()
+
+        def write() -> None:
+            with crdtkv.connect(ready["listen"], timeout=1.0) as client:
+                for n in range(1_000_000):
+                    try:
+                        client.put(f"k/{n}", n)
+                    except crdtkv.CrdtkvError:
+                        return
+                    acknowledged.append(n)
+                    if n == 100:
+                        enough.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert enough.wait(DEADLINE_S)
+        assert node.end(signal.SIGINT) == 0
+        writer.join(DEADLINE_S)
+        assert not writer.is_alive()
+    events = [json.loads(line)["event"] for line in node.log.read_text().splitlines()]
+    assert events[:2] == ["opening", "ready"] and events[-2:] == ["stopping", "stopped"]
+    with crdtkv.open(tmp_path / "data", region="us") as store:
+        assert all(store.get(f"k/{n}") == n for n in acknowledged)
+
+
+def test_a_frozen_peer_stops_neither_writes_nor_the_shutdown_and_catches_up_when_it_thaws(tmp_path: Path) -> None:
+    with process(tmp_path, "--listen", "127.0.0.1:0") as (frozen, ready), crdtkv.open(region="eu") as store:
+        with crdtkv.Node(store, peers={"us": ready["listen"]}, replication="loopback") as node:
+            node.wait_ready(DEADLINE_S)
+            frozen.popen.send_signal(signal.SIGSTOP)
+            until(lambda: not node.peers()[0].connected)
+            for n in range(1_000):
+                store.put(f"k/{n}", "x" * 1_000)
+            frozen.popen.send_signal(signal.SIGCONT)
+            with crdtkv.connect(ready["listen"]) as client:
+                until(lambda: client.count("k/") == 1_000)
+            node.wait_ready(DEADLINE_S)
+            frozen.popen.send_signal(signal.SIGSTOP)
+            for n in range(3_000):
+                store.put(f"l/{n}", "x" * 10_000)
+            began = time.monotonic()
+        assert time.monotonic() - began < 8
+        frozen.popen.send_signal(signal.SIGCONT)
+        assert frozen.end() == 0

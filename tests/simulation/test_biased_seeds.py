@@ -1,0 +1,31 @@
+"""Clusters biased to what seldom happens by itself. Each scenario must really meet what it is for."""
+
+from __future__ import annotations
+
+import pytest
+from tests.simulation.runs import run_seeds
+
+from crdtkv.simulation import SCENARIOS
+
+CHUNK = 30
+MUST_MEET = {
+    "ties": {"equal_stamps", "three_siblings"},
+    "counters": {"held"},
+    "clears": {"clear_in_slices"},
+    "relay": {"relay_asked", "relayed_frames", "relay_ended", "cannot_relay", "log_truncated", "cut_one_way", "cut_island"},
+    "bridge": {"relay_asked", "relayed_frames", "held"},
+    "crashes": {"crashed", "replayed", "crashed_between_append_and_fold", "log_lost_its_tail"},
+    "expiry": {"expiry_by_another", "clock_jumped"},
+    "holding": {"held", "dropped_held", "connection_lost"},
+}
+
+
+def test_every_scenario_is_here() -> None:
+    assert MUST_MEET.keys() | {"mixed"} == set(SCENARIOS)
+
+
+@pytest.mark.parametrize("first", (20_000, 30_000))
+@pytest.mark.parametrize("scenario", MUST_MEET)
+def test_every_invariant_holds(scenario: str, first: int) -> None:
+    met = run_seeds(first, CHUNK, scenario)
+    assert MUST_MEET[scenario] <= met.keys(), f"never met: {MUST_MEET[scenario] - met.keys()}"
