@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from crdtkv.core.causality import Dot, Origin, VersionVector
 from crdtkv.errors import (
     ClockSkewError,
     ConfigError,
@@ -38,16 +37,25 @@ from crdtkv.errors import (
     WrongClusterError,
     WrongTypeError,
 )
-from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
-from crdtkv.store import Settings, Store
-from crdtkv.store import open_store as open
 from crdtkv.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from crdtkv import aio
     from crdtkv.client import Client, connect
+    from crdtkv.core.causality import Dot, Origin, VersionVector
     from crdtkv.node import Node
+    from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
+    from crdtkv.store import Settings, Store
+    from crdtkv.store import open_store as open
 
+# Loaded when first used, so that the command line answers at once and `import crdtkv` stays free of grpc.
+_EMBEDDED = {
+    "open": ("crdtkv.store", "open_store"),
+    "Settings": ("crdtkv.store", "Settings"),
+    "Store": ("crdtkv.store", "Store"),
+    **{name: ("crdtkv.core.causality", name) for name in ("Dot", "Origin", "VersionVector")},
+    **{name: ("crdtkv.results", name) for name in ("Change", "Commit", "Conflict", "Explanation", "MergeResult", "Sibling", "Status")},
+}
 _WITH_GRPC = {
     "connect": ("crdtkv.client", "connect"),
     "Client": ("crdtkv.client", "Client"),
@@ -57,19 +65,25 @@ _WITH_GRPC = {
 
 
 def __getattr__(name: str) -> Any:
-    where = _WITH_GRPC.get(name)
+    where: tuple[str, str | None] | None = _EMBEDDED.get(name)
     if where is None:
-        raise AttributeError(f"module 'crdtkv' has no attribute {name!r}")
+        where = _WITH_GRPC.get(name)
+        if where is None:
+            raise AttributeError(f"module 'crdtkv' has no attribute {name!r}")
+        try:
+            importlib.import_module("grpc")
+            importlib.import_module("google.protobuf")
+        except ModuleNotFoundError as e:
+            raise ImportError(f"crdtkv.{name} needs the extra 'server' ({e.name} is missing): pip install 'crdtkv[server]'") from e
     module, attribute = where
-    try:
-        importlib.import_module("grpc")
-        importlib.import_module("google.protobuf")
-    except ModuleNotFoundError as e:
-        raise ImportError(f"crdtkv.{name} needs the extra 'server' ({e.name} is missing): pip install 'crdtkv[server]'") from e
     loaded = importlib.import_module(module)
     found = loaded if attribute is None else getattr(loaded, attribute)
     globals()[name] = found
     return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

@@ -2,9 +2,9 @@
 
 Theory of operation. Calls gather in a queue; a writer takes all that have gathered into one message, so the requests of one
 turn of the event loop travel together, and while a message is on its way the next one fills: batches clock themselves, from
-one request at rest to thousands under load, without a delay that anyone chose. A message may follow the last when something
-was answered since, or after `PACE_S` (over a long round trip nothing is answered for a while); never while gRPC still holds
-the last write, whose completion is the only back-pressure it gives. What is in flight and what waits are both bounded.
+one request at rest to thousands under load, without a delay that anyone chose. A message may follow the last when it is full,
+when something was answered since, or after `PACE_S` (over a long round trip nothing is answered for a while); never while gRPC
+still holds the last write, whose completion is the only back-pressure it gives. What is in flight and waits is bounded.
 
 Deadlines cost one timer for all calls, set to the nearest of them.
 
@@ -41,7 +41,9 @@ from crdtkv.pb.v1 import kv_pb2, kv_pb2_grpc
 from crdtkv.transport import channel_options
 from crdtkv.transport.errors import from_rpc_error
 
-MESSAGE_ROWS_MAX: Final = 4096
+MESSAGE_ROWS_MAX: Final = 256
+"""A message is closed when it holds so many requests. A full one does not wait for an answer: the node works on the first
+part of a long pipeline while the rest is still being encoded."""
 MESSAGE_TARGET_BYTES: Final = 1 << 20
 """A message is closed when it holds this much; a single larger request still travels, alone."""
 IN_FLIGHT_MAX: Final = 8192
@@ -322,7 +324,8 @@ class Session:
             return False
         if not in_flight:
             return True
-        return self._answered and len(in_flight) < IN_FLIGHT_MAX and self._in_flight_bytes < IN_FLIGHT_BYTES_MAX
+        may_follow = self._answered or len(self.pending) >= MESSAGE_ROWS_MAX
+        return may_follow and len(in_flight) < IN_FLIGHT_MAX and self._in_flight_bytes < IN_FLIGHT_BYTES_MAX
 
     def _take(self) -> list[tuple[int, str, list[Any], dict[str, Any]]]:
         """Rows of all that waits, as far as one message and the window hold it; they are in flight from here on."""

@@ -28,7 +28,7 @@ import msgspec
 from crdtkv.core.causality import SEQ_MAX, Origin, VersionVector, check_origin
 from crdtkv.core.clock import STAMP_MAX
 from crdtkv.core.codec import KEY_BYTES_MAX, TYPE_NAMES, SlotType, check_value
-from crdtkv.errors import CorruptionError, IncompatibleFormatError
+from crdtkv.errors import CorruptionError, IncompatibleFormatError, ValueTooLargeError
 
 MAGIC: Final = b"\xc1"
 FORMAT_VERSION: Final = 1
@@ -256,6 +256,9 @@ class FrameTemplate:
         encode = _encode
         numbers = encode((first_seq, count, hlc))[1:]  # an array of three, without its first byte
         data = b"".join((self._before, numbers, self._after, encode(previous), b"\xc0", encode(rows)))
+        if len(data) > FRAME_BYTES_MAX:
+            # The limits of commits and groups keep far below; a larger one could be neither sent nor read again.
+            raise ValueTooLargeError(f"frame: {len(data):,} bytes, the limit is {FRAME_BYTES_MAX:,}", limit=FRAME_BYTES_MAX)
         last_seq = first_seq + count - 1
         digest = _blake2b(data, digest_size=HASH_BYTES).digest()
         return Frame(data, self.cluster, self.shard, self.origin, first_seq, last_seq, hlc, self.context, previous, digest, len(data))

@@ -62,6 +62,7 @@ def _replace(replica: Replica, slot: bytes, mine: Snapshot, theirs: Snapshot, re
         return Touched(key.decode(), type_code, b"", "increment", origin, theirs.vv.seq(origin), 0)
     entries = [] if record is None else decode_entries(record)
     for entry in entries:
+        replica.clock.absorb(entry.hlc)  # as for a frame: what is written next is stamped above what is here
         if entry.expiry is not None:
             replica.state.side_put(expiry_key(entry.expiry, slot), b"")
     if type_code != SlotType.REGISTER:

@@ -7,6 +7,7 @@ the two met. It is outside state and digest, and bounded: the oldest go first, a
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import msgspec
@@ -50,7 +51,8 @@ class Removals:
         self._limit = limit
         loaded = [(k, _decode(v)) for k, v in state.scan(REMOVAL_SPACE, bytes([REMOVAL_SPACE[0] + 1]))]
         loaded.sort(key=lambda item: (item[1][-1].hlc, item[0]))
-        self._index: dict[bytes, tuple[Removal, ...]] = {SLOT_SPACE + k[1:]: r for k, r in loaded}
+        # Ordered: taking the oldest of a plain dict costs a walk over all that were taken before.
+        self._index: OrderedDict[bytes, tuple[Removal, ...]] = OrderedDict((SLOT_SPACE + k[1:], r) for k, r in loaded)
 
     def __len__(self) -> int:
         return len(self._index)

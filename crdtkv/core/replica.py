@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -30,6 +31,7 @@ from crdtkv.core.frame import FRAME_BYTES_MAX, HASH_INTERVAL, NO_HASH, Delta, De
 from crdtkv.core.heads import Heads, head_key
 from crdtkv.core.journal import Journal, JournalCounts
 from crdtkv.core.removals import Removals
+from crdtkv.core.requests import Made, RequestWindow
 from crdtkv.core.settings import CoreSettings
 from crdtkv.core.state import Base, State
 from crdtkv.core.types.base import Entry, encode_entries, rank, winner
@@ -38,7 +40,8 @@ from crdtkv.core.types.registry import APPLY
 from crdtkv.errors import CorruptionError, StorageError, WrongClusterError
 
 META_KEY = b"m"
-REQUEST_SPACE = b"q"
+EXPIRIES_LOOKED_AT_MAX = 4096
+"""Records of the index of expiries that one call of `due` looks at."""
 KEPT_HASHES_MAX = 1024
 """Hashes kept per origin, one per `HASH_INTERVAL` commits: forks up to a million commits back are found by hash."""
 
@@ -85,7 +88,6 @@ class Meta(msgspec.Struct, array_like=True):
 
 
 _decode_meta = msgspec.msgpack.Decoder(Meta).decode
-_decode_request = msgspec.msgpack.Decoder(tuple[str, int, int]).decode
 
 
 def enters_digest(slot: bytes, record: bytes) -> bool:
@@ -141,9 +143,10 @@ class Replica:
         self._held: dict[Origin, dict[int, Frame]] = {}
         self._held_frames = 0
         self._held_bytes = 0
-        self._requests: dict[bytes, tuple[str, int, int]] = self._load_requests()
+        self._requests = RequestWindow(self.state, count_max=self.settings.requests_max, age_ms=self.settings.requests_age_s * 1000)
         self._rows: list[Row] = []
         self._first_hlc = 0
+        self._due_from = EXPIRY_SPACE
         self._context: VersionVector | None = None
         self._template: FrameTemplate | None = None  # both hold until a frame of another origin is applied
 
@@ -223,23 +226,29 @@ class Replica:
         meta: dict[str, Any] | None = None
         if request_id is not None:
             meta = {"r": request_id}
-            self._note_request(request_id, origin, seq, hlc)
+            self._requests.note(request_id, origin, seq, hlc)
         self._rows.append([hlc - self._first_hlc, meta, *deltas])
         return seq, hlc
 
-    def frame_of_put(self, key: bytes, delta: Delta) -> Frame:
-        """`commit` and `close_frame` of one register put without expiry that nobody watches, written out.
+    def commit_put(self, key: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
+        """`commit` of one register put without expiry that nobody watches: the commonest commit, written out.
 
-        It is the commonest frame of an embedded store. A local write has seen whatever is there, so nothing is read.
+        A local write has seen whatever is there, so nothing is read; see `Applier.write`.
         """
-        assert not self._rows, "a frame is being made"
         origin = self.origin
         hlc = self.clock.issue()
         seq = self._vv.get(origin, 0) + 1
+        rows = self._rows
+        if not rows:
+            self._first_hlc = hlc
         self.state.put(register_slot(key), encode_entries((Entry(origin, seq, hlc, delta[2], None),)))
-        frame = self._encode_frame(seq, hlc, [[0, None, delta]])
         self._vv[origin] = seq
-        return frame
+        if request_id is None:
+            rows.append([hlc - self._first_hlc, None, delta])
+        else:
+            rows.append([hlc - self._first_hlc, {"r": request_id}, delta])
+            self._requests.note(request_id, origin, seq, hlc)
+        return seq, hlc
 
     @property
     def is_watched(self) -> bool:
@@ -291,7 +300,7 @@ class Replica:
             self.apply(frame)
             applied.append(frame)
             if self._held:
-                self._apply_held(applied)
+                self.apply_held(applied)
         return outcome, applied
 
     def ready(self, frame: Frame) -> Outcome:
@@ -370,7 +379,7 @@ class Replica:
             for delta in deltas:
                 APPLY[delta[0]](step, delta)
             if meta is not None and type(meta.get("r")) is bytes:
-                self._note_request(meta["r"], origin, seq, hlc)
+                self._requests.note(meta["r"], origin, seq, hlc)
         if own:
             self.clock.restore(hlc)
         else:
@@ -398,7 +407,7 @@ class Replica:
         self._held_bytes += frame.size
         return Outcome.HELD
 
-    def _apply_held(self, applied: list[Frame]) -> None:
+    def apply_held(self, applied: list[Frame]) -> None:
         """Apply the held frames that are ready now, and drop those that are duplicates by now."""
         progress = True
         while progress:
@@ -432,26 +441,9 @@ class Replica:
 
     # -- request ids ----------------------------------------------------------------------------------------------
 
-    def request(self, request_id: bytes) -> tuple[Origin, int, int] | None:
-        """The `(origin, seq, hlc)` of the commit that a request id made, if it is still remembered."""
-        found = self._requests.get(request_id)
-        return None if found is None else (Origin(found[0]), found[1], found[2])
-
-    def _note_request(self, request_id: bytes, origin: Origin, seq: int, hlc: int) -> None:
-        self._requests[request_id] = (origin, seq, hlc)
-        self.state.side_put(REQUEST_SPACE + request_id, _encode((origin, seq, hlc)))
-        oldest_ms = ms_of(hlc) - self.settings.requests_age_s * 1000
-        while self._requests:
-            first = next(iter(self._requests))
-            if len(self._requests) <= self.settings.requests_max and ms_of(self._requests[first][2]) >= oldest_ms:
-                break
-            del self._requests[first]
-            self.state.side_put(REQUEST_SPACE + first, None)
-
-    def _load_requests(self) -> dict[bytes, tuple[str, int, int]]:
-        found = [(k[1:], _decode_request(v)) for k, v in self.state.scan(REQUEST_SPACE, bytes([REQUEST_SPACE[0] + 1]))]
-        found.sort(key=lambda item: (item[1][2], item[0]))
-        return dict(found)
+    def request(self, request_id: bytes) -> Made | None:
+        """The commit that a request id made, if it is still remembered."""
+        return self._requests.get(request_id)
 
     # -- expiry, clears, bookkeeping ------------------------------------------------------------------------------
 
@@ -460,7 +452,7 @@ class Replica:
         return max(self.clock.wall_ms(), ms_of(self.clock.mark))
 
     def due(self, limit: int) -> Iterator[Delta]:
-        """Removals of expired entries that this replica should issue now; ended index records are dropped.
+        """Removals of expired entries that this replica should issue now, of a size that one commit may have.
 
         The region that wrote the winner issues the removal; the others, in the order of their origins, wait one
         grace more each, so that an expiry is removed even if its writer is gone. The removal names the dots of the
@@ -470,9 +462,13 @@ class Replica:
         now = self.now_ms()
         end = EXPIRY_SPACE + (now + 1).to_bytes(8, "big")
         members = sorted(set(self._vv) | {self.origin})
-        issued = 0
-        for where, _ in list(self.state.scan(EXPIRY_SPACE, end)):
-            if issued == limit:
+        issued = size = 0
+        # So many at a time, from where the last call stopped: the records of other regions' expiries may be many.
+        found = list(islice(self.state.scan(self._due_from, end), EXPIRIES_LOOKED_AT_MAX))
+        self._due_from = EXPIRY_SPACE if len(found) < EXPIRIES_LOOKED_AT_MAX else found[-1][0] + b"\x00"
+        for where, _ in found:
+            if issued == limit or size >= self.settings.commit_bytes_max // 2:
+                self._due_from = where
                 return
             expiry, slot = int.from_bytes(where[1:9], "big"), where[9:]
             record = self.state.get(slot)
@@ -488,6 +484,7 @@ class Replica:
             key, type_code, subkey = split_slot(slot)
             dots = [[e.origin, e.seq] for e in sorted(entries, key=rank)]
             issued += 1
+            size += len(slot) + 64 * len(dots)
             yield [DeltaKind.EXPIRE, key.decode(), type_code, subkey, dots]
 
     def maintain(self, now_ms: int) -> None:
@@ -524,6 +521,7 @@ class Replica:
     def fold(self) -> None:
         """Write everything that changed to the engine, in one batch with the replica's own record."""
         assert not self._rows, "a frame is being made"
+        self._requests.fold()
         self.state.fold(lambda digest: {META_KEY: _encode(self._meta(digest))})
 
     def _meta(self, digest: int) -> Meta:

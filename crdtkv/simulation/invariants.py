@@ -29,7 +29,7 @@ from crdtkv.core.heads import HEAD_SPACE, head_key
 from crdtkv.core.join import Snapshot, join, snapshot_of
 from crdtkv.core.journal import JOURNAL_SPACE, Record
 from crdtkv.core.removals import REMOVAL_SPACE
-from crdtkv.core.replica import REQUEST_SPACE
+from crdtkv.core.requests import REQUEST_SPACE
 from crdtkv.core.state import hash_record
 from crdtkv.core.types.base import decode_entries
 from crdtkv.core.types.counter import Run, decode_run, run_name

@@ -248,9 +248,7 @@ class LmdbEngine:
             self._views.add(view)
             return view
 
-    def _page(
-        self, txn: Transaction, start: bytes, end: bytes | None, *, after: bytes | None, reverse: bool
-    ) -> list[tuple[bytes, bytes]]:
+    def _page(self, txn: Transaction, start: bytes, end: bytes | None, *, after: bytes | None, reverse: bool) -> list[tuple[bytes, bytes]]:
         """The next items of a scan, those beyond `after`; fewer than `SCAN_CHUNK` at its end."""
         if after is not None:
             start, end = (start, after) if reverse else (after + b"\0", end)

@@ -24,6 +24,8 @@ from crdtkv.errors import ClockSkewError, CorruptionError, StorageError, WrongCl
 from crdtkv.storage.engine import StateEngine
 from crdtkv.storage.log import CommitLog
 
+FOLD_BYTES_MAX = 32 << 20
+"""The engine is written once so many bytes of frames wait: it bounds the replay after a crash, however few the records."""
 REPLAY_BYTES = 1 << 20
 """How much of the log recovery reads at a time."""
 
@@ -61,6 +63,7 @@ class Machine:
         self.sync_releases = sync_releases
         self.fold_records_max = fold_records_max
         self.failed: BaseException | None = None
+        self._unfolded_bytes = 0  # frames appended since the engine was written
         self.replayed = self._replay()
         if log.synced() < log.end():
             log.sync()  # a killed process leaves frames that only the kernel has; nothing may be promised on them before
@@ -104,22 +107,17 @@ class Machine:
             self.fail(e)
             raise
 
-    def put(self, key: bytes, delta: Delta, *, sync: bool = False) -> tuple[int, int]:
-        """`transact` and `seal` of one register put without expiry; `key` are the bytes of the delta's key."""
-        replica = self.replica
-        if replica.is_watched:
-            made = self.transact([delta])
-            self.seal(sync=sync)
-            return made
+    def transact_put(self, key: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
+        """`transact` of one register put without expiry; `key` are the bytes of the delta's key."""
+        if self.replica.is_watched:
+            return self.transact([delta], request_id)
         try:
-            frame = replica.frame_of_put(key, delta)
+            return self.replica.commit_put(key, delta, request_id)
         except ClockSkewError:
             raise  # nothing has changed
         except BaseException as e:
             self.fail(e)
             raise
-        self._append((frame,), sync)
-        return frame.first_seq, frame.hlc
 
     def seal(self, *, sync: bool = False) -> int:
         """Close the frame in the making and append it; the log's end. `sync`: it may leave only once fsynced.
@@ -127,8 +125,13 @@ class Machine:
         Raises:
             StorageError: the log could not take it; the machine is failed from now on.
         """
-        frame = self.replica.close_frame()
-        return self.log.end() if frame is None else self._append((frame,), sync)
+        self.check()  # else a group whose commits were lost with a failed append would seem to be written
+        try:
+            frame = self.replica.close_frame()
+            return self.log.end() if frame is None else self._append((frame,), sync)
+        except BaseException as e:  # an interrupt too: the replica would be ahead of the log, which would get a hole
+            self.fail(e)
+            raise
 
     def _append(self, frames: Sequence[Frame], sync: bool) -> int:
         if self.failed is not None:
@@ -143,7 +146,8 @@ class Machine:
         logged = self._logged
         for frame in frames:
             logged[frame.origin] = frame.last_seq
-        if self.replica.state.pending >= self.fold_records_max:
+            self._unfolded_bytes += frame.size
+        if self.replica.state.pending >= self.fold_records_max or self._unfolded_bytes >= FOLD_BYTES_MAX:
             self.fold()
         return end
 
@@ -157,6 +161,18 @@ class Machine:
             except BaseException as e:
                 self.fail(e)
                 raise
+            self._unfolded_bytes = 0
+
+    def purge_slice(self, slots_max: int) -> bool:
+        """Do some of the clearing that is due, and write it once enough has gathered; True if more is left."""
+        try:
+            more = self.replica.purge_slice(slots_max)
+        except BaseException as e:
+            self.fail(e)
+            raise
+        if self.replica.state.pending >= self.fold_records_max:
+            self.fold()
+        return more
 
     def fail(self, error: BaseException) -> None:
         """Something broke half way: answer nothing more."""
@@ -217,6 +233,10 @@ class Machine:
             raise
         self._logged.update(jumped.items())
         self._durable.update(jumped.items())
+        waited: list[Frame] = []
+        self.replica.apply_held(waited)
+        if waited:
+            self._append(waited, False)
 
     def vv(self) -> VersionVector:
         """What is applied and in the log: it never names a commit of a frame in the making."""

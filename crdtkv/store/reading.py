@@ -18,7 +18,6 @@ from crdtkv.core.types.counter import Run, decode_run, run_slot
 from crdtkv.errors import WrongTypeError
 
 
-
 class Reader:
     """Reads one replica's records."""
 

@@ -17,6 +17,7 @@ from crdtkv.core.codec import SlotType, check_size, check_value, encode_key, enc
 from crdtkv.core.frame import DeltaKind
 from crdtkv.errors import CorruptionError, CrdtkvError, InvalidValueError, KeyNotFoundError
 from crdtkv.store.handles import encode_field
+from crdtkv.store.settings import check_durability
 from crdtkv.store.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -27,11 +28,15 @@ SEAL_BYTES = 1 << 20
 
 
 class Executed(NamedTuple):
-    """What a group did. `position` is the log's end: wait for it to be durable before telling anyone."""
+    """What a group did. `position` is the log's end: wait for it to be durable before telling anyone.
+
+    `sync`: a request of the group asked to be answered only once fsynced, whatever the store's level.
+    """
 
     replies: list[list[Any]]
     token: str
     position: int
+    sync: bool
 
 
 def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
@@ -44,7 +49,11 @@ def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
         number = 0
         try:
             number, op, args, options = request
-            rid = options.get("rid") if options else None
+            rid = None
+            if options:
+                rid = options.get("rid")
+                if "durability" in options:
+                    group.sync |= check_durability(options["durability"]) == "sync"
             if op == "put":
                 reply([number, 0, put(rid, *args)])
             else:
@@ -57,7 +66,7 @@ def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
         if group.bytes >= SEAL_BYTES:
             group.seal()
     position = group.seal()
-    return Executed(replies, store._watches.token(position), position)
+    return Executed(replies, store._watches.token(position), position, group.sync)
 
 
 class _Group:
@@ -68,12 +77,19 @@ class _Group:
         self._machine = store._machine
         self._replica = store._replica
         self._reader = store._reader
+        self._began = store._machine.log.end()
         self.bytes = 0
+        self.sync = False
 
     def seal(self) -> int:
         """Close the frame in the making and append it; the log's end."""
         self.bytes = 0
-        position = self._machine.seal()
+        try:
+            position = self._machine.seal(sync=self.sync)
+        except CrdtkvError as e:
+            # Nobody of the group gets another answer than this error; but what it sealed before is in the log.
+            e.maybe_applied = e.maybe_applied or self._machine.log.end() > self._began
+            raise
         if self._store._watches.active:
             self._store._watches.publish(position)
         if self._replica.purges:
@@ -93,16 +109,20 @@ class _Group:
 
     def put(self, rid: bytes | None, key: str, value: bytes, ttl: float | None = None) -> Any:
         """The commonest request, without a transaction around it."""
-        known = self._known(rid)
-        if known is not None:
-            return known
+        if rid is not None:
+            known = self._known(rid)
+            if known is not None:
+                return known
         self.check(value)
-        self._reader.require(encode_key(key), SlotType.REGISTER)
+        raw = encode_key(key)
+        self._reader.require(raw, SlotType.REGISTER)
+        self.bytes += len(value) + len(raw) + 32
         delta = [DeltaKind.REGISTER_PUT, key, value]
-        if ttl is not None:
+        if ttl is None:
+            seq, hlc = self._machine.transact_put(raw, delta, rid)
+        else:
             delta.append(self.expiry(ttl))
-        self.bytes += len(value) + len(key) + 32
-        seq, hlc = self._machine.transact([delta], rid)
+            seq, hlc = self._machine.transact([delta], rid)
         return [self._machine.origin, seq, hlc]
 
     def _write(self, rid: bytes | None, change: Callable[[Transaction], bool]) -> Any:
@@ -126,7 +146,7 @@ class _Group:
         if type(rid) is not bytes or not 0 < len(rid) <= 64:
             raise InvalidValueError("rid: a request id is 1 to 64 bytes", field="rid")
         known = self._replica.request(rid)
-        return None if known is None else list(known)
+        return None if known is None else [known.origin, known.seq, known.hlc]
 
     def check(self, value: Any, what: str = "value") -> bytes:
         """A value or element from elsewhere: canonical, and not too large."""

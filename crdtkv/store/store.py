@@ -25,7 +25,7 @@ from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, en
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.replica import Applied
 from crdtkv.core.types.base import decode_entries
-from crdtkv.errors import InvalidValueError, KeyNotFoundError, StorageError, StoreClosedError
+from crdtkv.errors import ClockSkewError, InvalidValueError, KeyNotFoundError, StorageError, StoreClosedError
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
 from crdtkv.store.batch import Batch
 from crdtkv.store.exchange import delta_since, merge
@@ -150,8 +150,8 @@ class Store:
                 sync = self._sync_default if durability is None else self._syncs(durability)
                 machine = self._machine
                 context = self._replica.context()
-                seq, hlc = machine.put(raw, delta, sync=sync)
-                commit = Commit(self.origin, seq, hlc, (self.shard, self._replica.position, context))
+                seq, hlc = machine.transact_put(raw, delta)
+                commit = Commit(self.origin, seq, hlc, (self.shard, machine.seal(sync=sync), context))
             else:
                 if ttl is not None:
                     delta.append(self._expiry(ttl))
@@ -323,7 +323,7 @@ class Store:
             return None
         deltas: list[Delta] = [[DeltaKind.SET_ADD, key, element] for element in dict.fromkeys(elements)]
         if len(deltas) > 1:
-            check_commit_size(sum(map(len, elements)) + len(deltas) * (len(key) + 16), self.settings.commit_bytes_max)
+            check_commit_size(sum(map(len, elements)) + len(deltas) * (len(raw) + 16), self.settings.commit_bytes_max)
         with self._lock:
             self._check()
             self._reader.require(raw, SlotType.SET)
@@ -346,10 +346,9 @@ class Store:
 
     def _settle(self, commit: Commit, durability: str | None) -> Commit:
         """Wait until a commit is as durable as was asked for, then tell the peers."""
-        if durability is not None or self._sync_default:
-            if self._syncs(durability):
-                assert not isinstance(commit.mark, str)
-                self._wait_synced(commit.mark[1])
+        if (durability is not None or self._sync_default) and self._syncs(durability):
+            assert not isinstance(commit.mark, str)
+            self._wait_synced(commit.mark[1])
         for callback in self._callbacks:
             callback()
         return commit
@@ -363,6 +362,10 @@ class Store:
         try:
             while log.synced() < position:
                 log.sync()
+        except StoreClosedError as e:
+            if log.synced() < position:  # else `close` has synced it meanwhile
+                e.maybe_applied = True
+                raise
         except StorageError as e:
             self._machine.fail(e)
             e.maybe_applied = True
@@ -464,7 +467,7 @@ class Store:
                 found = self._machine.digest()
                 if found is not None:
                     return found[1]
-                self._replica.purge_slice(self.settings.purge_slots)
+                self._machine.purge_slice(self.settings.purge_slots)
 
     def delta_since(self, vv: VersionVector | None = None) -> bytes:
         """Exactly what `vv` lacks of what is here (everything if None), for another replica's `merge`.
@@ -504,6 +507,8 @@ class Store:
         with self._lock:
             self._check()
             executed = execute(self, requests)
+        if executed.sync:
+            self._wait_synced(executed.position)
         for callback in self._callbacks:
             callback()
         return executed
@@ -574,19 +579,26 @@ class Store:
             machine, replica = self._machine, self._replica
             position = machine.log.end()
             due = list(replica.due(1000))
-            if due:
-                machine.transact(due)
+            # While the clock may not be read, expired entries stay hidden as they are; their removal is issued later.
+            if due and self._try_transact(due):
                 position = machine.seal(sync=self._sync_default)
                 callbacks = self._callbacks
                 if self._watches.active:
                     self._watches.publish(position)
             if replica.purges:
-                replica.purge_slice(self.settings.purge_slots)
+                machine.purge_slice(self.settings.purge_slots)
             replica.maintain(self._wall_ms())
         if self.durability != "memory" and machine.log.synced() < position:
             machine.log.sync()
         for callback in callbacks:
             callback()
+
+    def _try_transact(self, deltas: list[Delta]) -> bool:
+        try:
+            self._machine.transact(deltas)
+        except ClockSkewError:
+            return False
+        return True
 
 
 class Housekeeper:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from crdtkv.core.causality import Dot, Origin, VersionVector
 from crdtkv.core.codec import TYPE_NAMES, SlotType, decode_value, key_range, slot_of, split_slot
@@ -16,7 +17,7 @@ from crdtkv.store.machine import Machine
 from crdtkv.store.reading import Reader
 
 WRITES_MAX = 100
-"""How many writes of one key an explanation lists; what is left out is said."""
+"""How many live writes of one key an explanation lists; that more are left out is said."""
 CONFLICTS_MAX = 20
 
 
@@ -54,23 +55,18 @@ def _conflict(record: Record) -> Conflict:
 
 
 def explain(machine: Machine, reader: Reader, raw: bytes) -> Explanation:
-    """The story of a key. O(live entries of the key, the journal)."""
+    """The story of a key. O(the journal), and at most `WRITES_MAX` live entries."""
     replica = machine.replica
     types = reader.visible_types(raw)
     notes: list[str] = []
-    writes: list[Write] = []
-    left_out = 0
-    for write in _live_writes(machine, raw):
-        if len(writes) < WRITES_MAX:
-            writes.append(write)
-        else:
-            left_out += 1
-    if left_out:
-        notes.append(f"{left_out:,} more live writes are not listed.")
+    writes = list(islice(_live_writes(machine, raw), WRITES_MAX + 1))
+    if len(writes) > WRITES_MAX:
+        del writes[WRITES_MAX:]
+        notes.append(f"Only the first {WRITES_MAX} live writes are listed.")
     met = [r for r in replica.journal.records() if r.key == raw]
     if len(met) > CONFLICTS_MAX:
         notes.append(f"{len(met) - CONFLICTS_MAX:,} older conflicts are not listed: see conflicts().")
-    if any(w.seen is None for w in writes):
+    if any(w.seen is None for w in writes if w.type == "register" or w.outcome in ("winner", "sibling")):
         notes.append("What some writers had seen is no longer known: the log has dropped their commits.")
     if not replica.journal.total:
         notes.append("No conflict has been recorded by this replica.")
@@ -103,7 +99,8 @@ def _value_and_rule(reader: Reader, raw: bytes, types: list[int], writes: list[W
             rules.append("the sum of each origin's increments since the last reset that had seen them")
         else:
             size = reader.size(raw, type_code)
-            value = f"{size:,} {'elements' if type_code == SlotType.SET else 'fields'}"
+            noun = "element" if type_code == SlotType.SET else "field"
+            value = f"{size:,} {noun}{'' if size == 1 else 's'}"
             rules.append(
                 "add wins: an element is there if an add of it was not seen by any remove"
                 if type_code == SlotType.SET
@@ -129,8 +126,10 @@ def _live_writes(machine: Machine, raw: bytes) -> Iterator[Write]:
             continue
         entries = sorted(replica.entries(slot, record), key=rank, reverse=True)
         name = decode_value(subkey) if subkey else None
+        # What a writer had seen is in its frame, and finding one may read a file of the log: only where it decides.
+        decides = len(entries) > 1 or type_code == SlotType.REGISTER
         for entry in entries:
-            _, seen = _commit(machine, entry.origin, entry.seq)
+            seen = _commit(machine, entry.origin, entry.seq)[1] if decides else None
             value = None if type_code == SlotType.SET else decode_value(entry.value)
             kind = "add" if type_code == SlotType.SET else "put"
             outcome = _outcome(entry, entries, now)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from crdtkv.core.codec import SlotType, encode_key, encode_value, slot_of
 from crdtkv.core.frame import Delta, DeltaKind
@@ -28,6 +28,9 @@ def whole(n: object, call: str) -> int:
     return n
 
 
+K = TypeVar("K")
+
+
 @dataclass(slots=True)
 class _Written:
     """A pending write of one slot; `value` None removes it."""
@@ -36,15 +39,39 @@ class _Written:
     expiry: int | None = None
 
 
+class _Pending(dict[K, _Written]):
+    """The pending writes of a collection's slots, and how many of them write and remove."""
+
+    written = 0
+    removed = 0
+
+    def __setitem__(self, name: K, new: _Written) -> None:
+        if name in self:
+            del self[name]
+        super().__setitem__(name, new)
+        self.written += new.value is not None
+        self.removed += new.value is None
+
+    def __delitem__(self, name: K) -> None:
+        old = self[name]
+        super().__delitem__(name)
+        self.written -= old.value is not None
+        self.removed -= old.value is None
+
+    def clear(self) -> None:
+        super().clear()
+        self.written = self.removed = 0
+
+
 @dataclass(slots=True)
 class _KeyChanges:
     """What the transaction does to one key."""
 
     register: _Written | None = None
     set_cleared: bool = False
-    elements: dict[bytes, _Written] = field(default_factory=dict)
+    elements: _Pending[bytes] = field(default_factory=_Pending)
     map_cleared: bool = False
-    fields: dict[str, _Written] = field(default_factory=dict)
+    fields: _Pending[str] = field(default_factory=_Pending)
     counter_reset: bool = False
     counter_add: int = 0
 
@@ -254,20 +281,26 @@ class Transaction:
 
     def visible_types(self, key: str) -> list[int]:
         """The types visible at a key, the transaction's own changes included."""
-        stored = self._reader.visible_types(encode_key(key))
+        raw = encode_key(key)
         changes = self._keys.get(key)
         if changes is None:
-            return stored
+            return self._reader.visible_types(raw)
         types = []
         if self.register(key) is not None:
             types.append(SlotType.REGISTER)
-        if (SlotType.SET in stored or changes.elements) and self.set_size(key):
+        if self._has_elements(raw, SlotType.SET, changes.elements, changes.set_cleared):
             types.append(SlotType.SET)
         if self.counter(key) is not None:
             types.append(SlotType.COUNTER)
-        if (SlotType.MAP in stored or changes.fields) and self.map_size(key):
+        if self._has_elements(raw, SlotType.MAP, changes.fields, changes.map_cleared):
             types.append(SlotType.MAP)
         return types
+
+    def _has_elements(self, raw: bytes, type_code: int, pending: _Pending[Any], cleared: bool) -> bool:
+        """Whether a collection has anything visible. O(1): what is removed here was visible in the store."""
+        if pending.written:
+            return True
+        return not cleared and self._reader.size(raw, type_code) > pending.removed
 
     # -- the commit -----------------------------------------------------------------------------------------------
 
@@ -336,10 +369,14 @@ class Transaction:
             self._reader.require(encode_key(key), type_code)
 
     def _account(self, key: str, value: bytes = b"", name: str = "") -> None:
-        size = self._bytes + len(key) + len(value) + len(name) + 16
+        size = self._bytes + _utf8_size(key) + len(value) + _utf8_size(name) + 16
         limit = self._replica.settings.commit_bytes_max
         check_commit_size(size, limit)
         self._bytes = size
+
+
+def _utf8_size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def check_commit_size(size: int, limit: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.mutants.planting import MUTANTS, Mutant
 
 SEEDS_MAX = 60

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.simulation.runs import run_seeds
 
 from crdtkv.simulation import SCENARIOS
+from tests.simulation.runs import run_seeds
 
 CHUNK = 30
 MUST_MEET = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.simulation.runs import run_seeds
 
 CHUNK = 35

@@ -107,7 +107,8 @@ def test_nesting_has_a_limit(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "error"), [("", InvalidKeyError), (b"k", InvalidKeyError), (None, InvalidKeyError), ("\ud800", InvalidKeyError), ("é" * 513, KeyTooLargeError)]
+    ("key", "error"),
+    [("", InvalidKeyError), (b"k", InvalidKeyError), (None, InvalidKeyError), ("\ud800", InvalidKeyError), ("é" * 513, KeyTooLargeError)],
 )
 def test_bad_keys(store: Store, key: Any, error: type[Exception]) -> None:
     for call in (store.get, store.delete, store.set, store.counter, store.map, store.ttl, store.siblings, store.explain):
@@ -465,7 +466,14 @@ def test_closed_and_forked_stores_say_so() -> None:
     store.put("a", 1)
     store.close()
     store.close()
-    for call in (lambda: store.put("a", 1), lambda: store.get("a"), lambda: store.get("b"), store.vv, store.digest, lambda: list(store.scan())):
+    for call in (
+        lambda: store.put("a", 1),
+        lambda: store.get("a"),
+        lambda: store.get("b"),
+        store.vv,
+        store.digest,
+        lambda: list(store.scan()),
+    ):
         with pytest.raises(StoreClosedError):
             call()
     with crdtkv.open() as parent:

@@ -1,0 +1,211 @@
+"""Bytes from elsewhere give a value or the error that says so, nothing else; in bounded time and memory.
+
+Every decoder of the core meets noise, structure with wrong content, good bytes that were cut, changed or went on, lengths
+that promise gigabytes, and nesting without end. Where a checksum would hide the inside, it is made to fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crdtkv.core import join
+from crdtkv.core.causality import VersionVector
+from crdtkv.core.codec import check_value, decode_value, encode_value
+from crdtkv.core.frame import Frame
+from crdtkv.core.join import Snapshot, snapshot_of
+from crdtkv.core.token import Token, decode_token
+from crdtkv.errors import CorruptionError, IncompatibleFormatError, InvalidValueError
+from crdtkv.store import exchange
+from tests.property.fleet import Fleet
+
+FLEET = Fleet.run(11, [("commit", i % 3, 2) for i in range(12)] + [("deliver", (i % 3, (i + 1) % 3), 4) for i in range(9)])
+
+
+def _sealed_snapshot(body: bytes) -> bytes:
+    return join.MAGIC + b"\x01" + hashlib.blake2b(body, digest_size=16).digest() + body
+
+
+def _sealed_delta(body: bytes) -> bytes:
+    return exchange.MAGIC + b"\x01" + hashlib.blake2b(body, digest_size=16).digest() + body
+
+
+def _text(data: bytes) -> str:
+    return data.decode("latin-1")
+
+
+DELTA = msgpack.packb(["fleet", 0, [frame.data for frame in FLEET.frames()]])
+DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
+    "value": (decode_value, encode_value({"a": [1, 2.5, None], "b": b"xyz"})),
+    "canonical value": (check_value, encode_value({"a": [1, 2.5, None], "b": b"xyz"})),
+    "version vector": (VersionVector.from_bytes, FLEET.replicas[0].vv().to_bytes()),
+    "frame": (lambda data: Frame.decode(data).rows(), FLEET.frames()[0].data),
+    "frame's inside": (lambda data: Frame.decode(b"\xc1\x01" + data).rows(), FLEET.frames()[0].data[2:]),
+    "snapshot": (Snapshot.from_bytes, snapshot_of(FLEET.replicas[0]).to_bytes()),
+    "snapshot's inside": (lambda data: Snapshot.from_bytes(_sealed_snapshot(data)), snapshot_of(FLEET.replicas[0]).to_bytes()[19:]),
+    "delta": (exchange.decode_frames, _sealed_delta(DELTA)),
+    "delta's inside": (lambda data: exchange.decode_frames(_sealed_delta(data)), DELTA),
+    "token": (lambda data: decode_token(_text(data)), Token(0, FLEET.replicas[0].origin, 3, FLEET.replicas[0].vv()).encode().encode()),
+}
+every_decoder = pytest.mark.parametrize("name", DECODERS)
+
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
+structures = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=11) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=25
+)
+
+
+def meets(name: str, data: bytes) -> bool:
+    """Decode; True if that gave a value. Any other error than the promised ones fails the test by itself."""
+    allowed = (InvalidValueError,) if name == "token" else (CorruptionError, IncompatibleFormatError)
+    try:
+        DECODERS[name][0](data)
+    except allowed:
+        return False
+    return True
+
+
+@every_decoder
+def test_good_bytes_are_good(name: str) -> None:
+    assert meets(name, DECODERS[name][1])
+
+
+@every_decoder
+@given(data=st.binary(max_size=300))
+def test_noise(name: str, data: bytes) -> None:
+    meets(name, data)
+
+
+@every_decoder
+@given(structure=structures)
+def test_structure_with_other_content(name: str, structure: Any) -> None:
+    meets(name, msgpack.packb(structure))
+
+
+@every_decoder
+@given(data=st.data())
+def test_changed_bytes(name: str, data: st.DataObject) -> None:
+    bad = bytearray(DECODERS[name][1])
+    for _ in range(data.draw(st.integers(1, 4))):
+        bad[data.draw(st.integers(0, len(bad) - 1))] = data.draw(st.integers(0, 255))
+    meets(name, bytes(bad))
+
+
+@every_decoder
+@given(data=st.data())
+def test_another_piece_of_structure_inside(name: str, data: st.DataObject) -> None:
+    """Good bytes in which one whole MessagePack item was replaced by another: what a bug of a peer would send."""
+    good = DECODERS[name][1]
+    at = data.draw(st.integers(0, len(good) - 1))
+    length = data.draw(st.integers(0, 12))
+    meets(name, good[:at] + msgpack.packb(data.draw(scalars)) + good[at + length :])
+
+
+@every_decoder
+def test_every_cut(name: str) -> None:
+    good = DECODERS[name][1]
+    if name != "token":  # a token's text that lost its last characters may still be a shorter token's
+        assert not any(meets(name, good[:end]) for end in range(len(good))), "a part was taken for the whole"
+
+
+@every_decoder
+def test_followed_by_garbage(name: str) -> None:
+    if name != "token":
+        assert not meets(name, DECODERS[name][1] + b"\x00")
+
+
+@every_decoder
+@pytest.mark.parametrize("header", [b"\xdd", b"\xdf", b"\xc6", b"\xdb", b"\xc9"], ids=["array", "map", "bin", "str", "ext"])
+@pytest.mark.parametrize("at", [0, 1, 2, 5, 19, 20])
+def test_lengths_that_promise_gigabytes(name: str, header: bytes, at: int) -> None:
+    good = DECODERS[name][1]
+    for length in (2**31 - 1, 2**32 - 1):
+        assert peak_of(name, good[:at] + header + struct.pack(">I", length) + good[at:]) < 4 << 20
+
+
+@every_decoder
+@pytest.mark.parametrize("nest", [b"\x91", b"\x81\xa1a", b"\x81"], ids=["lists", "maps", "map keys"])
+def test_nesting_without_end(name: str, nest: bytes) -> None:
+    for depth in (5_000, 300_000) if name == "value" else (100, 5_000, 300_000):  # a plain decode leaves depth to `check_value`
+        assert not meets(name, nest * depth)
+        assert not meets(name, nest * depth + b"\x01")
+
+
+@every_decoder
+def test_long_input_takes_time_in_proportion(name: str) -> None:
+    noise = DECODERS[name][1] * 2_000
+    began = time.perf_counter()
+    meets(name, noise)
+    meets(name, msgpack.packb([[0] * 100_000, ["x"] * 100_000]))
+    assert time.perf_counter() - began < 5
+    assert peak_of(name, noise) < 60 * len(noise) + (1 << 20)
+
+
+def peak_of(name: str, data: bytes) -> int:
+    """The most memory that decoding held, in bytes."""
+    tracemalloc.start()
+    try:
+        meets(name, data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_unknown_versions_and_features_are_refused_by_name() -> None:
+    good = FLEET.frames()[0].data
+    with pytest.raises(IncompatibleFormatError, match="version 9"):
+        Frame.decode(good[:1] + b"\x09" + good[2:])
+    with pytest.raises(IncompatibleFormatError, match="'zstd'"):
+        Frame.decode(good[:3] + good[3:].replace(b"\x90", b"\x91\xa4zstd", 1))
+    state = snapshot_of(FLEET.replicas[0]).to_bytes()
+    with pytest.raises(IncompatibleFormatError, match="version 7"):
+        Snapshot.from_bytes(state[:2] + b"\x07" + state[3:])
+    with pytest.raises(IncompatibleFormatError, match="'runs2'"):
+        Snapshot.from_bytes(_sealed_snapshot(state[19:].replace(b"\x90", b"\x91\xa5runs2", 1)))
+
+
+def _with_slots(**changes: Any) -> bytes:
+    """A snapshot's bytes with fields of its body replaced, sealed again."""
+    names = ["requires", "cluster", "shard", "vv", "hashes", "slots", "extensions"]
+    fields = dict(zip(names, msgpack.unpackb(snapshot_of(FLEET.replicas[0]).to_bytes()[19:]), strict=True))
+    for name, change in changes.items():
+        fields[name] = change(fields[name])
+    return _sealed_snapshot(msgpack.packb(list(fields.values())))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vv": lambda vv: vv[:2]},  # dots that it no longer covers
+        {"hashes": lambda hashes: hashes[1:]},
+        {"hashes": lambda hashes: [b"short", *hashes[1:]]},
+        {"slots": lambda slots: slots[:-1]},
+        {"slots": lambda slots: slots[2:4] + slots[:2]},  # out of order
+        {"slots": lambda slots: slots[:2] + slots[:2]},  # twice
+        {"slots": lambda slots: [slots[0], b"\x90"]},  # no entries
+        {"slots": lambda slots: [slots[0], b""]},
+        {"slots": lambda slots: [b"d", slots[1]]},
+        {"slots": lambda slots: [b"x" + slots[0][1:], slots[1]]},  # another space than that of slots
+        {"slots": lambda slots: [b"dkey\x00\x00\x09", slots[1]]},  # a type that there is not
+        {"slots": lambda slots: [b"d\xff\xfe\x00\x00\x01", slots[1]]},  # a key that is not text
+        {"slots": lambda slots: [b"d" + b"k" * 1025 + b"\x00\x00\x01", slots[1]]},
+        {"slots": lambda slots: [b"dkey\x00\x00\x02\xcc\x01", slots[1]]},  # an element not in canonical form
+        {"slots": lambda slots: [b"dkey\x00\x00\x04\x01", slots[1]]},  # a field that is not text
+        {"slots": lambda slots: [b"dkey\x00\x00\x03\x01", slots[1]]},  # a run without a name
+        {"shard": lambda _: -1},
+        {"extensions": lambda _: 5},
+    ],
+)
+def test_snapshots_that_no_replica_would_write(changes: dict[str, Callable[[Any], Any]]) -> None:
+    assert meets("snapshot", _with_slots())
+    with pytest.raises(CorruptionError):
+        Snapshot.from_bytes(_with_slots(**changes))

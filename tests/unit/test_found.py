@@ -1,0 +1,130 @@
+"""Bugs that the simulations found, each as a test that tells its story. They stay for ever."""
+
+from __future__ import annotations
+
+from crdtkv.core.causality import EMPTY_VV, make_origin
+from crdtkv.core.clock import HybridClock
+from crdtkv.core.codec import encode_value
+from crdtkv.core.frame import Delta, DeltaKind, Frame
+from crdtkv.core.install import install
+from crdtkv.core.join import snapshot_of
+from crdtkv.core.replica import Replica
+from crdtkv.core.state import DictBase
+from crdtkv.core.types.counter import run_name
+from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog
+from crdtkv.storage.memory_log import MemoryLog
+from crdtkv.store.machine import Machine
+from crdtkv.store.reading import Reader
+from crdtkv.store.transaction import Transaction
+
+
+def replica(region: str) -> Replica:
+    return Replica(DictBase(), origin=make_origin(region, 1, 0), cluster="c", clock=HybridClock(lambda: 1_000))
+
+
+def commit(at: Replica, *deltas: Delta) -> Frame:
+    at.commit(list(deltas))
+    frame = at.close_frame()
+    assert frame is not None
+    return frame
+
+
+def test_what_a_killed_process_had_only_appended_was_acknowledged_as_durable() -> None:
+    """SIGKILL leaves frames that only the kernel has. The next process replayed them, called everything it had applied
+    durable, and told its peers so, before any fsync: loss of power would then have taken back what they had been told.
+    """
+    log, engine = SimulatedLog(), SimulatedEngine()
+
+    def start() -> Machine:
+        clock = HybridClock(lambda: 1_000)
+        return Machine(log, engine, origin=make_origin("us", 1, 0), cluster="c", clock=clock, sync_releases=True)
+
+    killed = start()
+    killed.transact([[DeltaKind.REGISTER_PUT, "k", encode_value(1)]])
+    killed.seal()
+    assert killed.durable_vv() == EMPTY_VV and killed.released() == 0
+    restarted = start()
+    assert restarted.vv() == killed.vv()
+    assert restarted.durable_vv() <= log.vv_at[log.synced()]
+    assert restarted.released() <= log.synced()
+
+
+def test_a_reset_that_came_with_an_increment_hid_a_concurrent_reset_from_the_journal() -> None:
+    """ca resets a counter. ap, without having seen that, resets it too and increments it, in one commit. At br the index
+    of removals held one removal per slot: ap's reset replaced ca's before ap's increment was looked at, the increment met
+    only the reset of its own commit, and that ca's reset had lost against it was recorded nowhere.
+    """
+    ap, br, ca = replica("ap"), replica("br"), replica("ca")
+    first = commit(ap, [DeltaKind.COUNTER_ADD, "n", 1, 5])
+    for other in (br, ca):
+        other.receive(first)
+    reset = [DeltaKind.COUNTER_RESET, "n", [[ap.origin, 1, 5, 1]]]
+    at_ca = commit(ca, reset)
+    at_ap = commit(ap, reset, [DeltaKind.COUNTER_ADD, "n", 2, 7])
+    br.receive(at_ca)
+    br.receive(at_ap)
+    assert Reader(br).counter(b"n") == 7
+    losers = {(loser.origin, loser.kind) for record in br.journal.records() for loser in record.losers}
+    assert losers == {(ca.origin, "reset")}
+
+
+def test_a_removal_that_the_writer_had_seen_hid_one_that_it_had_not() -> None:
+    """Of two concurrent removals of an element only the later to arrive was remembered; a write that had seen that one
+    and not the other then met nothing at the replica that knew of both.
+    """
+    ap, br, ca = replica("ap"), replica("br"), replica("ca")
+    element = encode_value("x")
+    added = commit(ap, [DeltaKind.SET_ADD, "s", element])
+    for other in (br, ca):
+        other.receive(added)
+    unseen = commit(ca, [DeltaKind.SET_REMOVE, "s", element])
+    seen = commit(ap, [DeltaKind.SET_REMOVE, "s", element])
+    again = commit(ap, [DeltaKind.SET_ADD, "s", element])
+    for frame in (unseen, seen, again):
+        br.receive(frame)
+    records = list(br.journal.records())
+    assert [(r.winner.origin, r.winner.seq, [(loser.origin, loser.kind) for loser in r.losers]) for r in records] == [
+        (ap.origin, 3, [(ca.origin, "remove")])
+    ]
+
+
+def test_runs_are_named_by_the_commit_that_opened_them() -> None:
+    """Beside the stories above: a transaction that resets and increments opens a run of its own, also in the middle of a frame."""
+    us = replica("us")
+    for n in (2, 3):
+        transaction = Transaction(us, Reader(us))
+        transaction.increment("n", n)
+        transaction.reset("n")
+        transaction.increment("n", 10 * n)
+        us.commit(transaction.deltas())
+    us.close_frame()
+    assert Reader(us).counter(b"n") == 30
+    assert sorted(us.heads.runs(b"n")) == [(us.origin, 1), (us.origin, 2)]
+    assert run_name(b"\x92\xa1a\x01") == ("a", 1)
+
+
+def test_what_was_held_stayed_held_after_a_snapshot_brought_what_it_waited_for() -> None:
+    """us holds a frame of ca that rests on ap's. A snapshot brings ap's; nothing looked at the held frame again until the
+    next frame came, and if none came, for ever.
+    """
+    ap, ca = replica("ap"), replica("ca")
+    log = MemoryLog()
+    us = Machine(log, SimulatedEngine(), origin=make_origin("us", 1, 0), cluster="c", clock=HybridClock(lambda: 1_000))
+    ca.receive(commit(ap, [DeltaKind.REGISTER_PUT, "k", encode_value(1)]))
+    waiting = commit(ca, [DeltaKind.REGISTER_PUT, "k", encode_value(2)])
+    assert us.apply([waiting]).held == 1
+    us.installed(install(us.replica, snapshot_of(ap)).jumped)
+    assert us.vv() == ca.vv() and us.replica.held == (0, 0) and us.digest() == (ca.vv(), f"{ca.digest():032x}")
+    assert log.read(0, bytes_max=1 << 20) == ([waiting], 1)
+
+
+def test_a_write_after_a_snapshot_was_stamped_below_what_it_superseded() -> None:
+    """Frames drag the clock along, a snapshot did not. Causality still decided, but a concurrent third write could then
+    win against the second one and not against the first.
+    """
+    ahead = Replica(DictBase(), origin=make_origin("ap", 1, 0), cluster="c", clock=HybridClock(lambda: 9_000))
+    us = replica("us")
+    _, stamp = ahead.commit([[DeltaKind.REGISTER_PUT, "k", encode_value(1)]])
+    ahead.close_frame()
+    install(us, snapshot_of(ahead))
+    assert us.commit([[DeltaKind.REGISTER_PUT, "k", encode_value(2)]])[1] > stamp
