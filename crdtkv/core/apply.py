@@ -194,8 +194,7 @@ class Applier:
                     entries = sorted([*siblings, mine], key=lambda e: (e.origin, e.seq))
                     self._journal_siblings(key, type_code, subkey, entries)
         self.state.put(slot, encode_entries(entries))
-        if expiry is not None:
-            self.state.side_put(expiry_key(expiry, slot), b"")
+        self._list_expiries(slot, entries)
         if self.removals and not self.local:
             self.meet_removal(key, type_code, subkey, mine)
         if self.touched is not None and (len(entries) == 1 or winner(entries) is mine):
@@ -253,8 +252,15 @@ class Applier:
     def _replace(self, key: bytes, type_code: int, slot: bytes, survivors: list[Entry]) -> None:
         """Put what is left of a slot whose record exists."""
         self.state.put(slot, encode_entries(survivors) if survivors else None)
+        self._list_expiries(slot, survivors)
         if not survivors and type_code != SlotType.REGISTER:
             self.heads.count(key, type_code, -1)
+
+    def _list_expiries(self, slot: bytes, entries: list[Entry]) -> None:
+        """List a slot under each expiry of its entries: a sibling's was taken off the list if it came due while beaten."""
+        for entry in entries:
+            if entry.expiry is not None:
+                self.state.side_put(expiry_key(entry.expiry, slot), b"")
 
     # -- clears in slices -----------------------------------------------------------------------------------------
 
@@ -281,6 +287,7 @@ class Applier:
             survivors = [e for e in entries if not cleared.covers((e.origin, e.seq))]
             if len(survivors) != len(entries):
                 self.state.put(slot, encode_entries(survivors) if survivors else None)
+                self._list_expiries(slot, survivors)
                 gone += not survivors
             met = [e for e in survivors if present.covers((e.origin, e.seq))]
             if met:

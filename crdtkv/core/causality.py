@@ -207,7 +207,10 @@ class VersionVector(Mapping[Origin, int]):
             flat = msgspec.msgpack.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as e:
             raise CorruptionError(f"version vector: {e}") from e
-        return cls.from_flat(flat)
+        vv = cls.from_flat(flat)
+        if vv.to_bytes() != data:
+            raise CorruptionError("version vector: not in canonical form")
+        return vv
 
     def __str__(self) -> str:
         return "{" + ", ".join(f"{o}:{self._seqs[o]}" for o in sorted(self._seqs)) + "}"

@@ -39,8 +39,11 @@ def decode_token(text: str) -> Token:
         version, shard, owner, position, flat = fields
         if version != _VERSION or type(shard) is not int or type(position) is not int or position < 0:
             raise ValueError("unknown version or field")
-        return Token(shard, check_origin(owner), position, VersionVector.from_flat(flat))
-    except (AttributeError, TypeError, ValueError, RecursionError, binascii.Error, msgspec.DecodeError, CorruptionError) as e:
+        token = Token(shard, check_origin(owner), position, VersionVector.from_flat(flat))
+        if token.encode() != text:  # base64 skips what is not of its alphabet
+            raise ValueError("not in canonical form")
+        return token
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError, binascii.Error, msgspec.DecodeError, CorruptionError) as e:
         raise InvalidValueError(f"token: not a token of crdtkv: {str(text)[:40]!r}", token=str(text)[:80]) from e
 
 

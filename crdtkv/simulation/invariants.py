@@ -2,7 +2,7 @@
 
     1  a frame is applied iff it is next and its context covered      `_follow_log`
     2  one content per dot; each frame hashes its predecessor         `_follow_log`
-    3  everything changes in one batch: replay gives the same         `crashing`, `recovered`
+    3  everything changes in one batch: replay gives the same         `crashing`, `recovered`, `_check_requests`
     4  every dot in the state is covered by the version vector        `_check_state`
     5  equal vectors, equal states, equal digests                     `_check_state`, `_check_digest`
     6  by log = by join; the join's laws                              `check_join`
@@ -29,7 +29,6 @@ from crdtkv.core.heads import HEAD_SPACE, head_key
 from crdtkv.core.join import Snapshot, join, snapshot_of
 from crdtkv.core.journal import JOURNAL_SPACE, Record
 from crdtkv.core.removals import REMOVAL_SPACE
-from crdtkv.core.requests import REQUEST_SPACE
 from crdtkv.core.state import hash_record
 from crdtkv.core.types.base import decode_entries
 from crdtkv.core.types.counter import Run, decode_run, run_name
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
     from crdtkv.simulation.member import Member
 
 _DIGEST_MASK: Final = (1 << 128) - 1
-_REPLAYED: Final = (HEAD_SPACE, REMOVAL_SPACE, REQUEST_SPACE, JOURNAL_SPACE)
+_REPLAYED: Final = (HEAD_SPACE, REMOVAL_SPACE, JOURNAL_SPACE)
 """Bookkeeping that is a function of the log alone; replay must give it again to the byte."""
 _STAMPS_AT_ONCE: Final = 1_000
 """More stamps than one step issues: how far the clock's mark may go ahead of the bound by counting."""
@@ -108,6 +107,7 @@ class Auditor:
         self._hashes: dict[tuple[bytes, bytes], int] = {}
         self._records: dict[Slot, bytes] = {}
         self._stamps: dict[Origin, int] = {}
+        self._requests: dict[Dot, bytes] = {}
         self.siblings_max = 0
 
     def watch(self, member: Member) -> None:
@@ -124,6 +124,10 @@ class Auditor:
         self._stamps[member.origin] = commit.hlc
         self._history.record(commit)
 
+    def requested(self, dot: Dot, request_id: bytes) -> None:
+        """The commit was made for a request that may be tried again anywhere."""
+        self._requests[dot] = request_id
+
     def check(self, member: Member) -> None:
         """Whatever just happened at a replica, all of this holds."""
         followed = self._followed[member.index]
@@ -134,6 +138,7 @@ class Auditor:
         if vv != followed.checked or records != followed.records:
             self._check_state(member, vv, records)
             self._check_heads(member)
+            self._check_requests(member, vv)
         self._check_digest(member, vv, records)
         self._check_monotone(member, followed, records)
         self._check_reads(member, vv)
@@ -236,6 +241,15 @@ class Auditor:
             told = ([head.set_slots, head.map_slots], set(member.machine.replica.heads.runs(key)))
             must(told == (counted.get(key, [0, 0]), runs.get(key, set())), f"{member.region}: the head of {key!r} is {head}")
 
+    def _check_requests(self, member: Member, vv: VersionVector) -> None:
+        """3: where a request's commit is applied, the request is known: a retry there, also after a crash, makes no second one."""
+        replica = member.machine.replica
+        if len(self._requests) <= replica.settings.requests_max:
+            for dot, request_id in self._requests.items():
+                if vv.covers(dot):
+                    made = replica.request(request_id)
+                    must(made is not None and made[:2] == dot, f"{member.region}: the request of {dot} is known as {made}")
+
     def _check_monotone(self, member: Member, followed: _Followed, records: dict[bytes, bytes]) -> None:
         """8: the clock goes up, and no further than stamps from elsewhere may pull it; so do a run's seqs."""
         mark = member.machine.hlc()
@@ -314,6 +328,8 @@ class Auditor:
         for frame in lost:
             del self._contents[frame.origin, frame.first_seq]
         self._history.forget(dots)
+        for dot in dots:
+            self._requests.pop(dot, None)
         kept = followed.order[: len(member.log.frames)]
         if len(kept) < len(followed.order):
             self._rewind(member, followed, kept)

@@ -110,13 +110,16 @@ class Member:
 
     def _commit(self, deltas: list[list[object]], operations: tuple[Operation, ...]) -> list[Dot]:
         past = self.machine.replica.vv()
+        request_id = f"{self.region} {past.seq(self.origin)} {self._world.now_us}".encode() if self._world.dice.chance(0.3) else None
         try:
-            seq, hlc = self.machine.transact(deltas)
+            seq, hlc = self.machine.transact(deltas, request_id)
         except ClockSkewError:
             self._world.rare["clock_refused"] += 1
             return []
         dot = Dot(self.origin, seq)
         self._world.committed(self, Commit(dot, hlc, past, operations))
+        if request_id is not None:
+            self._world.auditor.requested(dot, request_id)
         return [dot]
 
     def _seal(self, made: list[Dot]) -> None:

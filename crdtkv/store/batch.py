@@ -85,15 +85,10 @@ class Batch:
         return self._write(lambda t: t.delete(key))
 
     def expire(self, key: str, seconds: float | None) -> bool:
-        """Give a register another expiry; whether it is there."""
+        """Give a register another expiry (None: it stays); whether that changes anything."""
         encode_key(key)
         expiry = self._expiry(seconds)
-
-        def refresh(transaction: Transaction) -> bool:
-            data = transaction.register(key)
-            return data is not None and transaction.put(key, data, expiry)
-
-        return self._write(refresh)
+        return self._write(lambda t: t.expire(key, expiry))
 
     def exists(self, key: str) -> bool:
         return bool(self._read(lambda t: t.visible_types(key)))

@@ -19,7 +19,7 @@ from crdtkv.core.frame import Frame
 from crdtkv.core.install import install
 from crdtkv.core.join import Snapshot, is_snapshot, snapshot_of
 from crdtkv.core.replica import Outcome
-from crdtkv.errors import CorruptionError, IncompatibleFormatError, MissingHistoryError, WrongClusterError
+from crdtkv.errors import CorruptionError, IncompatibleFormatError, MissingHistoryError, StorageError, WrongClusterError
 from crdtkv.results import MergeResult
 from crdtkv.store.machine import Machine
 from crdtkv.store.watching import Watches
@@ -125,6 +125,11 @@ def _check_chain(machine: Machine, order: list[Frame]) -> None:
 
 
 def _merge_snapshot(machine: Machine, snapshot: Snapshot, touched: list[Touched]) -> tuple[int, int]:
+    if machine.engine_is_rebuilt:
+        raise StorageError(
+            "merge: the bytes hold a snapshot, and a directory with engine 'memory' keeps commits only: use rocksdb or lmdb, or ask the "
+            "other replica earlier, while its log has them"
+        )
     installed = install(machine.replica, snapshot)
     machine.installed(installed.jumped)
     touched.extend(installed.touched)

@@ -63,6 +63,8 @@ class Machine:
         self.sync_releases = sync_releases
         self.fold_records_max = fold_records_max
         self.failed: BaseException | None = None
+        self.engine_is_rebuilt = False
+        """The engine starts empty at each opening: nothing may come to it but by the log."""
         self._unfolded_bytes = 0  # frames appended since the engine was written
         self.replayed = self._replay()
         if log.synced() < log.end():
@@ -88,6 +90,11 @@ class Machine:
             frames, _ = log.read(replica.position, bytes_max=REPLAY_BYTES)
             replica.state.load(replica.touches(frames))
             for frame in frames:
+                if replica.ready(frame) is not Outcome.APPLIED:
+                    raise CorruptionError(
+                        f"the log holds {frame!r} where the state engine stands at {replica.vv()}: part of the directory was lost or "
+                        "restored; move the directory away and start again, so that the data comes back from a peer"
+                    )
                 replica.apply(frame)
             replayed += len(frames)
             replica.state.forget()

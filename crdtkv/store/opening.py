@@ -87,6 +87,7 @@ def open_machine(
             raise CorruptionError(
                 f"{directory}: {IDENTITY_NAME} names {identity['origin']}, the state engine {machine.origin}: parts of two directories?"
             )
+        machine.engine_is_rebuilt = name == "memory"
         return Opened(machine, region, name, directory, lock)
     except BaseException:
         for part in reversed(opened):
@@ -130,9 +131,9 @@ def _identity(directory: Path, region: str, engine: str, settings: Settings) -> 
     """The identity of a directory, made and fsynced if it has none."""
     path = directory / IDENTITY_NAME
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except FileNotFoundError:
-        if any((directory / part).exists() for part in ("log", "state")):
+        if any(any((directory / part).glob("*")) for part in ("log", "state")):
             raise CorruptionError(
                 f"{directory} holds a log or state but no {IDENTITY_NAME}: restore it, or move the directory away"
             ) from None
@@ -142,7 +143,7 @@ def _identity(directory: Path, region: str, engine: str, settings: Settings) -> 
     try:
         identity = json.loads(text)
         found = {name: identity[name] for name in ("format", "cluster", "region", "shard", "engine", "origin")}
-    except (ValueError, TypeError, KeyError) as e:
+    except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise CorruptionError(f"{path} is damaged: restore it, or move the directory away", path=str(path)) from e
     if found["format"] != FORMAT:
         raise StorageError(
@@ -157,6 +158,11 @@ def _identity(directory: Path, region: str, engine: str, settings: Settings) -> 
             )
     if region_of(check_origin(found["origin"])) != region:
         raise CorruptionError(f"{path} is damaged: {found['origin']!r} is not of region {region!r}", path=str(path))
+    if not (directory / "log").is_dir():
+        raise CorruptionError(
+            f"{directory} has lost its log: restore it, or move the directory away and start again, so that the data comes back from a peer",
+            path=str(directory),
+        )
     return found
 
 
@@ -175,6 +181,7 @@ def _make_identity(path: Path, region: str, engine: str, settings: Settings) -> 
             file.write(json.dumps(identity, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        (path.parent / "log").mkdir(exist_ok=True)  # before the identity: whoever has one without a log has lost it
         temporary.replace(path)
         fd = os.open(path.parent, os.O_RDONLY)
         try:

@@ -236,9 +236,7 @@ def _delete_field(_: _Group, t: Transaction, key: str, name: str) -> bool:
 
 
 def _expire(group: _Group, t: Transaction, key: str, seconds: float | None) -> bool:
-    group._reader.require(encode_key(key), SlotType.REGISTER)
-    value = t.register(key)
-    return value is not None and t.put(key, value, group.expiry(seconds))
+    return t.expire(key, group.expiry(seconds))
 
 
 def _batch(group: _Group, t: Transaction, calls: list[Any]) -> bool:

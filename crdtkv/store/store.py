@@ -372,7 +372,7 @@ class Store:
             raise
 
     def _expiry(self, ttl: float) -> int:
-        if type(ttl) not in (int, float) or not math.isfinite(ttl) or ttl <= 0 or ttl > 10**10:
+        if type(ttl) not in (int, float) or not 0 < ttl <= 10**10:
             raise InvalidValueError(f"ttl: must be a number of seconds above 0 and at most 10^10, got {ttl!r}", field="ttl")
         self._keep_house()
         return self._replica.now_ms() + max(1, math.ceil(ttl * 1000))

@@ -103,6 +103,17 @@ class Transaction:
         self._changes(key).register = _Written(value, expiry)
         return True
 
+    def expire(self, key: str, expiry: int | None) -> bool:
+        """Give the register at a key another expiry, None to keep it for good."""
+        self._require(key, SlotType.REGISTER)
+        changes = self._keys.get(key)
+        if changes is not None and changes.register is not None:
+            value, before = self._shown(changes.register), changes.register.expiry
+        else:
+            entry = self._reader.register(encode_key(key))
+            value, before = (None, None) if entry is None else (entry.value, entry.expiry)
+        return value is not None and not (expiry is None and before is None) and self.put(key, value, expiry)
+
     def delete(self, key: str) -> bool:
         """Remove whatever is visible at a key, of every type."""
         data = encode_key(key)

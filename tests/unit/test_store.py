@@ -85,7 +85,7 @@ def test_tuples_read_back_as_lists_and_times_in_utc(store: Store) -> None:
         ({(1, 2): 3}, ""),
         ({float("nan"): 1}, ""),
     ],
-    ids=repr,
+    ids=["object", "large", "small", "in a list", "a set", "naive", "surrogate", "tuple key", "nan key"],
 )
 def test_a_value_that_cannot_be_stored_is_refused_with_its_path(store: Store, value: Any, path: str) -> None:
     before = store.vv(), store.digest()
