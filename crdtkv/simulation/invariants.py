@@ -248,7 +248,7 @@ class Auditor:
             for dot, request_id in self._requests.items():
                 if vv.covers(dot):
                     made = replica.request(request_id)
-                    must(made is not None and made[:2] == dot, f"{member.region}: the request of {dot} is known as {made}")
+                    must(made is not None and (made.origin, made.seq) == dot, f"{member.region}: the request of {dot} is known as {made}")
 
     def _check_monotone(self, member: Member, followed: _Followed, records: dict[bytes, bytes]) -> None:
         """8: the clock goes up, and no further than stamps from elsewhere may pull it; so do a run's seqs."""
