@@ -74,6 +74,8 @@ _KINDS_WITH_ORDER = {
     DeltaKind.REGISTER_DELETE: SlotType.REGISTER,
 }
 _CLEARS = (DeltaKind.SET_CLEAR, DeltaKind.MAP_CLEAR, DeltaKind.COUNTER_RESET)
+_WHOLE: Final = 0
+"""Stands for a whole collection among its slots; not text or bytes, which a field or an element may be."""
 _KEYED = (DeltaKind.SET_ADD, DeltaKind.SET_REMOVE, DeltaKind.MAP_PUT, DeltaKind.MAP_DELETE)
 
 
@@ -314,14 +316,14 @@ def _check_delta(delta: Any, seq: int) -> tuple[Any, ...]:
     if kind in (DeltaKind.REGISTER_DELETE, DeltaKind.SET_CLEAR, DeltaKind.MAP_CLEAR):
         if size != 2:
             raise CorruptionError("frame: a removal of the wrong length")
-        return key, _KINDS_WITH_ORDER[kind], b"" if kind == DeltaKind.REGISTER_DELETE else "clear"
+        return key, _KINDS_WITH_ORDER[kind], b"" if kind == DeltaKind.REGISTER_DELETE else _WHOLE
     if kind == DeltaKind.COUNTER_ADD:
         if size != 4 or type(delta[2]) is not int or not 0 < delta[2] <= seq or type(delta[3]) is not int:
             raise CorruptionError("frame: not an increment")
         return key, SlotType.COUNTER, "add"
     if kind == DeltaKind.COUNTER_RESET:
         _check_reset(delta)
-        return key, SlotType.COUNTER, "clear"
+        return key, SlotType.COUNTER, _WHOLE
     if kind == DeltaKind.EXPIRE:
         return _check_expire(delta)
     raise CorruptionError(f"frame: unknown kind of delta {str(kind)[:20]!r}")

@@ -207,14 +207,24 @@ class Drive:
         group = self._end_apply()
         self._refresh()
         links = list(dict.fromkeys(arrival.link for arrival in group))
-        if isinstance(error, CorruptionError) and len(links) > 1:
+        details = {k: v for k, v in error.details.items() if isinstance(v, (str, int))}
+        held = self._held_by(details["origin"], group) if details.get("fork") and "origin" in details else []
+        for session in held:
+            session.quarantine(error.message, **details)
+        if held or (isinstance(error, CorruptionError) and len(links) > 1):
             self._alone += [[arrival for arrival in group if arrival.link == link] for link in links]
             return
         for session in {id(arrival.session): arrival.session for arrival in group}.values():
-            if error.details.get("fork"):
-                session.quarantine(error.message, **{k: v for k, v in error.details.items() if isinstance(v, (str, int))})
+            if details.get("fork"):
+                session.quarantine(error.message, **details)
             else:
                 session.close(Code.APPLY, f"received frames could not be applied: {error.message}")
+
+    def _held_by(self, origin: str | int, group: Sequence[_Arrival]) -> list[Session]:
+        """Whose frames of an origin are held, if none of it is in the group: that only made the broken one ready."""
+        if any(frame.origin == origin for arrival in group for frame in arrival.frames):
+            return []
+        return [peer.session for peer in self._peers.values() if peer.session.waits_with(origin)]
 
     def set_writable(self, link: Link, writable: bool, now_ms: float) -> None:
         """Whether the link takes messages: while it does not, what is to be sent gathers, and stays bounded."""

@@ -360,6 +360,10 @@ class Session:
                     worst = (missing, since)
         return worst
 
+    def waits_with(self, origin: str | int) -> bool:
+        """Whether a frame of an origin came over this link and is not applied."""
+        return any(frame.origin == origin for incoming in (self.own_in, self.relay_in) for frame, _ in incoming.waiting)
+
     @property
     def sends_own(self) -> bool:
         """Whether what the peer itself writes comes over this link, as far as one can know."""

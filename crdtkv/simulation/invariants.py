@@ -366,7 +366,7 @@ class Auditor:
         for member in members:
             must(member.machine.digest() == first.digest(), f"{member.region} and {members[0].region} ended differently")
             vv = member.machine.vv()
-            missing = [str(dot) for dot in acknowledged if not vv.covers(dot)]
+            missing = [str(dot) for dot in sorted(acknowledged) if not vv.covers(dot)]
             must(not missing, f"{member.region} lacks what was acknowledged: {missing[:5]}")
             self._check_journal(member, vv)
         for member in members[1:]:

@@ -68,7 +68,6 @@ class World:
         self._events: list[tuple[int, int, Callable[..., None], tuple[object, ...]]] = []
         self._count = self._done = 0
         self._trace = hashlib.sha256()
-        self._busy = True
         self._finished = False
         self._at = 0
 
@@ -240,7 +239,6 @@ class World:
 
     def _heal(self) -> None:
         """No more faults, no more writes: from now on there is only catching up."""
-        self._busy = False
         self._healed()
         self.trace("heal")
         self._settle(self.now_ms + self.options.quiet_s * 1000)

@@ -3,7 +3,9 @@
 `delta_since` gives frames from the log where the log still has them all, else a snapshot of the state. `merge` takes
 either: all or nothing. Frames travel as they are in the log, byte for byte:
 
-    0xC1 0x44 version  checksum  [cluster, shard, [frame, …]]
+    0xC1 0x44 version  checksum  [[frame, …], …]
+
+The checksum (8 bytes) finds damage on the way; each frame names its cluster, and its hash chain finds everything else.
 """
 
 from __future__ import annotations
@@ -19,21 +21,19 @@ from crdtkv.core.frame import Frame
 from crdtkv.core.install import install
 from crdtkv.core.join import Snapshot, is_snapshot, snapshot_of
 from crdtkv.core.replica import Outcome
-from crdtkv.errors import CorruptionError, IncompatibleFormatError, MissingHistoryError, StorageError, WrongClusterError
+from crdtkv.errors import CorruptionError, IncompatibleFormatError, MissingHistoryError, StorageError
 from crdtkv.results import MergeResult
 from crdtkv.store.machine import Machine
 from crdtkv.store.watching import Watches
 
 MAGIC: Final = b"\xc1\x44"
 FORMAT_VERSION: Final = 1
-_CHECKSUM_BYTES: Final = 16
+_CHECKSUM_BYTES: Final = 8
 _HEADER_BYTES: Final = len(MAGIC) + 1 + _CHECKSUM_BYTES
 READ_BYTES: Final = 1 << 20
 
 
 class _Wire(msgspec.Struct, array_like=True, frozen=True):
-    cluster: str
-    shard: int
     frames: list[bytes]
 
 
@@ -51,7 +51,7 @@ def delta_since(machine: Machine, vv: VersionVector) -> bytes:
     while position < end:
         found, position = log.read(position, bytes_max=READ_BYTES, until=end)
         frames += [f.data for f in found if not vv.covers((f.origin, f.last_seq))]
-    body = _encode(_Wire(machine.cluster, machine.shard, frames))
+    body = _encode(_Wire(frames))
     return MAGIC + bytes([FORMAT_VERSION]) + _checksum(body) + body
 
 
@@ -59,8 +59,8 @@ def _checksum(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).digest()
 
 
-def decode_frames(data: bytes) -> tuple[str, int, list[Frame]]:
-    """The cluster, shard and frames of bytes from `delta_since`, every frame checked.
+def decode_frames(data: bytes) -> list[Frame]:
+    """The frames of bytes from `delta_since`, each checked.
 
     Raises:
         CorruptionError: not such bytes. IncompatibleFormatError: of a later format.
@@ -79,7 +79,7 @@ def decode_frames(data: bytes) -> tuple[str, int, list[Frame]]:
     frames = [Frame.decode(f) for f in wire.frames]
     for frame in frames:
         frame.rows()
-    return wire.cluster, wire.shard, frames
+    return frames
 
 
 def merge(machine: Machine, data: bytes, watches: Watches) -> tuple[MergeResult, int]:
@@ -89,16 +89,12 @@ def merge(machine: Machine, data: bytes, watches: Watches) -> tuple[MergeResult,
         if is_snapshot(data):
             applied, duplicates = _merge_snapshot(machine, Snapshot.from_bytes(data), touched)
         else:
-            applied, duplicates = _merge_frames(machine, *decode_frames(data))
+            applied, duplicates = _merge_frames(machine, decode_frames(data))
     keys = tuple(sorted({t.key for t in touched}, key=str.encode))
     return MergeResult(applied, duplicates, machine.replica.journal.total - conflicts, keys), machine.log.end()
 
 
-def _merge_frames(machine: Machine, cluster: str, shard: int, frames: list[Frame]) -> tuple[int, int]:
-    if (cluster, shard) != (machine.cluster, machine.shard):
-        raise WrongClusterError(
-            f"merge: the bytes are of cluster {cluster!r} shard {shard}, this is {machine.cluster!r} shard {machine.shard}", cluster=cluster
-        )
+def _merge_frames(machine: Machine, frames: list[Frame]) -> tuple[int, int]:
     replica = machine.replica
     duplicates = sum(f.count for f in frames if replica.ready(f) is Outcome.DUPLICATE)
     order, needs = replica.plan(frames)

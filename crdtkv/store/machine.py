@@ -20,7 +20,7 @@ from crdtkv.core.clock import HybridClock
 from crdtkv.core.frame import Delta, Frame
 from crdtkv.core.replica import Applied, Outcome, Replica
 from crdtkv.core.settings import CoreSettings
-from crdtkv.errors import ClockSkewError, CorruptionError, StorageError, WrongClusterError
+from crdtkv.errors import ClockSkewError, CorruptionError, CrdtkvError, StorageError, WrongClusterError
 from crdtkv.storage.engine import StateEngine
 from crdtkv.storage.log import CommitLog
 
@@ -63,6 +63,7 @@ class Machine:
         self.sync_releases = sync_releases
         self.fold_records_max = fold_records_max
         self.failed: BaseException | None = None
+        self.when_failed: Callable[[], None] = lambda: None
         self.engine_is_rebuilt = False
         """The engine starts empty at each opening: nothing may come to it but by the log."""
         self._unfolded_bytes = 0  # frames appended since the engine was written
@@ -155,7 +156,11 @@ class Machine:
             logged[frame.origin] = frame.last_seq
             self._unfolded_bytes += frame.size
         if self.replica.state.pending >= self.fold_records_max or self._unfolded_bytes >= FOLD_BYTES_MAX:
-            self.fold()
+            try:
+                self.fold()
+            except CrdtkvError as e:
+                e.maybe_applied = True  # the log has it
+                raise
         return end
 
     def fold(self) -> None:
@@ -185,6 +190,7 @@ class Machine:
         """Something broke half way: answer nothing more."""
         if self.failed is None:
             self.failed = error
+            self.when_failed()
 
     def _failure(self) -> StorageError:
         return StorageError(f"the store failed and must be opened again: {self.failed}", cause=str(self.failed))

@@ -160,7 +160,7 @@ def _identity(directory: Path, region: str, engine: str, settings: Settings) -> 
         raise CorruptionError(f"{path} is damaged: {found['origin']!r} is not of region {region!r}", path=str(path))
     if not (directory / "log").is_dir():
         raise CorruptionError(
-            f"{directory} has lost its log: restore it, or move the directory away and start again, so that the data comes back from a peer",
+            f"{directory} has lost its log: restore it, or move it away and start again, so that the data comes back from a peer",
             path=str(directory),
         )
     return found

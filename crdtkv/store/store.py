@@ -78,6 +78,7 @@ class Store:
         self.cluster = self._machine.cluster
         self.shard = self._machine.shard
         self.port = StorePort(self)
+        self._machine.when_failed = self._show_nothing
         _stores.add(self)
         if self.path is not None or self._replica.purges:
             self._keep_house()
@@ -120,6 +121,10 @@ class Store:
         if self._closed is not None:
             raise StoreClosedError(f"{self._closed}: open it again with crdtkv.open({str(self.path) if self.path else ''!r})")
         self._machine.check()
+
+    def _show_nothing(self) -> None:
+        """The overlay may hold what the log does not: the lock-free read must not show it. It finds nothing, and then why."""
+        self._record = lambda slot: None
 
     def _forked(self) -> None:
         self._closed = "the store belongs to the parent process of this fork"
@@ -524,7 +529,7 @@ class Store:
             try:
                 return self._machine.apply(frames)
             finally:
-                if self._watches.active:
+                if self._watches.active and self._machine.failed is None:
                     self._watches.publish(self._machine.log.end())
                 if self._replica.purges:
                     self._keep_house()

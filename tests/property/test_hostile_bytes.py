@@ -36,14 +36,14 @@ def _sealed_snapshot(body: bytes) -> bytes:
 
 
 def _sealed_delta(body: bytes) -> bytes:
-    return exchange.MAGIC + b"\x01" + hashlib.blake2b(body, digest_size=16).digest() + body
+    return exchange.MAGIC + b"\x01" + hashlib.blake2b(body, digest_size=8).digest() + body
 
 
 def _text(data: bytes) -> str:
     return data.decode("latin-1")
 
 
-DELTA = msgpack.packb(["fleet", 0, [frame.data for frame in FLEET.frames()]])
+DELTA = msgpack.packb([[frame.data for frame in FLEET.frames()]])
 DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "value": (decode_value, encode_value({"a": [1, 2.5, None], "b": b"xyz"})),
     "canonical value": (check_value, encode_value({"a": [1, 2.5, None], "b": b"xyz"})),

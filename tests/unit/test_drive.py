@@ -416,6 +416,27 @@ def test_when_a_group_of_several_links_fails_the_link_to_blame_is_found() -> Non
     assert drive.is_settled
 
 
+def test_a_fork_that_was_held_is_blamed_on_who_sent_it_and_not_on_who_made_it_ready() -> None:
+    # The innocent link was quarantined, and the forked one waited for ever without an alarm.
+    drive = Drive(ToyReplica("us"), LAN, now_ms=0, wall_ms=lambda: 0.0)
+    good, bad = ToyReplica("eu"), ToyReplica("ap")
+    for link, peer in (("good", good), ("bad", bad)):
+        drive.connect(link, 0, dialed=False)
+        drive.receive(link, hello_of(peer), 0)
+    drive.receive("bad", Frames(False, (bad.write().data,)), 0)
+    drive.accept(drive.ready())
+    drive.applied(Applied(0, 1, 0), 0)
+    drive.receive("good", Frames(False, (good.write().data,)), 0)
+    drive.accept(drive.ready())
+    drive.apply_failed(CorruptionError("fork: another history", fork=True, origin=bad.origin, seq=1), 0)
+    drive.accept(work := drive.ready())
+    assert [(c.link, c.code) for c in work.closed] == [("bad", "fork")]
+    assert EventKind.FORK in [event.kind for event in work.events]
+    assert [frame.origin for frame in work.apply] == [good.origin]  # given again: what followed the broken one was not applied
+    drive.applied(Applied(1, 0, 1), 0)
+    assert drive.is_settled and drive.is_connected("eu")
+
+
 def test_when_the_disk_fails_the_links_are_closed_and_nothing_is_blamed_on_content() -> None:
     drive = Drive(ToyReplica("us"), LAN, now_ms=0, wall_ms=lambda: 0.0)
     peer = ToyReplica("eu")

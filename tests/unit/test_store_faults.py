@@ -53,6 +53,16 @@ def test_a_group_that_fails_after_part_of_it_was_logged_says_that_it_may_have_be
     assert failed.value.maybe_applied
 
 
+def test_what_could_not_be_logged_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = crdtkv.open()
+    store.put("k", 1)
+    refuse_appends(store, monkeypatch, StorageError("the disk is full"))
+    with pytest.raises(StorageError):
+        store.put("k", 2)
+    with pytest.raises(StorageError, match="opened again"):
+        store.get("k")
+
+
 def test_an_interrupt_between_encoding_and_appending_leaves_no_hole_in_the_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Ctrl-C came when the frame was made and not yet logged; the next put was logged after a seq that is nowhere.
     store = crdtkv.open(tmp_path, settings=QUIET, durability="async")
