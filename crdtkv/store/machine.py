@@ -127,6 +127,17 @@ class Machine:
             self.fail(e)
             raise
 
+    def put(self, key: bytes, delta: Delta, *, sync: bool = False) -> tuple[int, int, int]:
+        """`transact_put` and `seal` in one step, of a store that nobody watches; seq, hlc and the log's end."""
+        try:
+            frame = self.replica.frame_of_put(key, delta)
+            return frame.first_seq, frame.hlc, self._append((frame,), sync)
+        except ClockSkewError:
+            raise  # nothing has changed
+        except BaseException as e:
+            self.fail(e)
+            raise
+
     def seal(self, *, sync: bool = False) -> int:
         """Close the frame in the making and append it; the log's end. `sync`: it may leave only once fsynced.
 

@@ -141,9 +141,7 @@ class Store:
             InvalidKeyError, InvalidValueError, ValueTooLargeError: nothing changed.
             WrongTypeError: something else than a register is visible at the key.
         """
-        return self._put(key, encode_value(value), ttl, durability)
-
-    def _put(self, key: str, data: bytes, ttl: float | None, durability: str | None) -> Commit:
+        data = encode_value(value)
         if len(data) > self._value_max:
             check_size(data, self._value_max)
         raw = encode_key(key)
@@ -153,10 +151,9 @@ class Store:
             self._reader.require(raw, SlotType.REGISTER)
             if ttl is None and not self._watches.active:
                 sync = self._sync_default if durability is None else self._syncs(durability)
-                machine = self._machine
                 context = self._replica.context()
-                seq, hlc = machine.transact_put(raw, delta)
-                commit = Commit(self.origin, seq, hlc, (self.shard, machine.seal(sync=sync), context))
+                seq, hlc, position = self._machine.put(raw, delta, sync=sync)
+                commit = Commit(self.origin, seq, hlc, (self.shard, position, context))
             else:
                 if ttl is not None:
                     delta.append(self._expiry(ttl))

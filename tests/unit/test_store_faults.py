@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,13 +68,13 @@ def test_an_interrupt_between_encoding_and_appending_leaves_no_hole_in_the_log(m
     # Ctrl-C came when the frame was made and not yet logged; the next put was logged after a seq that is nowhere.
     store = crdtkv.open(tmp_path, settings=QUIET, durability="async")
     store.put("before", 1)
-    close_frame = store._replica.close_frame
+    encode_frame = store._replica._encode_frame
 
-    def interrupted() -> Frame | None:
-        close_frame()
+    def interrupted(*arguments: Any) -> Frame:
+        encode_frame(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store._replica, "close_frame", interrupted)
+    monkeypatch.setattr(store._replica, "_encode_frame", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.put("lost", 2)
     monkeypatch.undo()

@@ -1,0 +1,127 @@
+"""The bytes of every released format, decoded for ever, and given again by today's encoders.
+
+`tests/data/*.hex` were written once by `written()`, by replicas with fixed ids and clocks. A test that fails here says that data
+directories, logs, peers or tokens of an earlier version would no longer be understood: never change a file, add a version.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crdtkv.core.causality import EMPTY_VV, VersionVector
+from crdtkv.core.clock import HybridClock
+from crdtkv.core.codec import encode_value
+from crdtkv.core.frame import DeltaKind, Frame
+from crdtkv.core.join import Snapshot, snapshot_of
+from crdtkv.core.token import Token, decode_token
+from crdtkv.storage.engine import MemoryEngine
+from crdtkv.storage.log import FileLog
+from crdtkv.storage.memory_log import MemoryLog
+from crdtkv.store.exchange import decode_frames, delta_since
+from crdtkv.store.machine import Machine
+from tests.frames import EU, US
+from tests.stores import Clock
+
+DATA = Path(__file__).parent.parent / "data"
+K = DeltaKind
+SLOTS = {
+    "record_register": b"dk\x00\x00\x01",
+    "record_element": b"ds\x00\x00\x02\xa1e",
+    "record_counter": b"dc\x00\x00\x03\x92" + encode_value(US) + b"\x01",
+    "record_field": b"dm\x00\x00\x04\xa1f",
+}
+
+
+def machine() -> Machine:
+    """us and eu each write every type, concurrently, and us has merged it all."""
+    clock = Clock()
+    us, eu = (Machine(MemoryLog(1 << 20), MemoryEngine(), origin=o, cluster="test", clock=HybridClock(clock)) for o in (US, EU))
+    one, two = encode_value(1), encode_value("two")
+    element = encode_value("e")
+    for at, value in ((us, one), (eu, two)):
+        run = at.replica.seq(at.origin) + 1
+        at.transact(
+            [
+                [K.REGISTER_PUT, "k", value],
+                [K.SET_ADD, "s", element, clock.ms + 10**9],
+                [K.MAP_PUT, "m", "f", value],
+                [K.COUNTER_ADD, "c", run, 5],
+            ],
+            b"request",
+        )
+        at.transact([[K.REGISTER_PUT, "gone", value]])
+        at.seal()
+        at.transact([[K.REGISTER_DELETE, "gone"], [K.COUNTER_RESET, "c", [[at.origin, 1, 5, 1]]], [K.COUNTER_ADD, "c", 3, -2]])
+        at.seal()
+    us.apply(eu.log.read(0, bytes_max=1 << 20)[0])
+    return us
+
+
+def written(directory: Path) -> dict[str, bytes]:
+    """What today's encoders give."""
+    us = machine()
+    frames = us.log.read(0, bytes_max=1 << 20)[0]
+    log = FileLog(directory / "log")
+    log.append(frames)
+    log.close()
+    (segment,) = [p for p in (directory / "log").iterdir() if p.is_file() and p.stat().st_size]
+    found = {
+        "frame": frames[0].data,
+        "log_segment": segment.read_bytes(),
+        "delta": delta_since(us, EMPTY_VV),
+        "snapshot": snapshot_of(us.replica).to_bytes(),
+        "token": Token(0, US, 4, us.vv()).encode().encode(),
+        "version_vector": us.vv().to_bytes(),
+    }
+    for name, slot in SLOTS.items():
+        record = us.replica.state.get(slot)
+        assert record is not None
+        found[name] = record
+    return found
+
+
+def kept(name: str) -> bytes:
+    return bytes.fromhex((DATA / f"{name}.hex").read_text())
+
+
+NAMES = sorted(["frame", "log_segment", "delta", "snapshot", "token", "version_vector", *SLOTS])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_today_s_encoder_gives_the_same_bytes(tmp_path: Path, name: str) -> None:
+    assert written(tmp_path)[name].hex() == kept(name).hex()
+
+
+def test_frame() -> None:
+    frame = Frame.decode(kept("frame"))
+    assert (frame.origin, frame.first_seq, frame.last_seq, frame.cluster, frame.context) == (US, 1, 2, "test", EMPTY_VV)
+    (_, _, meta, deltas), _ = frame.commits()
+    assert meta == {"r": b"request"} and [d[0] for d in deltas] == [K.REGISTER_PUT, K.SET_ADD, K.MAP_PUT, K.COUNTER_ADD]
+
+
+def test_log_segment(tmp_path: Path) -> None:
+    written(tmp_path)
+    (segment,) = [p for p in (tmp_path / "log").iterdir() if p.is_file() and p.stat().st_size]
+    segment.write_bytes(kept("log_segment"))
+    log = FileLog(tmp_path / "log")
+    try:
+        frames, _ = log.read(0, bytes_max=1 << 20)
+        assert log.end() == 4 and [f.origin for f in frames] == [US, US, EU, EU] and frames[0].data == kept("frame")
+    finally:
+        log.close()
+
+
+def test_delta_and_snapshot_come_to_the_same_state() -> None:
+    snapshot = Snapshot.from_bytes(kept("snapshot"))
+    assert snapshot.vv == VersionVector.from_bytes(kept("version_vector")) == VersionVector({US: 3, EU: 3})
+    at = Machine(MemoryLog(1 << 20), MemoryEngine(), origin=EU, cluster="test", clock=HybridClock(Clock()))
+    at.apply(decode_frames(kept("delta")))
+    assert at.vv() == snapshot.vv and at.replica.digest() == snapshot.digest()
+    for name, slot in SLOTS.items():
+        assert snapshot.slots[slot] == at.replica.state.get(slot) == kept(name)
+
+
+def test_token() -> None:
+    assert decode_token(kept("token").decode()) == Token(0, US, 4, VersionVector({US: 3, EU: 3}))
