@@ -12,13 +12,16 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from crdtkv.errors import StoreClosedError
 
 T = TypeVar("T")
+END_S: Final = 0.8
+"""How long the tasks of clients that were not closed may take when the interpreter ends."""
 
 
 class _Runtime:
@@ -59,10 +62,8 @@ class _Runtime:
         try:
             loop.run_forever()
         finally:
-            for task in asyncio.all_tasks(loop):
-                task.cancel()
             with contextlib.suppress(Exception):
-                loop.run_until_complete(asyncio.sleep(0))
+                loop.run_until_complete(_end(asyncio.all_tasks(loop)))
                 loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
 
@@ -83,6 +84,15 @@ class _Runtime:
         self._lock = threading.Lock()
         self._users = 0
         self._loop = self._thread = None
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel what still runs, and give it the time to close its channel: a client that nobody closed ends silently."""
+    until = time.monotonic() + END_S
+    while tasks and time.monotonic() < until:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=0.1)
 
 
 runtime = _Runtime()

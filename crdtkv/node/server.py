@@ -154,7 +154,8 @@ class NodeServer:
             await self._server.stop(max(0.0, min(1.0, grace_s - (time.monotonic() - began))))
         if self._worker is not None:
             await self._worker.stop()
-        event(logging.INFO, "stopped", took_ms=round((time.monotonic() - began) * 1000))
+        level = logging.DEBUG if self._worker is None else logging.INFO  # a node that never opened has nothing to say
+        event(level, "stopped", took_ms=round((time.monotonic() - began) * 1000))
 
 
 def _probe(listen: str) -> None:
@@ -205,7 +206,7 @@ async def _run(config: NodeConfig) -> int:
     await node.start()
     store: Store | None = None
     try:
-        event(logging.INFO, "opening", region=config.region, data=config.data, listen=node.address)
+        event(logging.DEBUG, "opening", region=config.region, data=config.data, listen=node.address)
         # A signal while the store opens waits for it: recovery is not left half done.
         store = await asyncio.to_thread(_open_store, config)
         await node.open(store)

@@ -478,7 +478,7 @@ def test_sigint_under_load_ends_in_order_and_keeps_what_was_acknowledged(tmp_pat
         writer.join(DEADLINE_S)
         assert not writer.is_alive()
     events = [json.loads(line)["event"] for line in node.log.read_text().splitlines()]
-    assert events[:2] == ["opening", "ready"] and events[-2:] == ["stopping", "stopped"]
+    assert events[0] == "ready" and events[-2:] == ["stopping", "stopped"]
     with crdtkv.open(tmp_path / "data", region="us") as store:
         assert all(store.get(f"k/{n}") == n for n in acknowledged)
 

@@ -1,0 +1,83 @@
+"""A store on disk: what was there is there again, byte for byte, on either engine and at every durability."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crdtkv
+from crdtkv import Settings, Store
+from tests.stores import Clock, store_at
+
+SMALL = Settings(fold_records_max=16, clear_at_once_max=8, purge_slots=8, log_segment_bytes=8192)
+
+
+def scribble(store: Store, dice: random.Random, times: int) -> None:
+    """Random writes of every type on few keys."""
+    for n in range(times):
+        key = f"{dice.randrange(4)}"
+        match dice.randrange(9):
+            case 0 | 1:
+                store.put("r" + key, n)
+            case 2:
+                store.delete("r" + key)
+            case 3:
+                store.set("s" + key).add(*range(dice.randrange(12)))
+            case 4:
+                store.set("s" + key).discard(dice.randrange(12))
+            case 5:
+                store.counter("c" + key).increment(n)
+            case 6:
+                store.counter("c" + key).reset()
+            case 7:
+                store.map("m" + key).put(f"f{dice.randrange(20)}", n)
+            case _:
+                store.set("s" + key).clear()
+
+
+def view(store: Store) -> tuple[Any, ...]:
+    return store.digest(), store.vv(), list(store.scan()), store.origin, [str(c) for c in store.conflicts()]
+
+
+@pytest.mark.parametrize("engine", ["rocksdb", "lmdb", "memory"])
+@pytest.mark.parametrize("durability", ["async", "sync", "memory"])
+def test_reopened_again_and_again(tmp_path: Path, engine: str, durability: str) -> None:
+    dice = random.Random(engine + durability)
+    arguments: dict[str, Any] = {"engine": engine, "durability": durability, "settings": SMALL}
+    with store_at(Clock(), "eu") as other:
+        expected = None
+        for _ in range(4):
+            with crdtkv.open(tmp_path / "d", **arguments) as store:
+                assert expected is None or view(store) == expected
+                scribble(store, dice, 40)
+                scribble(other, dice, 10)
+                store.merge(other.delta_since(store.vv()))
+                other.merge(store.delta_since(other.vv()))
+                expected = view(store)
+                assert other.digest() == expected[0]
+                assert store.status().durable_vv == store.vv() or durability != "sync"
+
+
+@pytest.mark.parametrize("engine", ["rocksdb", "lmdb"])
+def test_a_request_id_is_known_after_a_restart(tmp_path: Path, engine: str) -> None:
+    row = [1, "cincr", ["c", 1], {"rid": b"once"}]
+    for _ in range(3):
+        with crdtkv.open(tmp_path / "d", engine=engine, settings=SMALL) as store:
+            store.execute([row])
+            assert store.counter("c").value == 1
+
+
+def test_stamps_go_on_after_a_restart_whatever_the_wall_clock_says(tmp_path: Path) -> None:
+    clock = Clock()
+    from crdtkv.store.opening import open_machine
+
+    stamps = []
+    for back in (0, 5_000, 5_000):
+        clock.ms -= back
+        opened = open_machine(tmp_path / "d", region="us", engine="lmdb", durability="async", settings=SMALL, wall_ms=clock)
+        with Store(opened, "async", SMALL, clock) as store:
+            stamps += [store.put("k", n).hlc for n in range(3)]
+    assert stamps == sorted(set(stamps))
