@@ -23,6 +23,7 @@ from typing import Any, Self
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_prefix, encode_value, register_slot
 from crdtkv.core.frame import Delta, DeltaKind, Frame
+from crdtkv.core.heads import head_key
 from crdtkv.core.replica import Applied
 from crdtkv.core.types.base import decode_entries
 from crdtkv.errors import ClockSkewError, InvalidValueError, KeyNotFoundError, StorageError, StoreClosedError
@@ -60,6 +61,7 @@ class Store:
         self._replica = opened.machine.replica
         self._reader = Reader(self._replica)
         self._record = self._replica.state.get
+        self._side_get = self._replica.state.side_get
         self._purges = self._replica.purges
         self._wall_ms = wall_ms
         self._lock = threading.RLock()
@@ -148,16 +150,18 @@ class Store:
         delta: Delta = [DeltaKind.REGISTER_PUT, key, data]
         with self._lock:
             self._check()
-            self._reader.require(raw, SlotType.REGISTER)
-            if ttl is None and not self._watches.active:
-                sync = self._sync_default if durability is None else self._syncs(durability)
-                context = self._replica.context()
-                seq, hlc, position = self._machine.put(raw, delta, sync=sync)
-                commit = Commit(self.origin, seq, hlc, (self.shard, position, context))
-            else:
+            if self._side_get(head_key(raw)) is not None:  # a key without a head holds no other type
+                self._reader.require(raw, SlotType.REGISTER)
+            if ttl is not None or durability is not None or self._watches.active:
                 if ttl is not None:
                     delta.append(self._expiry(ttl))
                 commit = self._finish([delta], durability)
+            else:
+                context = self._replica.context()
+                seq, hlc, position = self._machine.put(raw, delta, sync=self._sync_default)
+                commit = Commit(self.origin, seq, hlc, (self.shard, position, context))
+                if not self._sync_default and not self._callbacks:
+                    return commit
         return self._settle(commit, durability)
 
     def get(self, key: str, default: Any = None) -> Any:
