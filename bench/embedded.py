@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pycrdt
 import rocksdict
-from common import Report, Row, Target, compare, rate
 
 import crdtkv
+
+from common import Report, Row, Target, compare, rate
 
 VALUE = "x" * 100
 BIG_SET = 1_000_000

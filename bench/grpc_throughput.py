@@ -10,11 +10,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+import crdtkv
 import crdtkv.aio
+
 from common import Report, Row, Target, compare, percentile, rate
 from processes import echo, nodes, scratch
-
-import crdtkv
 
 VALUE = "x" * 100
 CALLERS = 64

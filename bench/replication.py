@@ -16,11 +16,11 @@ import struct
 import time
 from collections.abc import Mapping
 
+import crdtkv
 import crdtkv.aio
+
 from common import Report, Row, Target, human, percentile, rows
 from processes import echo, nodes, scratch
-
-import crdtkv
 
 STAMP = struct.Struct("<q")
 RATE = 1_000

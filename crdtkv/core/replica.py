@@ -250,15 +250,10 @@ class Replica:
             self._requests.note(request_id, origin, seq, hlc)
         return seq, hlc
 
-    def frame_of_put(self, key: bytes, delta: Delta) -> Frame:
-        """`commit_put` and `close_frame` in one step: the whole of an embedded store's put. No frame is in the making."""
-        assert not self._rows, "a frame is being made"
-        origin = self.origin
-        hlc = self.clock.issue()
-        seq = self._vv.get(origin, 0) + 1
-        self.state.put(register_slot(key), encode_entries((Entry(origin, seq, hlc, delta[2], None),)))
-        self._vv[origin] = seq
-        return self._encode_frame(seq, hlc, [[0, None, delta]])
+    @property
+    def making(self) -> int:
+        """How many commits are in the frame in the making."""
+        return len(self._rows)
 
     @property
     def is_watched(self) -> bool:

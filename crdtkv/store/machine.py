@@ -26,6 +26,9 @@ from crdtkv.storage.log import CommitLog
 
 FOLD_BYTES_MAX = 32 << 20
 """The engine is written once so many bytes of frames wait: it bounds the replay after a crash, however few the records."""
+GATHER_COMMITS_MAX = 64
+GATHER_BYTES_MAX = 64 << 10
+"""When a frame whose commits gather is sealed."""
 REPLAY_BYTES = 1 << 20
 """How much of the log recovery reads at a time."""
 
@@ -67,6 +70,7 @@ class Machine:
         self.engine_is_rebuilt = False
         """The engine starts empty at each opening: nothing may come to it but by the log."""
         self._unfolded_bytes = 0  # frames appended since the engine was written
+        self._gathered_bytes = 0  # commits of the frame in the making, while they gather
         self.replayed = self._replay()
         if log.synced() < log.end():
             log.sync()  # a killed process leaves frames that only the kernel has; nothing may be promised on them before
@@ -127,16 +131,19 @@ class Machine:
             self.fail(e)
             raise
 
-    def put(self, key: bytes, delta: Delta, *, sync: bool = False) -> tuple[int, int, int]:
-        """`transact_put` and `seal` in one step, of a store that nobody watches; seq, hlc and the log's end."""
-        try:
-            frame = self.replica.frame_of_put(key, delta)
-            return frame.first_seq, frame.hlc, self._append((frame,), sync)
-        except ClockSkewError:
-            raise  # nothing has changed
-        except BaseException as e:
-            self.fail(e)
-            raise
+    def gather(self, size: int) -> int:
+        """Leave the commit just made in a frame that may still grow, instead of sealing it; the position after that frame.
+
+        For a store without a disk, where an append makes nothing more durable: commits that follow each other then
+        share one header, hash and append. Whoever looks at the log, the vector or the engine seals first.
+
+        Args:
+            size: about how many bytes the commit holds.
+        """
+        self._gathered_bytes += size
+        if self.replica.making >= GATHER_COMMITS_MAX or self._gathered_bytes >= GATHER_BYTES_MAX:
+            return self.seal()
+        return self.log.end() + 1
 
     def seal(self, *, sync: bool = False) -> int:
         """Close the frame in the making and append it; the log's end. `sync`: it may leave only once fsynced.
@@ -145,6 +152,7 @@ class Machine:
             StorageError: the log could not take it; the machine is failed from now on.
         """
         self.check()  # else a group whose commits were lost with a failed append would seem to be written
+        self._gathered_bytes = 0
         try:
             frame = self.replica.close_frame()
             return self.log.end() if frame is None else self._append((frame,), sync)
@@ -175,9 +183,11 @@ class Machine:
         return end
 
     def fold(self) -> None:
-        """Write what changed to the engine. Only between frames."""
+        """Write what changed to the engine."""
         if self.failed is not None:
             raise self._failure()
+        if self.replica.making:
+            self.seal()
         if self.replica.state.pending:
             try:
                 self.replica.fold()
@@ -217,6 +227,8 @@ class Machine:
         """Apply received frames, append what became part of the state to the log; see `ReplicaPort.apply`."""
         self.check()
         replica = self.replica
+        if replica.making:
+            self.seal()
         applied: list[Frame] = []
         dropped = 0
         try:

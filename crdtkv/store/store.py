@@ -67,10 +67,13 @@ class Store:
         self._lock = threading.RLock()
         self._closed: str | None = None
         self._sync_default = durability == "sync"
+        self._gathers = opened.path is None
+        """Commits that follow each other share a frame: nobody follows the log, and there is no disk to be on."""
         self._value_max = settings.value_bytes_max
         self._callbacks: tuple[Callable[[], None], ...] = ()
         self._watches = Watches(self._machine, self._reader)
         self._housekeeper: Housekeeper | None = None
+        self._port: StorePort | None = None
         self.settings = settings
         self.durability = durability
         self.path: Path | None = opened.path
@@ -79,7 +82,6 @@ class Store:
         self.origin: Origin = self._machine.origin
         self.cluster = self._machine.cluster
         self.shard = self._machine.shard
-        self.port = StorePort(self)
         self._machine.when_failed = self._show_nothing
         _stores.add(self)
         if self.path is not None or self._replica.purges:
@@ -111,6 +113,15 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def port(self) -> StorePort:
+        """This replica as replication sees it."""
+        if self._port is None:
+            with self._lock:
+                self._stop_gathering()
+                self._port = StorePort(self)
+        return self._port
 
     @property
     def closed(self) -> bool:
@@ -152,16 +163,15 @@ class Store:
             self._check()
             if self._side_get(head_key(raw)) is not None:  # a key without a head holds no other type
                 self._reader.require(raw, SlotType.REGISTER)
-            if ttl is not None or durability is not None or self._watches.active:
-                if ttl is not None:
-                    delta.append(self._expiry(ttl))
-                commit = self._finish([delta], durability)
+            if ttl is not None:
+                delta.append(self._expiry(ttl))
+                commit = self._finish([delta], len(data), durability)
             else:
                 context = self._replica.context()
-                seq, hlc, position = self._machine.put(raw, delta, sync=self._sync_default)
-                commit = Commit(self.origin, seq, hlc, (self.shard, position, context))
-                if not self._sync_default and not self._callbacks:
-                    return commit
+                seq, hlc = self._machine.transact_put(raw, delta)
+                if self._gathers:
+                    return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(len(data)), context))
+                commit = self._sealed(seq, hlc, context, durability)
         return self._settle(commit, durability)
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -255,7 +265,7 @@ class Store:
                 delta.append(self._expiry(seconds))
             elif entry.expiry is None:
                 return None
-            commit = self._finish([delta], durability)
+            commit = self._finish([delta], len(entry.value), durability)
         return self._settle(commit, durability)
 
     def count(self, prefix: str = "") -> int:
@@ -320,7 +330,7 @@ class Store:
             deltas = transaction.deltas()
             if not deltas:
                 return None
-            commit = self._finish(deltas, durability)
+            commit = self._finish(deltas, transaction.size, durability)
         return self._settle(commit, durability)
 
     def _add(self, key: str, raw: bytes, elements: list[bytes], ttl: float | None, durability: str | None) -> Commit | None:
@@ -328,8 +338,9 @@ class Store:
         if not elements:
             return None
         deltas: list[Delta] = [[DeltaKind.SET_ADD, key, element] for element in dict.fromkeys(elements)]
+        size = sum(map(len, elements)) + len(deltas) * (len(raw) + 16)
         if len(deltas) > 1:
-            check_commit_size(sum(map(len, elements)) + len(deltas) * (len(raw) + 16), self.settings.commit_bytes_max)
+            check_commit_size(size, self.settings.commit_bytes_max)
         with self._lock:
             self._check()
             self._reader.require(raw, SlotType.SET)
@@ -337,18 +348,28 @@ class Store:
                 expiry = self._expiry(ttl)
                 for delta in deltas:
                     delta.append(expiry)
-            commit = self._finish(deltas, durability)
+            commit = self._finish(deltas, size, durability)
         return self._settle(commit, durability)
 
-    def _finish(self, deltas: list[Delta], durability: str | None) -> Commit:
+    def _finish(self, deltas: list[Delta], size: int, durability: str | None) -> Commit:
         """Commit and append, with the lock held; `_settle` follows without it."""
-        sync = self._sync_default if durability is None else self._syncs(durability)
         context = self._replica.context()
         seq, hlc = self._machine.transact(deltas)
-        position = self._machine.seal(sync=sync)
+        if self._gathers:
+            return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(size), context))
+        return self._sealed(seq, hlc, context, durability)
+
+    def _sealed(self, seq: int, hlc: int, context: VersionVector, durability: str | None) -> Commit:
+        position = self._machine.seal(sync=self._sync_default if durability is None else self._syncs(durability))
         if self._watches.active:
             self._watches.publish(position)
         return Commit(self.origin, seq, hlc, (self.shard, position, context))
+
+    def _settled(self) -> None:
+        """With the lock held: check, and seal what has gathered, for someone who will look at it."""
+        self._check()
+        if self._replica.making:
+            self._machine.seal()
 
     def _settle(self, commit: Commit, durability: str | None) -> Commit:
         """Wait until a commit is as durable as was asked for, then tell the peers."""
@@ -421,11 +442,20 @@ class Store:
         encode_prefix(prefix)
         with self._lock:
             self._check()
+            self._stop_gathering()
             return self._watches.subscribe(self._lock, prefix, since, self.settings.watch_changes_max, notify)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Call back after each append to the log, on the thread that made it."""
-        self._callbacks = (*self._callbacks, callback)
+        with self._lock:
+            self._stop_gathering()
+            self._callbacks = (*self._callbacks, callback)
+
+    def _stop_gathering(self) -> None:
+        """Somebody follows the log: from now on each commit is sealed when it is made."""
+        if self._gathers:
+            self._settled()
+            self._gathers = False
 
     # -- conflicts ------------------------------------------------------------------------------------------------
 
@@ -440,7 +470,7 @@ class Store:
         """Why a key reads as it does here: who wrote what, who had seen what, who won, by which rule."""
         raw = encode_key(key)
         with self._lock:
-            self._check()
+            self._settled()
             return explain(self._machine, self._reader, raw)
 
     def conflicts(self, prefix: str = "", *, since: int | None = None, limit: int | None = None) -> list[Conflict]:
@@ -459,8 +489,9 @@ class Store:
 
     def vv(self) -> VersionVector:
         """What is applied here."""
-        self._check()
-        return self._machine.vv()
+        with self._lock:
+            self._settled()
+            return self._machine.vv()
 
     def digest(self) -> str:
         """The digest of the state, 32 hex digits: equal version vectors give equal digests, on every engine.
@@ -483,7 +514,7 @@ class Store:
         if vv is not None and not isinstance(vv, VersionVector):
             raise InvalidValueError(f"vv: must be a VersionVector or None, got a {type(vv).__name__}", field="vv")
         with self._lock:
-            self._check()
+            self._settled()
             return delta_since(self._machine, vv or EMPTY_VV)
 
     def merge(self, data: bytes) -> MergeResult:
@@ -496,7 +527,7 @@ class Store:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidValueError(f"merge: needs bytes, got a {type(data).__name__}", field="data")
         with self._lock:
-            self._check()
+            self._settled()
             result, position = merge(self._machine, bytes(data), self._watches)
             if self._replica.purges:
                 self._keep_house()
@@ -542,7 +573,7 @@ class Store:
     def status(self) -> Status:
         """What this replica is and holds."""
         with self._lock:
-            self._check()
+            self._settled()
             machine, replica = self._machine, self._replica
             found = machine.digest()
             retained = getattr(machine.log, "retained_bytes", None)

@@ -285,7 +285,7 @@ def test_batch_is_one_commit_with_its_net_effect(store: Store) -> None:
     assert "m" not in store and "gone" not in store
     frame = store._machine.log.find(store.origin, 4)
     assert frame is not None
-    assert sorted(delta[0] for delta in frame.rows()[0][2:]) == [0, 1, 2, 4, 5, 6]
+    assert sorted(delta[0] for delta in frame.rows()[4 - frame.first_seq][2:]) == [0, 1, 2, 4, 5, 6]
 
 
 def test_batch_that_raises_or_changes_nothing_writes_nothing(store: Store) -> None:
