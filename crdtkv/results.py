@@ -41,7 +41,7 @@ class Commit(msgspec.Struct, frozen=True, gc=False, eq=False):
     origin: Origin
     seq: int
     hlc: int
-    mark: str | tuple[int, int, VersionVector]
+    mark: str | tuple[int, int, VersionVector] | tuple[int, int, VersionVector, bool]
 
     @property
     def dot(self) -> Dot:
@@ -53,8 +53,9 @@ class Commit(msgspec.Struct, frozen=True, gc=False, eq=False):
         """Covers this commit and all it had seen; give it to `watch(since=…)` at the region that made it."""
         if isinstance(self.mark, str):
             return self.mark
-        shard, position, context = self.mark
-        return Token(shard, self.origin, position, context.advance(self.origin, self.seq)).encode()
+        shard, position, context, *gathered = self.mark
+        seen = self.seq if gathered else 0  # the frame at `position` may hold later commits too
+        return Token(shard, self.origin, position, context.advance(self.origin, self.seq), seen).encode()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Commit) and (self.origin, self.seq) == (other.origin, other.seq)

@@ -1,10 +1,10 @@
-"""Embedded stores for tests: in memory, with a clock that the test sets."""
+"""Embedded stores for tests: in memory, each commit a frame of its own, with a clock that the test sets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import crdtkv
 from crdtkv.store import Settings, Store
@@ -23,7 +23,7 @@ class Clock:
 
 def store_at(clock: Clock, region: str = "us", settings: Settings | None = None) -> Store:
     """A store in memory whose time is `clock`'s. Its housekeeping thread never runs: tests call `maintain`."""
-    chosen = settings or Settings(async_sync_ms=3_600_000)
+    chosen = replace(settings or Settings(async_sync_ms=3_600_000), gather_commits_max=1)
     opened = open_machine(None, region=region, engine=None, durability="memory", settings=chosen, wall_ms=clock)
     return Store(opened, "memory", chosen, clock)
 
@@ -31,7 +31,8 @@ def store_at(clock: Clock, region: str = "us", settings: Settings | None = None)
 @contextmanager
 def stores(*regions: str, settings: Settings | None = None) -> Iterator[tuple[Store, ...]]:
     """One store in memory per region."""
-    made = tuple(crdtkv.open(region=region, settings=settings) for region in regions)
+    chosen = replace(settings or Settings(), gather_commits_max=1)
+    made = tuple(crdtkv.open(region=region, settings=chosen) for region in regions)
     try:
         yield made
     finally:

@@ -18,16 +18,23 @@ _VERSION = 1
 
 
 class Token(NamedTuple):
-    """A decoded token. `position` is the index in the log of `owner` just after what has been seen."""
+    """A decoded token. `position` is the index in the log of `owner` of the first frame that has not been seen whole.
+
+    Of that frame the owner's commits up to `seq` have been seen (0: none).
+    """
 
     shard: int
     owner: Origin
     position: int
     vv: VersionVector
+    seq: int = 0
 
     def encode(self) -> str:
         """The token's text: URL-safe base64 without padding."""
-        data = msgspec.msgpack.encode([_VERSION, self.shard, self.owner, self.position, self.vv.flat()])
+        fields: list[object] = [_VERSION, self.shard, self.owner, self.position, self.vv.flat()]
+        if self.seq:
+            fields.append(self.seq)
+        data = msgspec.msgpack.encode(fields)
         return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
@@ -35,10 +42,13 @@ def decode_token(text: str) -> Token:
     """The inverse of `Token.encode`; raises `InvalidValueError` for anything else."""
     try:
         fields = msgspec.msgpack.decode(base64.urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4)))
-        version, shard, owner, position, flat = fields
-        if version != _VERSION or type(shard) is not int or type(position) is not int or position < 0:
+        version, shard, owner, position, flat, *rest = fields
+        if version != _VERSION or type(shard) is not int or type(position) is not int or position < 0 or len(rest) > 1:
             raise ValueError("unknown version or field")
-        token = Token(shard, check_origin(owner), position, VersionVector.from_flat(flat))
+        seq = rest[0] if rest else 0
+        if type(seq) is not int or seq < 0:
+            raise ValueError("unknown field")
+        token = Token(shard, check_origin(owner), position, VersionVector.from_flat(flat), seq)
         if token.encode() != text:  # base64 skips what is not of its alphabet
             raise ValueError("not in canonical form")
         return token

@@ -26,9 +26,8 @@ from crdtkv.storage.log import CommitLog
 
 FOLD_BYTES_MAX = 32 << 20
 """The engine is written once so many bytes of frames wait: it bounds the replay after a crash, however few the records."""
-GATHER_COMMITS_MAX = 64
 GATHER_BYTES_MAX = 64 << 10
-"""When a frame whose commits gather is sealed."""
+"""A frame whose commits gather is sealed once it holds this much."""
 REPLAY_BYTES = 1 << 20
 """How much of the log recovery reads at a time."""
 
@@ -42,6 +41,7 @@ class Machine:
         origin, cluster, shard: used if the engine is empty.
         sync_releases: a frame may leave for peers only once it is fsynced (durability `sync`).
         fold_records_max: changed records that may wait in memory before the engine is written.
+        gather_commits_max: commits that may share a frame, of a caller that lets them `gather`.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Machine:
         settings: CoreSettings | None = None,
         sync_releases: bool = False,
         fold_records_max: int = 4096,
+        gather_commits_max: int = 64,
     ) -> None:
         self.log = log
         self.engine = engine
@@ -65,6 +66,7 @@ class Machine:
         self.shard = self.replica.shard
         self.sync_releases = sync_releases
         self.fold_records_max = fold_records_max
+        self.gather_commits_max = gather_commits_max
         self.failed: BaseException | None = None
         self.when_failed: Callable[[], None] = lambda: None
         self.engine_is_rebuilt = False
@@ -132,7 +134,7 @@ class Machine:
             raise
 
     def gather(self, size: int) -> int:
-        """Leave the commit just made in a frame that may still grow, instead of sealing it; the position after that frame.
+        """Leave the commit just made in a frame that may still grow, instead of sealing it; that frame's position.
 
         For a store without a disk, where an append makes nothing more durable: commits that follow each other then
         share one header, hash and append. Whoever looks at the log, the vector or the engine seals first.
@@ -141,9 +143,10 @@ class Machine:
             size: about how many bytes the commit holds.
         """
         self._gathered_bytes += size
-        if self.replica.making >= GATHER_COMMITS_MAX or self._gathered_bytes >= GATHER_BYTES_MAX:
-            return self.seal()
-        return self.log.end() + 1
+        position = self.log.end()
+        if self.replica.making >= self.gather_commits_max or self._gathered_bytes >= GATHER_BYTES_MAX:
+            self.seal()
+        return position
 
     def seal(self, *, sync: bool = False) -> int:
         """Close the frame in the making and append it; the log's end. `sync`: it may leave only once fsynced.

@@ -112,6 +112,7 @@ def _machine(log: CommitLog, engine: StateEngine, origin: Origin, clock: HybridC
         settings=settings,
         sync_releases=durability == "sync",
         fold_records_max=settings.fold_records_max,
+        gather_commits_max=settings.gather_commits_max,
     )
 
 

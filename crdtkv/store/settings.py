@@ -20,6 +20,7 @@ class Settings(CoreSettings):
         async_sync_ms: at durability `async`, within what time a commit is fsynced.
         fold_records_max: changed records that may wait in memory before the state engine is written; more means
             fewer, larger writes, and a longer replay after a crash.
+        gather_commits_max: how many commits of a store without a path may share a frame, as long as nobody follows its log.
         memory_log_bytes: how much of its log a store without a path keeps; a `delta_since` from before gives a snapshot.
         log_segment_bytes: size of the log's files.
         watch_changes_max: changes that may wait for one watcher; a slower one is cut with a token to resume by.
@@ -30,6 +31,7 @@ class Settings(CoreSettings):
     shard: int = 0
     async_sync_ms: int = 100
     fold_records_max: int = 4096
+    gather_commits_max: int = 64
     memory_log_bytes: int = 64 << 20
     log_segment_bytes: int = 64 << 20
     watch_changes_max: int = 100_000
@@ -39,7 +41,15 @@ class Settings(CoreSettings):
         """Raise `ConfigError` naming the first field that is out of range."""
         if not 0 < len(str(self.cluster).encode()) <= 64:
             raise ConfigError(f"setting cluster: must be 1 to 64 bytes of text, got {self.cluster!r}", setting="cluster")
-        for name in ("async_sync_ms", "fold_records_max", "memory_log_bytes", "log_segment_bytes", "watch_changes_max", "purge_slots"):
+        for name in (
+            "async_sync_ms",
+            "fold_records_max",
+            "gather_commits_max",
+            "memory_log_bytes",
+            "log_segment_bytes",
+            "watch_changes_max",
+            "purge_slots",
+        ):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ConfigError(f"setting {name}: must be a whole number of at least 1, got {value!r}", setting=name)

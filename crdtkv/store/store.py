@@ -67,7 +67,7 @@ class Store:
         self._lock = threading.RLock()
         self._closed: str | None = None
         self._sync_default = durability == "sync"
-        self._gathers = opened.path is None
+        self._gathers = opened.path is None and settings.gather_commits_max > 1
         """Commits that follow each other share a frame: nobody follows the log, and there is no disk to be on."""
         self._value_max = settings.value_bytes_max
         self._callbacks: tuple[Callable[[], None], ...] = ()
@@ -170,7 +170,7 @@ class Store:
                 context = self._replica.context()
                 seq, hlc = self._machine.transact_put(raw, delta)
                 if self._gathers:
-                    return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(len(data)), context))
+                    return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(len(data)), context, True))
                 commit = self._sealed(seq, hlc, context, durability)
         return self._settle(commit, durability)
 
@@ -356,7 +356,7 @@ class Store:
         context = self._replica.context()
         seq, hlc = self._machine.transact(deltas)
         if self._gathers:
-            return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(size), context))
+            return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(size), context, True))
         return self._sealed(seq, hlc, context, durability)
 
     def _sealed(self, seq: int, hlc: int, context: VersionVector, durability: str | None) -> Commit:

@@ -129,13 +129,14 @@ class Watches:
     def subscribe(
         self, lock: threading.RLock, prefix: str, since: str | None, limit: int, notify: Callable[[], None] | None
     ) -> Subscription:
-        position = None if since is None else self._place(since)
-        subscription = Subscription(self, lock, prefix, position, limit, notify)
+        place = None if since is None else self._place(since)
+        position = None if place is None else place.position
+        subscription = Subscription(self, lock, prefix, position, limit, notify, 0 if place is None else place.seq)
         if position is None:
             self._join(subscription)
         return subscription
 
-    def _place(self, since: str) -> int:
+    def _place(self, since: str) -> Token:
         token = decode_token(since)
         log = self._machine.log
         start, end = log.start(), log.end()
@@ -150,7 +151,7 @@ class Watches:
             )
         if token.position > end:
             raise TokenExpiredError(f"the token is of log position {token.position}, but the log ends at {end}: {advice}", end=end)
-        return token.position
+        return token
 
     def _join(self, subscription: Subscription) -> None:
         self._subscriptions = [*self._subscriptions, subscription]
@@ -177,7 +178,8 @@ class Watches:
             frames, position = log.read(position, bytes_max=CATCH_UP_BYTES, until=end)
             at = position - len(frames)
             for frame in frames:
-                mine = [self.row(t) for t in touched_by(frame) if t.key.startswith(subscription.prefix)]
+                seen = subscription.seen_seq if frame.origin == self._machine.origin else 0
+                mine = [self.row(t) for t in touched_by(frame) if t.seq > seen and t.key.startswith(subscription.prefix)]
                 rows += [(row, at) for row in mine[:-1]]
                 at += 1
                 rows += [(row, at) for row in mine[-1:]]
@@ -197,13 +199,22 @@ class Subscription:
     """One watcher's feed. `drain` gives the rows of changes (see `Change.to_row`) that have gathered; thread-safe.
 
     Attributes:
+        seen_seq: this replica's own commits up to here were seen before it began.
         overflowed: it was too slow: what `drain` still gives is the last, `last_token` says where to resume.
     """
 
     def __init__(
-        self, watches: Watches, lock: threading.RLock, prefix: str, position: int | None, limit: int, notify: Callable[[], None] | None
+        self,
+        watches: Watches,
+        lock: threading.RLock,
+        prefix: str,
+        position: int | None,
+        limit: int,
+        notify: Callable[[], None] | None,
+        seen_seq: int,
     ) -> None:
         self._watches = watches
+        self.seen_seq = seen_seq
         self._lock = lock
         self.prefix = prefix
         self._position = position

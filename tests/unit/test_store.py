@@ -531,3 +531,32 @@ def test_many_threads_write_and_read(store: Store) -> None:
     assert not errors
     assert store.counter("c").value == 1800 and len(store.set("s")) == 1800 and store.count() == 1802
     assert store.vv().seq(store.origin) == 5400
+
+
+def test_commits_that_follow_each_other_share_a_frame_until_somebody_looks(store: Store) -> None:
+    for i in range(10):
+        store.put(f"k{i}", i)
+    assert store._machine.log.end() == 0 and store.get("k9") == 9
+    assert store.vv().seq(store.origin) == 10 and store._machine.log.end() == 1
+    store.set("s").add(*range(5))
+    store.counter("c").increment()
+    digest = store.digest()
+    assert store._machine.log.end() == 2
+    for i in range(65):
+        store.put("again", i)
+    assert store._machine.log.end() == 3  # a frame is full
+    store.put("large", "x" * (64 << 10))
+    assert store._machine.log.end() == 4
+    assert [f.count for f in store._machine.log.read(0, bytes_max=1 << 30)[0]] == [10, 2, 64, 2]
+    with stores("eu") as (eu,):
+        eu.merge(store.delta_since())
+        assert eu.digest() == store.digest() != digest
+    watch = store.subscribe("")
+    store.put("watched", 1)
+    assert store._machine.log.end() == 5 and [row[0] for row in watch.drain()] == ["watched"]
+
+
+def test_a_watch_from_inside_a_gathered_frame_begins_after_its_commit(store: Store) -> None:
+    tokens = [store.put(f"k{i}", i).token for i in range(100)]
+    for i in (0, 1, 62, 63, 64, 98, 99):
+        assert [c.value for c in store.watch("k", since=tokens[i], timeout=0.001)] == list(range(i + 1, 100))

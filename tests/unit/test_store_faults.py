@@ -55,7 +55,7 @@ def test_a_group_that_fails_after_part_of_it_was_logged_says_that_it_may_have_be
 
 
 def test_what_could_not_be_logged_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = crdtkv.open()
+    store = store_at(Clock())
     store.put("k", 1)
     refuse_appends(store, monkeypatch, StorageError("the disk is full"))
     with pytest.raises(StorageError):
