@@ -234,6 +234,15 @@ def register_slot(key: bytes) -> bytes:
     return SLOT_SPACE + key + REGISTER_SUFFIX
 
 
+def register_slot_of(key: str) -> bytes:
+    """`register_slot(encode_key(key))`, the same errors included, in one call for the path of every read."""
+    if type(key) is str and key.isascii():
+        raw = key.encode()
+        if 0 < len(raw) <= KEY_BYTES_MAX and b"\x00" not in raw:
+            return SLOT_SPACE + raw + REGISTER_SUFFIX
+    return register_slot(encode_key(key))
+
+
 def split_slot(slot: bytes) -> tuple[bytes, int, bytes]:
     """The `(key, type, subkey)` of a slot's record key."""
     end = slot.index(_KEY_END)

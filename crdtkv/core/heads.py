@@ -44,10 +44,12 @@ def head_key(key: bytes) -> bytes:
 class Heads:
     """Reads and keeps the heads of one state."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_state", "exist")
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self.exist = next(state.scan(HEAD_SPACE, bytes([HEAD_SPACE[0] + 1])), None) is not None
+        """Whether there is any head, or was since the start: a store of registers alone never looks one up."""
 
     def get(self, key: bytes) -> Head | None:
         """The head of a key, None if it has no collection."""
@@ -88,5 +90,6 @@ class Heads:
         self._save(head_key(key), head)
 
     def _save(self, where: bytes, head: Head) -> None:
+        self.exist = True
         empty = not head.set_slots and not head.map_slots and not head.runs
         self._state.side_put(where, None if empty else _encode(head))

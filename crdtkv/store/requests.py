@@ -115,7 +115,8 @@ class _Group:
                 return known
         self.check(value)
         raw = encode_key(key)
-        self._reader.require(raw, SlotType.REGISTER)
+        if self._replica.heads.exist:
+            self._reader.require(raw, SlotType.REGISTER)
         self.bytes += len(value) + len(raw) + 32
         delta = [DeltaKind.REGISTER_PUT, key, value]
         if ttl is None:

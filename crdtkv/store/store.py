@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
-from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_prefix, encode_value, register_slot
+from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_prefix, encode_value, register_slot_of
 from crdtkv.core.frame import Delta, DeltaKind, Frame
-from crdtkv.core.heads import head_key
 from crdtkv.core.replica import Applied
 from crdtkv.core.types.base import decode_entries
 from crdtkv.errors import ClockSkewError, InvalidValueError, KeyNotFoundError, StorageError, StoreClosedError
@@ -61,7 +60,7 @@ class Store:
         self._replica = opened.machine.replica
         self._reader = Reader(self._replica)
         self._record = self._replica.state.get
-        self._side_get = self._replica.state.side_get
+        self._heads = self._replica.heads
         self._purges = self._replica.purges
         self._wall_ms = wall_ms
         self._lock = threading.RLock()
@@ -161,7 +160,7 @@ class Store:
         delta: Delta = [DeltaKind.REGISTER_PUT, key, data]
         with self._lock:
             self._check()
-            if self._side_get(head_key(raw)) is not None:  # a key without a head holds no other type
+            if self._heads.exist:
                 self._reader.require(raw, SlotType.REGISTER)
             if ttl is not None:
                 delta.append(self._expiry(ttl))
@@ -180,7 +179,7 @@ class Store:
         Raises:
             WrongTypeError: a set, counter or map is there.
         """
-        record = self._record(register_slot(encode_key(key)))
+        record = self._record(register_slot_of(key))
         if record is not None and self._closed is None:
             entries = decode_entries(record)
             entry = entries[0]
