@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from crdtkv.core.causality import Dot, Origin, VersionVector
+from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector
 from crdtkv.core.codec import SlotType, slot_of, split_slot, successor, type_range
 from crdtkv.core.frame import Delta
 from crdtkv.core.heads import Heads
@@ -55,8 +55,8 @@ class Touched(NamedTuple):
     hlc: int
 
 
-class Purge(msgspec.Struct, array_like=True, frozen=True):
-    """A clear in progress: entries covered by `cleared` are gone; slots before `cursor` are done.
+class Clear(msgspec.Struct, array_like=True, frozen=True):
+    """One clear in progress: entries covered by `cleared` are gone; slots before `cursor` are done.
 
     `present` is what the replica had applied when the clear came: an entry that it covers and `cleared` does not
     met the clear here. (A later entry has seen the clear, or meets it through the index of removals.)
@@ -69,8 +69,18 @@ class Purge(msgspec.Struct, array_like=True, frozen=True):
     seq: int
     hlc: int
 
+
+class Purge(msgspec.Struct, array_like=True, frozen=True):
+    """The clears in progress of one collection, in the order in which they came."""
+
+    clears: list[Clear]
+
     def vv(self) -> VersionVector:
-        return VersionVector.from_flat(self.cleared)
+        """What is cleared: an entry is gone if any of the clears covers it."""
+        joined = EMPTY_VV
+        for clear in self.clears:
+            joined = joined.join(VersionVector.from_flat(clear.cleared))
+        return joined
 
 
 _decode_purge = msgspec.msgpack.Decoder(Purge).decode
@@ -224,12 +234,10 @@ class Applier:
         head = self.heads.get(key)
         slots = 0 if head is None else head.slots(type_code)
         if slots:
-            cleared = VersionVector(self.seen)
-            present = VersionVector(self.applied)
             before = self.purges.active.get(start)
-            if before is not None:
-                cleared = cleared.join(before.vv())
-            self.purges.save(start, Purge(cleared.flat(), present.flat(), start, self.origin, self.seq, self.hlc))
+            cleared, present = VersionVector(self.seen), VersionVector(self.applied)
+            mine = Clear(cleared.flat(), present.flat(), start, self.origin, self.seq, self.hlc)
+            self.purges.save(start, Purge([*(before.clears if before is not None else ()), mine]))
             if slots <= self.clear_at_once_max:
                 self._slice(start, slots + 1)
             self.changed(key_text, type_code, b"", "clear")
@@ -271,28 +279,29 @@ class Applier:
         return bool(self.purges)
 
     def _slice(self, start: bytes, slots_max: int) -> None:
-        purge = self.purges.active[start]
-        cleared = purge.vv()
-        present = VersionVector.from_flat(purge.present)
+        clears = [(c, VersionVector.from_flat(c.cleared), VersionVector.from_flat(c.present)) for c in self.purges.active[start].clears]
         key, type_code, _ = split_slot(start)
-        end = successor(start)
+        position = min(clear.cursor for clear, _, _ in clears)
         gone = 0
-        position = purge.cursor
-        for done, (slot, record) in enumerate(self.state.scan(purge.cursor, end)):
+        for done, (slot, record) in enumerate(self.state.scan(position, successor(start))):
             if done == slots_max:
-                self.purges.save(start, Purge(purge.cleared, purge.present, position, purge.origin, purge.seq, purge.hlc))
+                rest = [Clear(c.cleared, c.present, max(c.cursor, position), c.origin, c.seq, c.hlc) for c, _, _ in clears]
+                self.purges.save(start, Purge(rest))
                 break
             position = slot + b"\x00"
-            entries = decode_entries(record)
-            survivors = [e for e in entries if not cleared.covers((e.origin, e.seq))]
+            entries = survivors = decode_entries(record)
+            for clear, cleared, present in clears:
+                if slot < clear.cursor:
+                    continue  # this clear has been here
+                survivors = [e for e in survivors if not cleared.covers((e.origin, e.seq))]
+                met = [e for e in survivors if present.covers((e.origin, e.seq))]
+                if met:
+                    lost = Update(clear.origin, clear.seq, clear.hlc, "clear", None)
+                    self._journal(key, type_code, split_slot(slot)[2], met, lost, clear.hlc)
             if len(survivors) != len(entries):
                 self.state.put(slot, encode_entries(survivors) if survivors else None)
                 self._list_expiries(slot, survivors)
                 gone += not survivors
-            met = [e for e in survivors if present.covers((e.origin, e.seq))]
-            if met:
-                _, _, subkey = split_slot(slot)
-                self._journal(key, type_code, subkey, met, Update(purge.origin, purge.seq, purge.hlc, "clear", None), purge.hlc)
         else:
             self.purges.drop(start)
         if gone:

@@ -388,16 +388,15 @@ class Auditor:
             if slot[1] != "set" or len({write.expiry for write in live}) > 1:
                 for write in beaten(live):
                     must(write.dot in losers, f"{member.region}: {write.dot} lost at {slot}, and the journal does not say so")
-        for removals, (key, kind) in self._beaten_removals(member, vv):
-            told = any(TYPE_NAMES[r.type_code] == kind and r.key == key.encode() for dot in removals for r in losers.get(dot, ()))
-            must(told, f"{member.region}: the removal {removals[0]} at {key} ({kind}) lost, and the journal does not say so")
+        for removal, (key, kind) in self._beaten_removals(member, vv):
+            told = any(TYPE_NAMES[r.type_code] == kind and r.key == key.encode() for r in losers.get(removal, ()))
+            must(told, f"{member.region}: the removal {removal} at {key} ({kind}) lost, and the journal does not say so")
 
-    def _beaten_removals(self, member: Member, vv: VersionVector) -> Iterator[tuple[list[Dot], tuple[str, str]]]:
+    def _beaten_removals(self, member: Member, vv: VersionVector) -> Iterator[tuple[Dot, tuple[str, str]]]:
         """Removals that a write or increment which is still live had not seen, nor they it; by the order in which they came here.
 
         A write meets each removal that comes after it; and of those before it, the ones that no other of them had seen.
-        A removal that found nothing to remove lost nothing. A clear that comes while an earlier one is still at work takes
-        that over, and may be named in its stead.
+        A removal that found nothing to remove lost nothing.
         """
         order = [(f.origin, seq) for f in self._followed[member.index].order for seq in range(f.first_seq, f.last_seq + 1)]
         position = {dot: at for at, dot in enumerate(order)}
@@ -410,8 +409,7 @@ class Auditor:
                 for at, (commit, op) in enumerate(removals):
                     seen_by_another = at < met and any(other.past.covers(commit.dot) for other in commits[:met])
                     if concurrent(commit, write) and not seen_by_another and self._removed(commit, op):
-                        taken_over = commits[at + 1 :] if isinstance(op, Clear) else []
-                        yield [commit.dot, *(later.dot for later in taken_over)], place[:2]
+                        yield commit.dot, place[:2]
 
     def _surviving(self, vv: VersionVector) -> Iterator[tuple[tuple[Place, ...], Commit]]:
         """Each live write and increment, with the places where a removal could have met it."""

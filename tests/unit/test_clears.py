@@ -173,3 +173,24 @@ def test_a_purge_on_disk_goes_on_after_the_store_is_closed(tmp_path: Path, engin
         assert store.map("m").items() == [("f7", "new")]
         store.digest()
         assert store.map("m").items() == [("f7", "new")] and len(store.map("m")) == 1
+
+
+def test_a_clear_that_comes_during_another_hides_no_conflict() -> None:
+    """The second clear took over the first one's purge: what the first had not reached yet never met it in the journal."""
+    with filled() as us, store_at(Clock(), "eu", SLICED) as eu, store_at(Clock(), "ap", SLICED) as ap:
+        sync(us, eu, ap)
+        names = [f"new {n:03}" for n in range(100)]
+        us.set("s").add(*names)
+        for remover in (eu, ap):
+            remover.set("s").clear()
+        us.merge(eu.delta_since(us.vv()))
+        us.maintain()
+        us.merge(ap.delta_since(us.vv()))
+        assert us._replica.purges
+        purge(us)
+        met = {(c.subkey, loser.origin) for c in us.conflicts("s") for loser in c.losers}
+        assert met >= {(name, remover.origin) for name in names for remover in (eu, ap)}
+        assert us.set("s").members() == names and us.conflicts("s")[0].rule == RULE_ADD_WINS
+        purge(eu)
+        purge(ap)
+        sync(us, eu, ap)
