@@ -71,6 +71,7 @@ def __getattr__(name: str) -> Any:
         if where is None:
             raise AttributeError(f"module 'crdtkv' has no attribute {name!r}")
         try:
+            importlib.import_module("crdtkv.transport.loading").load_grpc()
             importlib.import_module("grpc")
             importlib.import_module("google.protobuf")
         except ModuleNotFoundError as e:

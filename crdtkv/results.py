@@ -18,7 +18,7 @@ import msgspec
 
 from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector, region_of
 from crdtkv.core.clock import time_text
-from crdtkv.core.codec import decode_value, encode_value
+from crdtkv.core.codec import decode_value, encode_value, number_from_wire, number_to_wire
 from crdtkv.core.token import Token
 from crdtkv.errors import CorruptionError
 
@@ -91,7 +91,7 @@ class Change:
     def to_row(self) -> list[Any]:
         """The row of a watch page."""
         subkey = None if self.subkey is None and self.type in ("register", "counter") else encode_value(self.subkey)
-        value = None if self.value is None and self.kind in ABSENT_KINDS else encode_value(self.value)
+        value = None if self.value is None and self.kind in ABSENT_KINDS else _encode(self.value, self.type)
         commit = self.commit
         return [self.key, self.type, subkey, self.kind, value, commit.origin, commit.seq, commit.hlc, self.token]
 
@@ -104,7 +104,7 @@ class Change:
             type_,
             None if subkey is None else decode_value(subkey),
             kind,
-            None if value is None else decode_value(value),
+            None if value is None else _decode(value, type_),
             Commit(origin, seq, hlc, token),
             token,
         )
@@ -181,7 +181,7 @@ class Write:
         """Plain MessagePack types; values as canonical bytes."""
         wire = _shallow(self)
         wire["subkey"] = encode_value(self.subkey)
-        wire["value"] = encode_value(self.value)
+        wire["value"] = _encode(self.value, self.type)
         wire["seen"] = None if self.seen is None else self.seen.to_bytes()
         return wire
 
@@ -189,9 +189,10 @@ class Write:
     def from_wire(cls, wire: Mapping[str, Any]) -> Self:
         """The inverse of `to_wire`."""
         known = _known(cls, wire)
-        for name in ("subkey", "value"):
-            if known.get(name) is not None:
-                known[name] = decode_value(known[name])
+        if known.get("subkey") is not None:
+            known["subkey"] = decode_value(known["subkey"])
+        if known.get("value") is not None:
+            known["value"] = _decode(known["value"], known.get("type"))
         if known.get("seen") is not None:
             known["seen"] = VersionVector.from_bytes(known["seen"])
         return _build(cls, known)
@@ -258,7 +259,7 @@ class Explanation:
     Attributes:
         found: something visible is stored at the key.
         types: the visible types; two if a key was written concurrently as two types.
-        value: what a read gives (of a large collection its size, as text).
+        value: what a read gives (of a large collection its size, as text); of several types the last's.
         writes: live entries and the updates known to have met them, the winner of each slot first.
         rule: by which rule the winner won.
         conflicts: what the journal holds about the key, oldest first.
@@ -282,7 +283,7 @@ class Explanation:
         wire = _shallow(self)
         wire["types"] = list(self.types)
         wire["notes"] = list(self.notes)
-        wire["value"] = encode_value(self.value)
+        wire["value"] = _encode(self.value, self.types[-1] if self.types else "")
         wire["writes"] = [write.to_wire() for write in self.writes]
         wire["conflicts"] = [conflict.to_wire() for conflict in self.conflicts]
         wire["vv"] = self.vv.to_bytes()
@@ -295,7 +296,7 @@ class Explanation:
         known = _known(cls, wire)
         known["types"] = tuple(known.get("types") or ())
         known["notes"] = tuple(known.get("notes") or ())
-        known["value"] = None if known.get("value") is None else decode_value(known["value"])
+        known["value"] = None if known.get("value") is None else _decode(known["value"], known["types"][-1] if known["types"] else "")
         known["writes"] = tuple(Write.from_wire(write) for write in known.get("writes") or ())
         known["conflicts"] = tuple(Conflict.from_wire(conflict) for conflict in known.get("conflicts") or ())
         known["vv"] = VersionVector.from_bytes(known["vv"]) if known.get("vv") else EMPTY_VV
@@ -415,6 +416,17 @@ class Status:
         known["peers"] = tuple(_build(PeerLag, _known(PeerLag, peer)) for peer in known.get("peers") or ())
         known["warnings"] = tuple(known.get("warnings") or ())
         return _build(cls, known)
+
+
+def _encode(value: Any, type_: str) -> bytes:
+    """A value as canonical bytes; a counter's may be beyond what a value may hold."""
+    return encode_value(number_to_wire(value) if type_ == "counter" and type(value) is int else value)
+
+
+def _decode(data: bytes, type_: str | None) -> Any:
+    """The inverse of `_encode`."""
+    value = decode_value(data)
+    return number_from_wire(value) if type_ == "counter" and value is not None else value
 
 
 def _shallow(instance: Any) -> dict[str, Any]:

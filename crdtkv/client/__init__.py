@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from crdtkv.transport.loading import load_grpc
+
+load_grpc()  # before what follows imports it
+
+# ruff: noqa: E402
 from crdtkv.client.aio import AsyncClient
 from crdtkv.client.endpoints import check_endpoints, credentials
 from crdtkv.client.pipeline import Result

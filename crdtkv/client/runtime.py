@@ -18,6 +18,7 @@ from concurrent.futures import CancelledError
 from typing import Any, Final, TypeVar
 
 from crdtkv.errors import StoreClosedError
+from crdtkv.transport.loop import new_event_loop
 
 T = TypeVar("T")
 END_S: Final = 0.8
@@ -38,7 +39,7 @@ class _Runtime:
         """The loop, running; give it back with `release`."""
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                self._loop = new_event_loop()
                 self._thread = threading.Thread(target=self._main, args=(self._loop,), name="crdtkv-client", daemon=True)
                 self._thread.start()
             self._users += 1

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from crdtkv.core.causality import Dot, VersionVector
-from crdtkv.core.codec import decode_value, encode_key, encode_prefix, encode_value
+from crdtkv.core.codec import decode_value, encode_key, encode_prefix, encode_value, number_from_wire
 from crdtkv.errors import InvalidValueError, KeyNotFoundError, ValueTooLargeError
 from crdtkv.results import Commit, Conflict, Explanation, MergeResult, Sibling, Status
 from crdtkv.transport import MESSAGE_BYTES_MAX
@@ -327,7 +327,7 @@ def increment(key: str, n: int) -> Call:
 
 
 def counter_value(key: str) -> Call:
-    return Call("cget", [_key(key)], _as_is)
+    return Call("cget", [_key(key)], lambda payload, token: number_from_wire(payload))
 
 
 def counter_reset(key: str) -> Call:
@@ -448,7 +448,7 @@ class ScanRows:
         if kind == "register":
             return key, decode_value(payload)
         if kind == "counter":
-            return key, payload
+            return key, number_from_wire(payload)
         self._part += payload
         if more:
             return None

@@ -145,6 +145,23 @@ def decode_value(data: bytes) -> Any:
         raise CorruptionError(f"value: {e}") from e
 
 
+def number_to_wire(number: int) -> int | str:
+    """A whole number of any size as MessagePack can carry it: beyond its 64 bits as decimal text."""
+    return number if -(2**63) <= number < 2**64 else str(number)
+
+
+def number_from_wire(wire: int | str) -> int:
+    """The inverse of `number_to_wire`; CorruptionError for what is no whole number."""
+    if type(wire) is int:
+        return wire
+    try:
+        if type(wire) is str:
+            return int(wire)
+    except ValueError:
+        pass
+    raise CorruptionError(f"not a whole number: {_shown(wire)}")
+
+
 def check_value(data: bytes) -> None:
     """Raise `CorruptionError` unless `data` is exactly the canonical encoding of one value. O(size)."""
     value = decode_value(data)

@@ -14,7 +14,8 @@ keys of `extensions` and `meta`, may be added later: a reader ignores what it do
 the frame's own origin: commit n of an origin has seen that origin's commits up to n - 1.
 
 A commit holds its *net effect*: at most one delta per slot, and the clear or reset of a collection before what is
-added to it. A decoder refuses others, and every element and value that is not canonical bytes.
+added to it. Stamps strictly increase from commit to commit. A decoder refuses others, and every element and value that
+is not canonical bytes.
 """
 
 from __future__ import annotations
@@ -201,21 +202,32 @@ class Frame(msgspec.Struct, gc=False, eq=False):
         """The commits `[hlc_offset, meta, delta, …]` in seq order, checked once; see the module's docstring.
 
         Raises:
-            CorruptionError: a row or delta breaks the format or the net-effect rule.
+            CorruptionError: a row or delta breaks the format or the net-effect rule; `details` name the frame by origin and seq.
         """
         if self._commits is None:
-            raw = _decode_wire(self.data[2:]).rows if self._rows is None else self._rows
             try:
-                rows = _decode_rows(raw)
-            except _DECODE_ERRORS as e:
-                raise CorruptionError(f"frame: {e}") from e
-            if len(rows) != self.count:
-                raise CorruptionError(f"frame: {len(rows)} commits where the header says {self.count}")
-            for index, row in enumerate(rows):
-                _check_row(row, self.first_seq + index, self.hlc)
-            self._commits = rows
+                self._commits = self._checked_rows()
+            except CorruptionError as e:
+                e.details.update(origin=self.origin, seq=self.first_seq)
+                raise
             self._rows = None
         return self._commits
+
+    def _checked_rows(self) -> list[Row]:
+        raw = _decode_wire(self.data[2:]).rows if self._rows is None else self._rows
+        try:
+            rows = _decode_rows(raw)
+        except _DECODE_ERRORS as e:
+            raise CorruptionError(f"frame: {e}") from e
+        if len(rows) != self.count:
+            raise CorruptionError(f"frame: {len(rows)} commits where the header says {self.count}")
+        offset = -1
+        for index, row in enumerate(rows):
+            _check_row(row, self.first_seq + index, self.hlc)
+            if row[0] <= offset:
+                raise CorruptionError("frame: stamps do not increase from commit to commit")
+            offset = row[0]
+        return rows
 
     def commits(self) -> Iterator[tuple[int, int, dict[str, Any] | None, list[Delta]]]:
         """Each commit as `(seq, hlc, meta, deltas)`."""

@@ -25,6 +25,10 @@ class Head(msgspec.Struct, array_like=True, gc=False):
     map_expires: bool = False
     runs: list[tuple[str, int]] = []
 
+    @property
+    def is_empty(self) -> bool:
+        return not self.set_slots and not self.map_slots and not self.runs
+
     def slots(self, type_code: int) -> int:
         return self.set_slots if type_code == SlotType.SET else self.map_slots
 
@@ -32,7 +36,7 @@ class Head(msgspec.Struct, array_like=True, gc=False):
         return self.set_expires if type_code == SlotType.SET else self.map_expires
 
 
-decode_head = msgspec.msgpack.Decoder(Head).decode
+_decode = msgspec.msgpack.Decoder(Head).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -42,25 +46,31 @@ def head_key(key: bytes) -> bytes:
 
 
 class Heads:
-    """Reads and keeps the heads of one state."""
+    """Reads and keeps the heads of one state.
 
-    __slots__ = ("_state", "exist")
+    Heads that changed wait here, decoded, until the state is folded: adding to one set over and over counts in place.
+    """
+
+    __slots__ = ("_changed", "_state", "exist")
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._changed: dict[bytes, Head] = {}
         self.exist = next(state.scan(HEAD_SPACE, bytes([HEAD_SPACE[0] + 1])), None) is not None
         """Whether there is any head, or was since the start: a store of registers alone never looks one up."""
 
     def get(self, key: bytes) -> Head | None:
-        """The head of a key, None if it has no collection."""
-        record = self._state.side_get(head_key(key))
-        return None if record is None else decode_head(record)
+        """The head of a key, None if it has no collection. Not to be changed."""
+        where = head_key(key)
+        head = self._changed.get(where)
+        if head is not None:
+            return None if head.is_empty else head
+        record = self._state.side_get(where)
+        return None if record is None else _decode(record)
 
     def count(self, key: bytes, type_code: int, change: int, expires: bool = False) -> None:
         """Note that `change` slots of a collection came (or, negative, went)."""
-        where = head_key(key)
-        record = self._state.side_get(where)
-        head = Head() if record is None else decode_head(record)
+        head = self._to_change(key)
         if type_code == SlotType.SET:
             head.set_slots += change
             head.set_expires = (head.set_expires or expires) and head.set_slots > 0
@@ -69,7 +79,6 @@ class Heads:
             head.map_slots += change
             head.map_expires = (head.map_expires or expires) and head.map_slots > 0
             assert head.map_slots >= 0, "a map's head counts less than nothing"
-        self._save(where, head)
 
     def runs(self, key: bytes) -> list[tuple[Origin, int]]:
         """The runs of a key's counter, dead ones included."""
@@ -78,18 +87,26 @@ class Heads:
 
     def add_run(self, key: bytes, origin: Origin, run: int) -> None:
         """Note a new run."""
-        head = self.get(key) or Head()
+        head = self._to_change(key)
         head.runs = [*head.runs, (origin, run)]
-        self._save(head_key(key), head)
 
     def drop_run(self, key: bytes, origin: Origin, run: int) -> None:
         """Note that a run's record is gone."""
-        head = self.get(key)
-        assert head is not None, "a run without a head"
+        head = self._to_change(key)
+        assert (origin, run) in head.runs, "a run that its head does not name"
         head.runs = [r for r in head.runs if r != (origin, run)]
-        self._save(head_key(key), head)
 
-    def _save(self, where: bytes, head: Head) -> None:
-        self.exist = True
-        empty = not head.set_slots and not head.map_slots and not head.runs
-        self._state.side_put(where, None if empty else _encode(head))
+    def fold(self) -> None:
+        """Put the heads that changed into the state's side records. O(changed)."""
+        for where, head in self._changed.items():
+            self._state.side_put(where, None if head.is_empty else _encode(head))
+        self._changed = {}
+
+    def _to_change(self, key: bytes) -> Head:
+        where = head_key(key)
+        head = self._changed.get(where)
+        if head is None:
+            record = self._state.side_get(where)
+            head = self._changed[where] = Head() if record is None else _decode(record)
+            self.exist = True
+        return head

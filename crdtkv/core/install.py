@@ -19,6 +19,7 @@ from crdtkv.core.journal import RULE_ELEMENT, RULE_LWW
 from crdtkv.core.replica import Replica
 from crdtkv.core.types.base import Entry, decode_entries, rank, uncovered, winner
 from crdtkv.core.types.counter import run_name
+from crdtkv.errors import StorageError
 
 
 class Installed(NamedTuple):
@@ -33,8 +34,19 @@ def install(replica: Replica, theirs: Snapshot) -> Installed:
     """Join a snapshot into a replica. O(both states). The caller folds at once: the log does not hold what came.
 
     Raises:
-        CorruptionError: a fork. WrongClusterError: another cluster's. Nothing changed.
+        CorruptionError: a fork. WrongClusterError: another cluster's. StorageError: it holds commits of this replica's own that
+            this replica has lost. Nothing changed.
     """
+    own, known = theirs.vv.seq(replica.origin), replica.seq(replica.origin)
+    if own > known:
+        # To take over their number would hide that they are gone, and to write on would give their dots a second content.
+        raise StorageError(
+            f"snapshot: it holds commits of this replica, {replica.origin}, up to {own}, and here they end at {known}: the directory has "
+            "lost commits of its own; move it away and start again with an empty one, so that the data comes back from the others",
+            origin=replica.origin,
+            seq=known,
+            their_seq=own,
+        )
     while replica.purge_slice(10_000):
         pass
     mine = snapshot_of(replica)

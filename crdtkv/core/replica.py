@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import islice
 from typing import Any
 
@@ -85,6 +86,7 @@ class Meta(msgspec.Struct, array_like=True):
     digest: bytes
     position: int
     journal: JournalCounts
+    stamps: dict[Origin, int] = {}  # added later
 
 
 _decode_meta = msgspec.msgpack.Decoder(Meta).decode
@@ -121,6 +123,8 @@ class Replica:
         self._vv: dict[Origin, int] = dict(VersionVector.from_flat(meta.vv)) if meta else {}
         self._hashes: dict[Origin, tuple[int, bytes]] = meta.hashes if meta else {}
         self._kept: dict[Origin, list[tuple[int, bytes]]] = meta.kept if meta else {}
+        self._stamps: dict[Origin, int] = meta.stamps if meta else {}
+        """The stamp of each origin's last commit; unknown after a snapshot that brought it."""
         if meta:
             clock.restore(meta.mark)
         self.heads = Heads(self.state)
@@ -141,8 +145,13 @@ class Replica:
             self.settings.clear_at_once_max,
         )
         self._held: dict[Origin, dict[int, Frame]] = {}
+        """Frames not ready yet, by their place `(origin, first_seq)`."""
         self._held_frames = 0
         self._held_bytes = 0
+        self._waiting: dict[Origin, list[tuple[int, Origin, int]]] = {}
+        """Per origin a heap of `(seq, *place)`: the held frame there waits for that seq. One that is gone by then is passed over."""
+        self._surfaced: list[tuple[Origin, int]] = []
+        """A heap of the places of held frames that wait for nothing any more."""
         self._requests = RequestWindow(self.state, count_max=self.settings.requests_max, age_ms=self.settings.requests_age_s * 1000)
         self._rows: list[Row] = []
         self._first_hlc = 0
@@ -250,6 +259,23 @@ class Replica:
             self._requests.note(request_id, origin, seq, hlc)
         return seq, hlc
 
+    def commit_add(self, key: bytes, delta: Delta) -> tuple[int, int]:
+        """`commit` of one element's add without expiry that nobody watches, written out like `commit_put`."""
+        origin = self.origin
+        hlc = self.clock.issue()
+        seq = self._vv.get(origin, 0) + 1
+        rows = self._rows
+        if not rows:
+            self._first_hlc = hlc
+        slot = slot_of(key, SlotType.SET, delta[2])
+        state = self.state
+        if state.get(slot) is None:
+            self.heads.count(key, SlotType.SET, 1)
+        state.put(slot, encode_entries((Entry(origin, seq, hlc, b"", None),)))
+        self._vv[origin] = seq
+        rows.append([hlc - self._first_hlc, None, delta])
+        return seq, hlc
+
     @property
     def making(self) -> int:
         """How many commits are in the frame in the making."""
@@ -276,6 +302,7 @@ class Replica:
             template = self._template = FrameTemplate(self.cluster, self.shard, self.origin, self.context())
         last = self._hashes.get(self.origin)
         frame = template.build(first_seq, hlc, NO_HASH if last is None else last[1], rows)
+        self._stamps[self.origin] = hlc + rows[-1][0]
         self._keep_hash(frame)
         self.position += 1
         return frame
@@ -363,7 +390,8 @@ class Replica:
         """Apply a frame that is ready (also: an own one while replaying the log). O(slots touched).
 
         Raises:
-            CorruptionError: the hash chain or the format is broken; nothing changed.
+            CorruptionError: the hash chain, the format or the order of stamps is broken; nothing changed. `details` name the frame by
+                origin and seq: it may be one that was held.
         """
         origin = frame.origin
         assert self._readiness(frame, self._vv) is Outcome.APPLIED, "applied only when next and covered"
@@ -374,7 +402,14 @@ class Replica:
                 origin=origin,
                 seq=frame.first_seq,
             )
-        frame.rows()  # everything is checked before anything changes
+        rows = frame.rows()  # everything is checked before anything changes
+        last_stamp = self._stamps.get(origin)
+        if last_stamp is not None and frame.hlc + rows[0][0] <= last_stamp:
+            raise CorruptionError(
+                f"frame {origin}:{frame.first_seq} is stamped {frame.hlc + rows[0][0]}, not after its origin's last stamp, {last_stamp}",
+                origin=origin,
+                seq=frame.first_seq,
+            )
         step = self._applier
         seen: dict[Origin, int] = dict(frame.context.items())
         own = origin == self.origin
@@ -392,8 +427,11 @@ class Replica:
             self._context = None
             self._template = None
         self._vv[origin] = frame.last_seq
+        self._stamps[origin] = hlc
         self._keep_hash(frame)
         self.position += 1
+        if self._held:
+            self._release_covered(origin, frame.first_seq, frame.last_seq)
 
     def touches(self, frames: Iterable[Frame]) -> list[bytes]:
         """The records that applying frames will read: what `State.load` should fetch in one multi-get."""
@@ -410,39 +448,77 @@ class Replica:
         waiting[frame.first_seq] = frame
         self._held_frames += 1
         self._held_bytes += frame.size
+        self._wait(frame)
         return Outcome.HELD
 
+    def _wait(self, frame: Frame) -> None:
+        """List a held frame under the first thing that it waits for, or as ready."""
+        applied = self._vv
+        if frame.first_seq > applied.get(frame.origin, 0) + 1:
+            self._wait_for(frame.origin, frame.first_seq - 1, frame)
+            return
+        for origin, seq in frame.context.items():
+            if applied.get(origin, 0) < seq:
+                self._wait_for(origin, seq, frame)
+                return
+        heappush(self._surfaced, (frame.origin, frame.first_seq))
+
+    def _wait_for(self, origin: Origin, seq: int, frame: Frame) -> None:
+        heappush(self._waiting.setdefault(origin, []), (seq, frame.origin, frame.first_seq))
+
     def apply_held(self, applied: list[Frame]) -> None:
-        """Apply the held frames that are ready now, and drop those that are duplicates by now."""
-        progress = True
-        while progress:
-            progress = False
-            for origin in sorted(self._held):
-                waiting = self._held[origin]
-                done = self._vv.get(origin, 0)
-                for first in [n for n in waiting if n <= done]:
-                    self._release(origin, first)
-                frame = waiting.get(done + 1)
-                if frame is None or self._readiness(frame, self._vv) is not Outcome.APPLIED:
-                    continue
-                self._release(origin, frame.first_seq)
+        """Apply the held frames that are ready now, the least origin's first.
+
+        Each is looked at once for each origin that it waits for, however many are held.
+        """
+        for origin in list(self._waiting):
+            self._wake(origin)
+        while self._surfaced:
+            origin, first = heappop(self._surfaced)
+            frame = self._release(origin, first)
+            if frame is not None:
                 self.apply(frame)
                 applied.append(frame)
-                progress = True
+                self._wake(origin)
 
-    def _release(self, origin: Origin, first_seq: int) -> None:
-        waiting = self._held[origin]
-        frame = waiting.pop(first_seq)
+    def _wake(self, origin: Origin) -> None:
+        """Look at the held frames that waited for what is applied of an origin by now."""
+        waiting, done = self._waiting.get(origin), self._vv.get(origin, 0)
+        while waiting and waiting[0][0] <= done:
+            _, waiter, first = heappop(waiting)
+            frame = self._held.get(waiter, {}).get(first)
+            if frame is not None:
+                self._wait(frame)
+        if waiting is not None and not waiting:
+            del self._waiting[origin]
+
+    def _release(self, origin: Origin, first_seq: int) -> Frame | None:
+        """Hold a frame no longer; None if it is not held."""
+        held = self._held.get(origin)
+        frame = None if held is None else held.pop(first_seq, None)
+        if held is None or frame is None:
+            return None
         self._held_frames -= 1
         self._held_bytes -= frame.size
-        if not waiting:
+        if not held:
             del self._held[origin]
+        return frame
+
+    def _release_covered(self, origin: Origin, first_seq: int, last_seq: int) -> None:
+        """Hold no longer what begins within commits that were applied by another way. O(the lesser of those and the held)."""
+        held = self._held.get(origin)
+        if held:
+            within = range(first_seq, last_seq + 1)
+            for first in [n for n in within if n in held] if len(within) < len(held) else [n for n in held if n in within]:
+                self._release(origin, first)
 
     def drop_held(self) -> None:
         """Forget every held frame: a restart does, and so may a session that subscribes anew."""
         self._held = {}
         self._held_frames = 0
         self._held_bytes = 0
+        self._waiting = {}
+        self._surfaced = []
 
     # -- request ids ----------------------------------------------------------------------------------------------
 
@@ -511,22 +587,20 @@ class Replica:
     def jump(self, vv: VersionVector, hashes: Mapping[Origin, bytes]) -> None:
         """After a snapshot's records were put: take over its vector and hashes. Held frames that it covers go."""
         for origin, seq in vv.items():
-            if seq > self._vv.get(origin, 0):
+            before = self._vv.get(origin, 0)
+            if seq > before:
                 self._vv[origin] = seq
                 self._hashes[origin] = (seq, hashes[origin])
+                self._stamps.pop(origin, None)
+                self._release_covered(origin, before + 1, seq)
         self._context = None
         self._template = None
-        self._apply_held_duplicates()
-
-    def _apply_held_duplicates(self) -> None:
-        for origin in list(self._held):
-            for first in [n for n in self._held[origin] if n <= self._vv.get(origin, 0)]:
-                self._release(origin, first)
 
     def fold(self) -> None:
         """Write everything that changed to the engine, in one batch with the replica's own record."""
         assert not self._rows, "a frame is being made"
         self._requests.fold()
+        self.heads.fold()
         self.state.fold(lambda digest: {META_KEY: _encode(self._meta(digest))})
 
     def _meta(self, digest: int) -> Meta:
@@ -542,6 +616,7 @@ class Replica:
             digest.to_bytes(16, "big"),
             self.position,
             self.journal.counts,
+            dict(self._stamps),
         )
 
     def _keep_hash(self, frame: Frame) -> None:

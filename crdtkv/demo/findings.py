@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crdtkv.core.causality import Dot
-from crdtkv.demo.lag import LagMeter, Pair
 from crdtkv.demo.records import JournalEntry, Observation, Write
 from crdtkv.demo.verifier import Check, CutProof, Verdict
+from crdtkv.instruments.lag import LagMeter, Pair
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Writes what the demo found: `report.json` with every number, and `index.html`, one page that needs no network.
 
-`docs/demo.md` describes the JSON. The page is a packaged template with the same JSON inside; its script draws the
-charts as SVG. What is unknown is null, never zero.
+`docs/demo.md` describes the JSON. The page is `crdtkv.instruments`'s frame with the same JSON inside; `report.js` arranges
+its sections. What is unknown is null, never zero.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from crdtkv.core.clock import ms_of
 from crdtkv.demo.findings import Clash, Findings, Phase
-from crdtkv.demo.lag import LagSummary, Pair
 from crdtkv.demo.records import Kind, Write
 from crdtkv.demo.verifier import Check, short
+from crdtkv.instruments.lag import LagSummary, Pair
+from crdtkv.instruments.page import compose
 
 FORMAT = 1
 """Raised when a field changes its meaning or goes away; new fields do not raise it."""
@@ -29,7 +29,6 @@ TIMELINE_TAIL_S = 0.3
 """How far the timeline goes on after the last write."""
 PAGE_CONFLICTS_MAX = 400
 """How many conflicts the page carries; `report.json` has all."""
-_PLACEHOLDER = "/*REPORT*/"
 
 
 def build_report(findings: Findings, version: str) -> dict[str, Any]:
@@ -111,12 +110,7 @@ def render_page(report: dict[str, Any]) -> str:
     conflicts = {**report["conflicts"], "list": report["conflicts"]["list"][:PAGE_CONFLICTS_MAX]}
     counters = {**report["counters"], "values": {}}
     inside = {**report, "conflicts": conflicts, "counters": counters}
-    # Inside a script element only `<` could end it early; JSON allows it escaped.
-    text = json.dumps(inside, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    template = resources.files("crdtkv.demo").joinpath("report.html.template").read_text(encoding="utf-8")
-    head, found, tail = template.partition(_PLACEHOLDER)
-    assert found, "the template has lost its placeholder"
-    return head + text + tail
+    return compose("crdtkv demo report", inside, "report.json", "crdtkv.demo", "report.js")
 
 
 def is_add_win(clash: Clash) -> bool:

@@ -15,20 +15,20 @@ import datetime
 import math
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from crdtkv.core.causality import EMPTY_VV, Dot, VersionVector
 from crdtkv.demo.dataset import Airport, Dataset
 from crdtkv.demo.findings import Clash, Cut, Findings, Geography, Phase, Story
-from crdtkv.demo.lag import LagMeter
 from crdtkv.demo.narrator import Narrator
 from crdtkv.demo.records import JournalEntry, Kind, Observation, Op, Slot, Write
 from crdtkv.demo.regions import Network, Region
 from crdtkv.demo.verifier import Check, Verdict, describe, prove_cut, short, verify
 from crdtkv.demo.workload import Editor, StagedConflict, load_commit, pulse, staged_conflicts
-from crdtkv.errors import CrdtkvError, DeadlineExceededError
+from crdtkv.errors import DeadlineExceededError
+from crdtkv.instruments.lag import LagMeter
+from crdtkv.instruments.tasks import background
 
 _POLL_S = 0.05
 _PULSES_IN_FLIGHT_MAX = 64
@@ -116,7 +116,7 @@ class Demo:
     async def run(self) -> Findings:
         """Do all of it. Raises only if it could not be done; what was found wanting is in the findings."""
         staged = self._stage()
-        async with _background() as start:
+        async with background() as start:
             for region in self._regions.values():
                 start(self._watch(region))
             for name in self._regions:
@@ -517,22 +517,3 @@ def _describe_dataset(dataset: Dataset, regions: Sequence[str]) -> dict[str, obj
         "time_zones": len({a.zone for a in dataset.airports}),
         "per_region": {r: len(dataset.owned_by(r)) for r in regions},
     }
-
-
-@contextlib.asynccontextmanager
-async def _background() -> AsyncIterator[Callable[[Coroutine[Any, Any, None]], None]]:
-    """Yields a function that starts tasks; they are cancelled when the block ends, and if one fails, so does the block."""
-    tasks: list[asyncio.Task[None]] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield lambda work: tasks.append(group.create_task(work))
-            for task in tasks:
-                task.cancel()
-    except* CrdtkvError as failed:
-        # One line for people: the first failure is the cause, the others follow from it.
-        raise _first(failed) from failed
-
-
-def _first(group: BaseExceptionGroup[CrdtkvError]) -> CrdtkvError:
-    found = group.exceptions[0]
-    return _first(found) if isinstance(found, BaseExceptionGroup) else found

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from crdtkv.node.config import Limits, NodeConfig, Tls
+from crdtkv.transport.loading import load_grpc
 
 if TYPE_CHECKING:
     from crdtkv.node.embed import Node
@@ -26,6 +27,8 @@ __all__ = ["Limits", "Node", "NodeConfig", "Tls", "run"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("run", "Node"):
+        load_grpc()
     if name == "run":
         from crdtkv.node.server import run
 

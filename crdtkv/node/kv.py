@@ -281,7 +281,7 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
         worker = self._serving()
         loop = asyncio.get_running_loop()
         news = asyncio.Event()
-        feed = await worker.read(self._store.subscribe, prefix, since, lambda: loop.call_soon_threadsafe(news.set))
+        feed = await self._subscribe(worker, prefix, since, lambda: loop.call_soon_threadsafe(news.set))
         last = since
         try:
             # An empty page at once: the watch is in place, and what is written from now on will be seen.
@@ -303,7 +303,29 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
                     except TimeoutError:
                         await self._send(context, kv_pb2.Page(), last)
         finally:
-            feed.close()
+            worker.read_soon(feed.close)  # takes the store's lock
+
+    async def _subscribe(self, worker: StorageWorker, prefix: str, since: str | None, notify: Callable[[], object]) -> Any:
+        """A feed from a reader thread. A call that is cancelled meanwhile leaves none behind."""
+        cancelled = threading.Event()
+
+        def subscribe() -> Any:
+            feed = self._store.subscribe(prefix, since, notify)
+            if cancelled.is_set():
+                feed.close()  # here: when this gets to the loop, a node that shuts down has no reader any more
+            return feed
+
+        def unsubscribe(done: asyncio.Future[Any]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                worker.read_soon(done.result().close)  # it may have been made before it heard; closing twice is fine
+
+        subscribing = asyncio.ensure_future(worker.read(subscribe))
+        try:
+            return await asyncio.shield(subscribing)
+        except asyncio.CancelledError:
+            cancelled.set()
+            subscribing.add_done_callback(unsubscribe)
+            raise
 
     async def _stream(self, context: Context, work: Coroutine[Any, Any, None]) -> None:
         """Run a streaming call as a task of its own, so that `close` can cut it."""
@@ -387,7 +409,13 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
     @unary
     async def GetCounter(self, request: Any, context: Context) -> Any:
         payload, token = await self._one(context, "cget", [request.key])
-        return kv_pb2.CounterReply(found=payload is not None, value=payload or 0, token=token)
+        if type(payload) is not int or not -(2**63) <= payload < 2**63:
+            raise InvalidValueError(
+                f"key {request.key!r}: the counter reads {payload}, which this call's 64 bits cannot hold: read it over a Session or Scan",
+                key=request.key,
+                value=str(payload),
+            )
+        return kv_pb2.CounterReply(found=True, value=payload, token=token)
 
     @unary
     async def PutField(self, request: Any, context: Context) -> Any:

@@ -29,7 +29,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from grpc import aio
@@ -82,6 +82,7 @@ class NodeServer:
             transport = GrpcTransport(credentials, self._limits.message_bytes_max)
         self._peers = Peers(peers, transport, replication)
         self._worker: StorageWorker | None = None
+        self._follows: Callable[[], None] | None = None  # ends it
         self.failed = asyncio.Event()
         """The store can no longer keep its promises (a failed fsync): stop the node."""
         self.address = ""
@@ -126,7 +127,7 @@ class NodeServer:
         )
         self._worker = worker
         await self._peers.open(store, worker, sync=sync)
-        store.on_commit(worker.poke)
+        self._follows = store.on_commit(worker.poke)
         self._kv.open(store, worker)
         self._admin.open(store, worker)
         await self._health.set(KEY_VALUE, health_pb2.HealthCheckResponse.SERVING)
@@ -152,6 +153,8 @@ class NodeServer:
             self._peers.abandon()
         if self._server is not None:
             await self._server.stop(max(0.0, min(1.0, grace_s - (time.monotonic() - began))))
+        if self._follows is not None:
+            await asyncio.to_thread(self._follows)  # may wait for the store's lock
         if self._worker is not None:
             await self._worker.stop()
         level = logging.DEBUG if self._worker is None else logging.INFO  # a node that never opened has nothing to say

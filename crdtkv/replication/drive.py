@@ -188,7 +188,7 @@ class Drive:
         group, before = self._end_apply(), self._vv
         self._applied_by_ms = self._apply_began_ms
         for arrival in group:
-            arrival.session.settle(arrival.relayed, 1)
+            arrival.session.settle(arrival.relayed, arrival.frames)
         self._refresh()
         if self._vv != before:
             self._resubscribe_after_ms = self._settings.resubscribe_ms
@@ -201,30 +201,36 @@ class Drive:
     def apply_failed(self, error: CrdtkvError, now_ms: float) -> None:
         """The last `Work.apply` raised. Who is to blame loses its link; `details["fork"]` of the error makes it a quarantine.
 
-        With several links in the group and content to blame, each link's frames are tried alone first.
+        The frame to blame, which `details` name by origin and seq, may be one that was held and that the group only made
+        ready. Else, with several links in the group and content to blame, each link's frames are tried alone first.
         """
         self._begin(now_ms)
         group = self._end_apply()
         self._refresh()
         links = list(dict.fromkeys(arrival.link for arrival in group))
         details = {k: v for k, v in error.details.items() if isinstance(v, (str, int))}
-        held = self._held_by(details["origin"], group) if details.get("fork") and "origin" in details else []
+        held = self._held_by(details, group) if isinstance(error, CorruptionError) else []
         for session in held:
-            session.quarantine(error.message, **details)
+            self._blame(session, error, details)
         if held or (isinstance(error, CorruptionError) and len(links) > 1):
             self._alone += [[arrival for arrival in group if arrival.link == link] for link in links]
             return
         for session in {id(arrival.session): arrival.session for arrival in group}.values():
-            if details.get("fork"):
-                session.quarantine(error.message, **details)
-            else:
-                session.close(Code.APPLY, f"received frames could not be applied: {error.message}")
+            self._blame(session, error, details)
 
-    def _held_by(self, origin: str | int, group: Sequence[_Arrival]) -> list[Session]:
-        """Whose frames of an origin are held, if none of it is in the group: that only made the broken one ready."""
-        if any(frame.origin == origin for arrival in group for frame in arrival.frames):
+    @staticmethod
+    def _blame(session: Session, error: CrdtkvError, details: Mapping[str, str | int]) -> None:
+        if details.get("fork"):
+            session.quarantine(error.message, **details)
+        else:
+            session.close(Code.APPLY, f"received frames could not be applied: {error.message}")
+
+    def _held_by(self, details: Mapping[str, str | int], group: Sequence[_Arrival]) -> list[Session]:
+        """Over whose links a frame came that is named and not in the group: that only made it ready."""
+        origin, seq = details.get("origin"), details.get("seq")
+        if origin is None or seq is None or any(frame.origin == origin and frame.first_seq == seq for a in group for frame in a.frames):
             return []
-        return [peer.session for peer in self._peers.values() if peer.session.waits_with(origin)]
+        return [peer.session for peer in self._peers.values() if peer.session.waits_with(origin, seq)]
 
     def set_writable(self, link: Link, writable: bool, now_ms: float) -> None:
         """Whether the link takes messages: while it does not, what is to be sent gathers, and stays bounded."""

@@ -3,8 +3,11 @@
 Three ideas, kept apart:
 
 - *Window*: how many messages of frames are on their way. It is clocked by the receiver having dealt with a message
-  (applied its frames or held them) and scaled to the round trip, so that a near peer gets few large messages, and a far
-  one is not stalled. It bounds delay, not memory.
+  (applied its frames or held them) and scaled to the round trip, so that a far peer is not stalled, and for one that
+  falls behind what is written gathers into few large messages. It bounds delay, not memory.
+- *Acks* are gathered: a message costs both sides the same whatever it holds, and one ack per message would double their
+  number. The receiver tells at once what many messages or bytes it dealt with, and the rest a few ms later (`AckTimer`). The
+  smallest window holds twice as many messages as one ack tells of, so a sender never waits for an ack that waits for more.
 - *Credit*: how many bytes of frames the receiver will take, as a total since the hello. It is granted anew as frames
   become part of the state, so it bounds what one peer can make another hold. Own and relayed frames have separate
   credit: with one for both, held own frames could use up what the relayed frames that they wait for need.
@@ -181,10 +184,10 @@ class OwnTail:
 class Outgoing:
     """One stream of frames, at its sender: what was sent, what may be.
 
-    Invariant: `acked_messages <= sent_messages`, `sent_bytes <= granted_bytes`.
+    Invariant: `acked_messages <= sent_messages`, `sent_bytes <= granted_bytes`; `_sizes` are those of the messages in flight.
     """
 
-    __slots__ = ("acked_messages", "flushed_ms", "granted_bytes", "sent_bytes", "sent_messages", "settings")
+    __slots__ = ("_sizes", "acked_messages", "flushed_ms", "granted_bytes", "in_flight_bytes", "sent_bytes", "sent_messages", "settings")
 
     def __init__(self, settings: ReplicationSettings) -> None:
         self.settings = settings
@@ -192,6 +195,8 @@ class Outgoing:
         self.sent_bytes = 0
         self.sent_messages = 0
         self.acked_messages = 0
+        self.in_flight_bytes = 0
+        self._sizes: deque[int] = deque()
         self.flushed_ms = float("-inf")
 
     @property
@@ -203,24 +208,35 @@ class Outgoing:
         return self.sent_messages - self.acked_messages
 
     def window(self, round_trip_ms: float | None) -> int:
-        """How many messages may be on their way. One while the round trip is short or not yet known."""
+        """How many messages may be on their way. One while the round trip is not yet known."""
         settings = self.settings
-        if round_trip_ms is None or round_trip_ms < settings.round_trip_short_ms:
+        if round_trip_ms is None:
             return 1
-        return min(settings.window_messages_max, 2 + int(round_trip_ms / max(settings.flush_ms, 1)))
+        more = 0 if self._is_short(round_trip_ms) else int(round_trip_ms / max(settings.flush_ms, 1))
+        return min(settings.window_messages_max, settings.window_messages_min + more)
 
     def has_room(self, round_trip_ms: float | None) -> bool:
-        return self.in_flight < self.window(round_trip_ms) and self.credit > 0
+        """Whether another message may leave. On a short link all that is on its way is less than one full message, and that last one."""
+        if self.in_flight >= self.window(round_trip_ms) or self.credit <= 0:
+            return False
+        return self.in_flight_bytes < self.settings.message_bytes_max or not self._is_short(round_trip_ms)
+
+    def _is_short(self, round_trip_ms: float | None) -> bool:
+        return round_trip_ms is None or round_trip_ms < self.settings.round_trip_short_ms
 
     def flush_due_ms(self, round_trip_ms: float | None) -> float:
         """When the next message may leave, as far as pace goes."""
-        if round_trip_ms is None or round_trip_ms < self.settings.round_trip_short_ms:
-            return float("-inf")
-        return self.flushed_ms + self.settings.flush_ms
+        return self.flushed_ms + self.pace_ms(round_trip_ms)
+
+    def pace_ms(self, round_trip_ms: float | None) -> int:
+        """The least time between two messages: on a short link they may follow each other at once."""
+        return 0 if self._is_short(round_trip_ms) else self.settings.flush_ms
 
     def sent(self, size: int, now_ms: float) -> None:
         self.sent_bytes += size
         self.sent_messages += 1
+        self.in_flight_bytes += size
+        self._sizes.append(size)
         self.flushed_ms = now_ms
         assert self.sent_bytes <= self.granted_bytes
 
@@ -228,6 +244,8 @@ class Outgoing:
         """Take in the receiver's count; whether it is possible."""
         if not self.acked_messages <= messages <= self.sent_messages:
             return False
+        for _ in range(messages - self.acked_messages):
+            self.in_flight_bytes -= self._sizes.popleft()
         self.acked_messages = messages
         return True
 
@@ -237,6 +255,34 @@ class Outgoing:
             return False
         self.granted_bytes = total
         return True
+
+
+class AckTimer:
+    """When the next ack is due: soon after something is to be told, at once when that is much."""
+
+    __slots__ = ("_bytes", "_messages", "_settings", "due_ms")
+
+    def __init__(self, settings: ReplicationSettings) -> None:
+        self._settings = settings
+        self.due_ms = float("inf")
+        self._messages = self._bytes = 0
+
+    def note(self, now_ms: float) -> None:
+        """Something is to be told."""
+        self.due_ms = min(self.due_ms, now_ms + self._settings.ack_delay_ms)
+
+    def settled(self, size: int, now_ms: float) -> None:
+        """A message of so many bytes was dealt with."""
+        self.note(now_ms)
+        self._messages += 1
+        self._bytes += size
+        if self._messages >= self._settings.ack_messages or self._bytes >= self._settings.ack_bytes:
+            self.due_ms = now_ms
+
+    def sent(self) -> None:
+        """All was told."""
+        self.due_ms = float("inf")
+        self._messages = self._bytes = 0
 
 
 class Incoming:

@@ -52,7 +52,7 @@ from crdtkv.replication.messages import (
     Unknown,
 )
 from crdtkv.replication.port import ReplicaPort
-from crdtkv.replication.progress import Incoming, OwnTail
+from crdtkv.replication.progress import AckTimer, Incoming, OwnTail
 from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Relay, State
 from crdtkv.replication.streams import OwnStream, Plan, RelayStream
@@ -139,7 +139,7 @@ class Session:
         self._pending: dict[str, Message] = {}
         """Decided and not sent yet, one per purpose: `relay`, `subscribe`, `bye`."""
         self._hello_due = True
-        self._ack_due = False
+        self._ack = AckTimer(settings)
         self._heartbeat_at_ms = now_ms
         self._heartbeat_number = 0
         self._beat_vv: VersionVector | None = None
@@ -210,16 +210,16 @@ class Session:
         if peer is not None:
             moved = vv.seq(peer) != self._vv.seq(peer) or durable.seq(peer) != self._durable.seq(peer)
             if moved or (self.relay in (Relay.ASKED, Relay.OPEN) and (vv != self._vv or durable != self._durable)):
-                self._ack_due = True
+                self._ack.note(self._now)
         self._vv, self._durable = vv, durable
         self.own_in.advance(vv)
         self.relay_in.advance(vv)
 
-    def settle(self, relayed: bool, count: int) -> None:
-        """The frames of so many messages were applied, or are held: their sender may go on. Precedes `advance`."""
+    def settle(self, relayed: bool, frames: Sequence[Frame]) -> None:
+        """The frames of one message were applied, or are held: their sender may go on. Precedes `advance`."""
         incoming = self.relay_in if relayed else self.own_in
-        incoming.settled_messages += count
-        self._ack_due = True
+        incoming.settled_messages += 1
+        self._ack.settled(sum(frame.size for frame in frames), self._now)
 
     def ask_relay(self) -> None:
         """Ask the peer for what third origins wrote and this replica lacks."""
@@ -262,7 +262,7 @@ class Session:
         if self.state is not State.LIVE:
             return Ready(tuple(out), self._heard_ms + self._settings.hello_timeout_ms)
         out.extend(self._pending.values())
-        if self._ack_due:
+        if self._ack.due_ms <= self._now:
             out.append(Ack(self._vv, self._durable, self.own_in.settled_messages, self.relay_in.settled_messages))
         if self.own_in.grant_due or self.relay_in.grant_due:
             out.append(Credit(self.own_in.next_grant, self.relay_in.next_grant))
@@ -270,6 +270,8 @@ class Session:
             number, received_wall_ms, received_ms = self._reply
             out.append(HeartbeatReply(number, int(received_wall_ms * 1000), int((self._now - received_ms) * 1000)))
         wake_at_ms = self._heard_ms + self._settings.dead_after_ms
+        if self._ack.due_ms > self._now:
+            wake_at_ms = min(wake_at_ms, self._ack.due_ms)
         if self._heartbeat_at_ms <= self._now:
             wall_us = max(0, int(self._wall_ms() * 1000))
             # Settling a digest costs the replica work: only when it is idle, and in the first heartbeat.
@@ -294,8 +296,8 @@ class Session:
                     out.append(CannotRelay(plan.refused, own=not plan.relayed))
             elif plan.frames:
                 out.append(Frames(plan.relayed, tuple(frame.data for frame in plan.frames)))
-                if flow.window(round_trip_ms) > 1:
-                    wake_at_ms = min(wake_at_ms, self._now + self._settings.flush_ms)
+                if stream.has_more_after(plan):
+                    wake_at_ms = min(wake_at_ms, self._now + flow.pace_ms(round_trip_ms))
             elif plan.is_searching:
                 wake_at_ms = self._now
         return Ready(tuple(out), wake_at_ms, tuple(plans))
@@ -307,7 +309,7 @@ class Session:
                 case Hello():
                     self._hello_due = False
                 case Ack():
-                    self._ack_due = False
+                    self._ack.sent()
                 case Credit():
                     self.own_in.granted_bytes, self.relay_in.granted_bytes = message.own_bytes, message.relay_bytes
                 case HeartbeatReply():
@@ -360,9 +362,11 @@ class Session:
                     worst = (missing, since)
         return worst
 
-    def waits_with(self, origin: str | int) -> bool:
-        """Whether a frame of an origin came over this link and is not applied."""
-        return any(frame.origin == origin for incoming in (self.own_in, self.relay_in) for frame, _ in incoming.waiting)
+    def waits_with(self, origin: str | int, seq: str | int) -> bool:
+        """Whether the frame of an origin that begins at a seq came over this link and is not applied."""
+        return any(
+            frame.origin == origin and frame.first_seq == seq for incoming in (self.own_in, self.relay_in) for frame, _ in incoming.waiting
+        )
 
     @property
     def sends_own(self) -> bool:

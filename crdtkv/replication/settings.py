@@ -29,9 +29,13 @@ class ReplicationSettings:
         message_frames_max: how many frames one message carries; at most `messages.FRAMES_MAX`.
         own_credit_bytes, relay_credit_bytes: what each peer may have on its way or held here, per kind. Memory per peer
             is at most their sum; at least twice the largest frame, or that frame could never be sent.
-        round_trip_short_ms: on a link faster than this one message is on its way at a time: the next carries all that gathered.
+        round_trip_short_ms: on a link faster than this messages follow each other at once, within the smallest window.
         flush_ms: on a slower link, the least time between two messages of frames.
+        window_messages_min: how many messages of frames may be on their way on the fastest link; then what is written gathers.
+            Twice the peer's `ack_messages` or more, or the sender waits for acks that are being gathered.
         window_messages_max: how many messages of frames are on their way at most, however long the link.
+        ack_messages: so many messages dealt with are acknowledged at once; fewer wait for more.
+        ack_delay_ms: how long they wait at most. Lower: more messages, each of which costs both sides as much as one of frames.
         read_bytes_max: how much of the log one turn reads for one peer that catches up.
         tail_bytes_max: how much of the newest own frames stays in memory, shared by all peers.
         apply_bytes_max: how much received is applied as one group, unless one message is longer.
@@ -54,7 +58,10 @@ class ReplicationSettings:
     relay_credit_bytes: int = 32 * MIB
     round_trip_short_ms: int = 2
     flush_ms: int = 1
+    window_messages_min: int = 8
     window_messages_max: int = 64
+    ack_messages: int = 4
+    ack_delay_ms: int = 5
     read_bytes_max: int = 4 * MIB
     tail_bytes_max: int = 8 * MIB
     apply_bytes_max: int = 4 * MIB
@@ -82,6 +89,11 @@ class ReplicationSettings:
             raise ConfigError(f"message_bytes_max is {self.message_bytes_max:,}: at most {FRAME_BYTES_MAX:,}", setting="message_bytes_max")
         if self.message_frames_max > 8_192:
             raise ConfigError(f"message_frames_max is {self.message_frames_max:,}: at most 8,192", setting="message_frames_max")
+        if 2 * self.ack_messages > self.window_messages_min:
+            raise ConfigError(
+                f"window_messages_min is {self.window_messages_min}: it must be at least twice ack_messages, {self.ack_messages}",
+                setting="window_messages_min",
+            )
         if self.backoff_max_ms < self.backoff_min_ms:
             raise ConfigError("backoff_max_ms is less than backoff_min_ms", setting="backoff_max_ms")
         return self
@@ -90,6 +102,11 @@ class ReplicationSettings:
     def dead_after_ms(self) -> int:
         """A peer that has been silent for so long is dead."""
         return self.heartbeat_ms * self.heartbeats_missed_max
+
+    @property
+    def ack_bytes(self) -> int:
+        """So much dealt with is acknowledged at once: a peer that catches up is not kept waiting between full messages."""
+        return self.message_bytes_max // 4
 
 
 LOOPBACK: Final = ReplicationSettings(

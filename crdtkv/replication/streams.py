@@ -69,6 +69,10 @@ class OwnStream:
     def has_more(self) -> bool:
         return self.seq < self._tail.last_seq
 
+    def has_more_after(self, plan: Plan) -> bool:
+        """Whether something is left to be sent once `plan` is."""
+        return bool(plan.frames) and plan.frames[-1].last_seq < self._tail.last_seq
+
     def learn(self, seq: int) -> None:
         """The peer has the own commits up to `seq`, by whatever way."""
         if seq > self.seq:
@@ -134,6 +138,10 @@ class RelayStream:
     @property
     def has_more(self) -> bool:
         return self.is_open and (self._cursor is None or self._cursor < self._port.released())
+
+    def has_more_after(self, plan: Plan) -> bool:
+        """Whether something may be left to be sent once `plan` is."""
+        return plan.cursor is not None and plan.cursor < self._port.released()
 
     def plan(self, vv: VersionVector, peer: Origin, peer_vv: VersionVector, own_seq: int) -> Plan | None:
         """The next frames, in the order of the log.

@@ -233,6 +233,7 @@ class Auditor:
                 runs.setdefault(key, set()).add(run_name(subkey))
             elif TYPE_NAMES[type_code] != "register":
                 counted.setdefault(key, [0, 0])[TYPE_NAMES[type_code] == "map"] += 1
+        member.machine.replica.heads.fold()
         heads = {where for where, _ in state.scan(HEAD_SPACE, successor(HEAD_SPACE))}
         must(heads == {head_key(key) for key in counted.keys() | runs.keys()}, f"{member.region}: heads are {heads}")
         for key in counted.keys() | runs.keys():
@@ -356,6 +357,7 @@ class Auditor:
     @staticmethod
     def _bookkeeping(member: Member) -> dict[bytes, bytes]:
         state = member.machine.replica.state
+        member.machine.replica.heads.fold()
         return {key: record for space in _REPLAYED for key, record in state.scan(space, successor(space))}
 
     # -- at the end -----------------------------------------------------------------------------------------------

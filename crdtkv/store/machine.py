@@ -133,6 +133,18 @@ class Machine:
             self.fail(e)
             raise
 
+    def transact_add(self, key: bytes, delta: Delta) -> tuple[int, int]:
+        """`transact` of one element's add without expiry; `key` are the bytes of the delta's key."""
+        if self.replica.is_watched:
+            return self.transact([delta])
+        try:
+            return self.replica.commit_add(key, delta)
+        except ClockSkewError:
+            raise  # nothing has changed
+        except BaseException as e:
+            self.fail(e)
+            raise
+
     def gather(self, size: int) -> int:
         """Leave the commit just made in a frame that may still grow, instead of sealing it; that frame's position.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from crdtkv.core.causality import Origin
 from crdtkv.core.codec import TYPE_NAMES, SlotType, register_slot, slot_of, split_slot, type_range
-from crdtkv.core.heads import Head, decode_head, head_key
+from crdtkv.core.heads import Head
 from crdtkv.core.replica import Replica
 from crdtkv.core.state import State
 from crdtkv.core.types.base import Entry, decode_entries, visible
@@ -118,8 +118,7 @@ class Reader:
 
     def require(self, key: bytes, type_code: int) -> None:
         """Raise `WrongTypeError` if something visible is at the key, and not of this type."""
-        record = self._state.side_get(head_key(key))
-        head = None if record is None else decode_head(record)
+        head = self._replica.heads.get(key)
         if head is None:
             # No collection: a register may be written; a collection only where no register is visible.
             if type_code == SlotType.REGISTER or self.register(key) is None:

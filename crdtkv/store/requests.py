@@ -2,7 +2,8 @@
 
 A request is `[id, op, args, options]`, its reply `[id, 0, payload]` or `[id, 1, [code, message, details, retryable,
 maybe_applied]]`. All requests of a group run in order under one hold of the store's lock; each writing one is its own
-commit, and all the commits of the group are one frame and one append. A request that fails changes nothing and stops
+commit, and all the commits of the group are one frame and one append. Nothing here waits for the disk: whoever runs the
+group does, without the lock. A request that fails changes nothing and stops
 nobody else. Values and elements are canonical bytes both ways; they are checked, not decoded, on the way in.
 
 A writing request may carry an id (`options["rid"]`): a second request with it makes no second commit.
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crdtkv.core.codec import SlotType, check_size, check_value, encode_key, encode_value, slot_of
+from crdtkv.core.codec import SlotType, check_size, check_value, encode_key, encode_value, number_to_wire, slot_of
 from crdtkv.core.frame import DeltaKind
 from crdtkv.errors import CorruptionError, CrdtkvError, InvalidValueError, KeyNotFoundError
 from crdtkv.store.handles import encode_field
@@ -190,12 +191,14 @@ class _Group:
     def merge(self, data: bytes) -> list[Any]:
         # What a merge applies has to follow the commits of this group, and they it.
         self.seal()
-        result = self._store.merge(data)
+        result, _ = self._store._merge(data)
         return [result.applied, result.duplicates, result.conflicts, list(result.changed_keys)]
 
     def delete_prefix(self, prefix: str) -> Any:
         self.seal()
-        commit = self._store.delete_prefix(prefix)
+        commit = None
+        for delete in self._store._prefix_deletions(prefix):
+            commit = self._store._change(delete, "sync" if self.sync else None) or commit
         return None if commit is None else [commit.origin, commit.seq, commit.hlc]
 
     def count(self, prefix: str) -> int:
@@ -275,7 +278,7 @@ _READS: dict[str, Callable[..., Any]] = {
     "delete_prefix": _Group.delete_prefix,
     "scontains": _Group.contains,
     "slen": lambda g, key: g._store.set(key).size(),
-    "cget": lambda g, key: g._store.counter(key).get(),
+    "cget": lambda g, key: number_to_wire(g._store.counter(key).get()),
     "hget": _Group.field,
     "hcontains": lambda g, key, name: g.field(key, name) is not None,
     "hlen": lambda g, key: g._store.map(key).size(),

@@ -20,6 +20,7 @@ from crdtkv.core.codec import (
     encode_key,
     encode_prefix,
     key_range,
+    number_to_wire,
     prefix_range,
     slot_of,
     split_slot,
@@ -213,7 +214,7 @@ def _scan_rows(found: Iterator[tuple[str, int, Any]], page_bytes: int) -> Iterat
         if type_code == SlotType.REGISTER:
             yield [key, name, content, False], len(key) + len(content) + 16
         elif type_code == SlotType.COUNTER:
-            yield [key, name, content, False], len(key) + 24
+            yield [key, name, number_to_wire(content), False], len(key) + 24
         else:
             part: list[Any] = []
             size = 0

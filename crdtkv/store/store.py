@@ -17,6 +17,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +32,7 @@ from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, S
 from crdtkv.store.batch import Batch
 from crdtkv.store.exchange import delta_since, merge
 from crdtkv.store.handles import CounterHandle, MapHandle, SetHandle
+from crdtkv.store.housekeeping import Housekeeper
 from crdtkv.store.machine import Machine
 from crdtkv.store.opening import Opened
 from crdtkv.store.port import StorePort
@@ -99,6 +102,7 @@ class Store:
             self._watches.close()
             try:
                 if self._machine.failed is None:
+                    self._machine.seal()
                     self._machine.log.sync()
                     self._machine.fold()
                     self._machine.engine.flush()
@@ -159,7 +163,7 @@ class Store:
         raw = encode_key(key)
         delta: Delta = [DeltaKind.REGISTER_PUT, key, data]
         with self._lock:
-            self._check()
+            self._begin()
             if self._heads.exist:
                 self._reader.require(raw, SlotType.REGISTER)
             if ttl is not None:
@@ -252,7 +256,7 @@ class Store:
         """
         raw = encode_key(key)
         with self._lock:
-            self._check()
+            self._begin()
             self._reader.require(raw, SlotType.REGISTER)
             entry = self._reader.register(raw)
             if entry is None:
@@ -278,19 +282,15 @@ class Store:
         the whole is not. A key written meanwhile stays.
         """
         last: Commit | None = None
-        chunk: list[str] = []
-        for key in self._scan_keys(prefix):
-            chunk.append(key)
-            if len(chunk) == DELETE_PREFIX_KEYS:
-                last = self._delete_all(chunk, durability) or last
-                chunk = []
-        return (self._delete_all(chunk, durability) if chunk else None) or last
+        for delete in self._prefix_deletions(prefix):
+            last = self._transact(delete, durability) or last
+        return last
 
-    def _delete_all(self, keys: list[str], durability: str | None) -> Commit | None:
-        def remove(transaction: Transaction) -> bool:
-            return any([transaction.delete(key) for key in keys])
-
-        return self._transact(remove, durability)
+    def _prefix_deletions(self, prefix: str) -> Iterator[Callable[[Transaction], bool]]:
+        """What deletes the keys with a prefix, one transaction for so many of them."""
+        keys = self._scan_keys(prefix)
+        while chunk := list(islice(keys, DELETE_PREFIX_KEYS)):
+            yield partial(_delete_all, chunk)
 
     def _scan_keys(self, prefix: str) -> Iterator[str]:
         last = None
@@ -322,18 +322,22 @@ class Store:
     def _transact(self, build: Callable[[Transaction], bool], durability: str | None) -> Commit | None:
         """Run one transaction; None if it changed nothing."""
         with self._lock:
-            self._check()
-            transaction = Transaction(self._replica, self._reader)
-            if not build(transaction):
-                return None
-            deltas = transaction.deltas()
-            if not deltas:
-                return None
-            commit = self._finish(deltas, transaction.size, durability)
-        return self._settle(commit, durability)
+            commit = self._change(build, durability)
+        return None if commit is None else self._settle(commit, durability)
+
+    def _change(self, build: Callable[[Transaction], bool], durability: str | None) -> Commit | None:
+        """`_transact` with the lock held, up to the append: `_settle`, which may wait, follows without it."""
+        self._begin()
+        transaction = Transaction(self._replica, self._reader)
+        if not build(transaction):
+            return None
+        deltas = transaction.deltas()
+        return self._finish(deltas, transaction.size, durability) if deltas else None
 
     def _add(self, key: str, raw: bytes, elements: list[bytes], ttl: float | None, durability: str | None) -> Commit | None:
         """Add elements to a set in one commit: what a transaction of adds comes to, without one."""
+        if len(elements) == 1 and ttl is None and self._gathers:
+            return self._add_one(key, raw, elements[0])
         if not elements:
             return None
         deltas: list[Delta] = [[DeltaKind.SET_ADD, key, element] for element in dict.fromkeys(elements)]
@@ -341,7 +345,7 @@ class Store:
         if len(deltas) > 1:
             check_commit_size(size, self.settings.commit_bytes_max)
         with self._lock:
-            self._check()
+            self._begin()
             self._reader.require(raw, SlotType.SET)
             if ttl is not None:
                 expiry = self._expiry(ttl)
@@ -349,6 +353,19 @@ class Store:
                     delta.append(expiry)
             commit = self._finish(deltas, size, durability)
         return self._settle(commit, durability)
+
+    def _add_one(self, key: str, raw: bytes, element: bytes) -> Commit:
+        """The commonest add, of a store whose commits gather."""
+        delta: Delta = [DeltaKind.SET_ADD, key, element]
+        with self._lock:
+            self._begin()
+            self._reader.require(raw, SlotType.SET)
+            context = self._replica.context()
+            seq, hlc = self._machine.transact_add(raw, delta)
+            if self._gathers:
+                return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(len(element)), context, True))
+            commit = self._sealed(seq, hlc, context, None)  # somebody has come to follow the log since
+        return self._settle(commit, None)
 
     def _finish(self, deltas: list[Delta], size: int, durability: str | None) -> Commit:
         """Commit and append, with the lock held; `_settle` follows without it."""
@@ -363,6 +380,16 @@ class Store:
         if self._watches.active:
             self._watches.publish(position)
         return Commit(self.origin, seq, hlc, (self.shard, position, context))
+
+    def _begin(self) -> None:
+        """Before a write, with the lock held: check, and seal what an interrupt (Ctrl-C) left between its commit and its frame.
+
+        Such a commit is visible, and may not share a frame with one that was not made with it.
+        """
+        if self._closed is not None or self._machine.failed is not None:
+            self._check()
+        if not self._gathers and self._replica.making:
+            self._machine.seal(sync=self._sync_default)
 
     def _settled(self) -> None:
         """With the lock held: check, and seal what has gathered, for someone who will look at it."""
@@ -444,11 +471,20 @@ class Store:
             self._stop_gathering()
             return self._watches.subscribe(self._lock, prefix, since, self.settings.watch_changes_max, notify)
 
-    def on_commit(self, callback: Callable[[], None]) -> None:
-        """Call back after each append to the log, on the thread that made it."""
+    def on_commit(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back after each append to the log, on the thread that made it, until what this returns is called."""
+
+        def registered() -> None:  # one of its own for each call, so that each ends only itself
+            callback()
+
+        def end() -> None:
+            with self._lock:
+                self._callbacks = tuple(c for c in self._callbacks if c is not registered)
+
         with self._lock:
             self._stop_gathering()
-            self._callbacks = (*self._callbacks, callback)
+            self._callbacks = (*self._callbacks, registered)
+        return end
 
     def _stop_gathering(self) -> None:
         """Somebody follows the log: from now on each commit is sealed when it is made."""
@@ -521,27 +557,32 @@ class Store:
 
         Raises:
             CorruptionError: not such bytes. MissingHistoryError: they rest on commits that are not here.
-            WrongClusterError: they are of another cluster.
+            WrongClusterError: they are of another cluster. StorageError: they show that this directory has lost commits of its own.
         """
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise InvalidValueError(f"merge: needs bytes, got a {type(data).__name__}", field="data")
         with self._lock:
-            self._settled()
-            result, position = merge(self._machine, bytes(data), self._watches)
-            if self._replica.purges:
-                self._keep_house()
+            result, position = self._merge(data)
         if self._sync_default:
             self._wait_synced(position)
         for callback in self._callbacks:
             callback()
         return result
 
+    def _merge(self, data: bytes) -> tuple[MergeResult, int]:
+        """`merge` with the lock held, up to the append; with it the log's end."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise InvalidValueError(f"merge: needs bytes, got a {type(data).__name__}", field="data")
+        self._settled()
+        found = merge(self._machine, bytes(data), self._watches)
+        if self._replica.purges:
+            self._keep_house()
+        return found
+
     # -- for nodes ------------------------------------------------------------------------------------------------
 
     def execute(self, requests: Sequence[Sequence[Any]]) -> Executed:
         """Run a group of requests (rows `[id, op, args, opts]`): its writes are one frame and one append."""
         with self._lock:
-            self._check()
+            self._begin()
             executed = execute(self, requests)
         if executed.sync:
             self._wait_synced(executed.position)
@@ -611,7 +652,7 @@ class Store:
         """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""
         callbacks: tuple[Callable[[], None], ...] = ()
         with self._lock:
-            self._check()
+            self._begin()
             machine, replica = self._machine, self._replica
             position = machine.log.end()
             due = list(replica.due(1000))
@@ -637,37 +678,8 @@ class Store:
         return True
 
 
-class Housekeeper:
-    """A daemon thread that calls `Store.maintain` while its store is open; it keeps no store alive."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = weakref.ref(store)
-        self._interval_s = store.settings.async_sync_ms / 1000
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"crdtkv-{store.region}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        wait = self._interval_s
-        while not self._stop.wait(wait):
-            store = self._store()
-            if store is None or store.closed:
-                return
-            try:
-                store.maintain()
-            except StoreClosedError:
-                return
-            except Exception as e:
-                # Nobody is there to raise it to: the machine answers every later call with it.
-                store._machine.fail(e)
-                return
-            wait = 0.001 if store._replica.purges else self._interval_s
-            del store
-
-    def stop(self) -> None:
-        self._stop.set()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=10)
+def _delete_all(keys: list[str], transaction: Transaction) -> bool:
+    return any([transaction.delete(key) for key in keys])
 
 
 def _version() -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from crdtkv.core.apply import Touched
-from crdtkv.core.codec import TYPE_NAMES, SlotType, encode_value, slot_of
+from crdtkv.core.codec import TYPE_NAMES, SlotType, encode_value, number_to_wire, slot_of
 from crdtkv.core.frame import DeltaKind, Frame
 from crdtkv.core.token import Token, decode_token
 from crdtkv.errors import OverloadedError, StoreClosedError, TokenExpiredError
@@ -110,7 +110,7 @@ class Watches:
         kind, subkey, value = touched.kind, None, None
         if touched.type_code == SlotType.COUNTER:
             amount = self._reader.counter(key)
-            value = encode_value(amount or 0)
+            value = encode_value(number_to_wire(amount or 0))
         elif touched.kind != "clear":
             entry = self._reader.entry(slot_of(key, touched.type_code, touched.subkey))
             subkey = touched.subkey or None

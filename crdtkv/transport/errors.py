@@ -107,7 +107,7 @@ def from_rpc_error(error: grpc.RpcError, *, wrote: bool = False, where: str = ""
         if "larger than max" in text:
             return errors.ValueTooLargeError(f"{at}a message is over the limit: {text}", limit="message_bytes_max")
         return errors.OverloadedError(f"{at}{text}", maybe_applied=wrote)
-    return errors.RegionUnavailableError(f"{at}{_first_line(text) or code.name}", maybe_applied=wrote, status=code.name)
+    return errors.RegionUnavailableError(f"{at}{plain_reason(text) or code.name}", maybe_applied=wrote, status=code.name)
 
 
 @contextmanager
@@ -155,5 +155,30 @@ def _flag(fact: Any) -> bool | None:
     return fact if isinstance(fact, bool) else None
 
 
-def _first_line(text: str) -> str:
+_REASONS: Final = (
+    ("connection refused", "connection refused"),
+    ("name not found", "name not found"),
+    ("name or service not known", "name not found"),
+    ("nodename nor servname", "name not found"),
+    ("errors resolving", "the name cannot be resolved"),
+    ("dns resolution failed", "the name cannot be resolved"),
+    ("no route to host", "no route to host"),
+    ("network is unreachable", "network is unreachable"),
+    ("connection reset", "connection reset"),
+    ("timed out", "no answer within the time to connect"),
+    ("failed parsing http/2", "what listens there does not speak gRPC"),
+    ("expected settings frame", "what listens there does not speak gRPC"),
+    ("certificate_verify_failed", "its certificate is not trusted"),
+    ("ssl handshake failed", "the TLS handshake failed; does one side use TLS and the other not?"),
+)
+"""What gRPC's text for a connection that did not come about holds, and what that means. The first that is found counts."""
+
+
+def plain_reason(text: str) -> str:
+    """Why a connection did not come about, without the noise around it; other texts by their first line."""
+    lower = text.lower()
+    if lower.startswith(("failed to connect to all addresses", "errors resolving", "dns resolution failed", "connections to all backends")):
+        for found, reason in _REASONS:
+            if found in lower:
+                return reason
     return text.strip().partition("\n")[0]

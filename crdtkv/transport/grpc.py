@@ -19,6 +19,7 @@ from crdtkv.errors import ConfigError, RegionUnavailableError
 from crdtkv.pb.v1 import replication_pb2, replication_pb2_grpc
 from crdtkv.transport import MESSAGE_BYTES_MAX, channel_options
 from crdtkv.transport.base import Accept, PeerStream
+from crdtkv.transport.errors import plain_reason
 
 
 def _pem(name: str, path: Path | None) -> bytes | None:
@@ -43,7 +44,7 @@ def server_credentials(cert: Path, key: Path, ca: Path | None = None) -> grpc.Se
 
 
 def _why(error: aio.AioRpcError) -> str:
-    details = error.details() or ""
+    details = plain_reason(error.details() or "")
     return f"{error.code().name.lower().replace('_', ' ')}{': ' + details if details else ''}"
 
 

@@ -384,6 +384,65 @@ def test_close_is_idempotent_leaves_the_store_open_and_cuts_watchers() -> None:
             node.wait_ready()
 
 
+def test_nodes_that_come_and_go_on_one_store_leave_no_callback() -> None:
+    with crdtkv.open(region="us") as store:
+        for _ in range(3):
+            with crdtkv.Node(store):
+                assert len(store._callbacks) == 1
+            assert not store._callbacks
+
+
+def test_a_watch_that_is_cancelled_while_it_begins_leaves_no_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    with one_node() as (store, node), channel(node.address) as opened:
+        asked, go_on, made = threading.Event(), threading.Event(), []
+        subscribe = store.subscribe
+
+        def slow(*args: Any) -> Any:
+            asked.set()
+            assert go_on.wait(DEADLINE_S)
+            made.append(subscribe(*args))
+            return made[0]
+
+        monkeypatch.setattr(store, "subscribe", slow)
+        watch = kv_pb2_grpc.KeyValueStub(opened).Watch(kv_pb2.StreamRequest(op="watch", args=packed("")))
+        assert asked.wait(DEADLINE_S)
+        watch.cancel()
+        until(lambda: not node._server._kv.streams, "the call ends")
+        go_on.set()
+        until(lambda: made and not store._watches.count, "the watcher is gone")
+
+
+def test_a_watch_that_ends_while_the_store_is_busy_does_not_stop_the_loop() -> None:
+    with one_node() as (store, node), channel(node.address) as opened:
+        watch = kv_pb2_grpc.KeyValueStub(opened).Watch(kv_pb2.StreamRequest(op="watch", args=packed("")))
+        assert next(iter(watch)).rows == b""
+        with store._lock:
+            watch.cancel()
+            until(lambda: not node._server._kv.streams, "the call ends")
+            answer = health_pb2_grpc.HealthStub(opened).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            assert store._watches.count == 1  # it waits for the lock elsewhere
+        until(lambda: not store._watches.count)
+
+
+def test_a_counter_whose_sum_leaves_64_bits_is_read_by_clients(regions: Regions) -> None:
+    total = 2**63 - 1
+    with crdtkv.connect(regions.nodes["us"].address) as us:
+        changes = us.watch("n", timeout=DEADLINE_S)
+        for store in regions.stores.values():
+            store.counter("n").increment(total)
+        until(lambda: us.counter("n").value == 3 * total)
+        assert next(change for change in changes if change.value > 2 * total).value == 3 * total
+        assert dict(us.scan()) == {"n": 3 * total} and us.explain("n").value == 3 * total
+        with us.batch() as batch:
+            batch.counter("n").increment(-1)
+            assert batch.counter("n").value == 3 * total - 1
+    with channel(regions.nodes["us"].address) as opened, pytest.raises(grpc.RpcError) as caught:
+        kv_pb2_grpc.KeyValueStub(opened).GetCounter(kv_pb2.KeyRequest(key="n"))
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, crdtkv.InvalidValueError) and error.details == {"key": "n", "value": str(3 * total - 1)}
+
+
 # -- processes --------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ sources = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_
 
 def heads(replica: Replica) -> dict[bytes, tuple[object, ...]]:
     """What is kept beside collections, whatever order the runs came in."""
+    replica.heads.fold()
     keys = [where for where, _ in replica.state.scan(HEAD_SPACE, bytes([HEAD_SPACE[0] + 1]))]
     found = {}
     for where in keys:

@@ -11,10 +11,10 @@ import pytest
 
 from crdtkv.core.causality import Dot, Origin, VersionVector
 from crdtkv.demo.findings import Clash, Cut, Findings, Geography, Phase, Place, Story
-from crdtkv.demo.lag import LagMeter, Pair, cdf, quantile
 from crdtkv.demo.records import Entry, JournalEntry, Kind, Observation, Op, Slot, Write
 from crdtkv.demo.report import build_report, render_page, write_report
 from crdtkv.demo.verifier import Check, CutProof, verify
+from crdtkv.instruments.lag import LagMeter, Pair, cdf, quantile
 
 US, EU = Origin("us@1-00000000"), Origin("eu@1-00000000")
 HOSTILE = "</script><script>alert(1)</script><!--"

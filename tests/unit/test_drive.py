@@ -437,6 +437,27 @@ def test_a_fork_that_was_held_is_blamed_on_who_sent_it_and_not_on_who_made_it_re
     assert drive.is_settled and drive.is_connected("eu")
 
 
+def test_broken_rows_that_were_held_are_blamed_on_who_sent_them_and_not_on_who_made_them_ready() -> None:
+    # The innocent link was closed, and the sender of the broken rows stayed.
+    drive = Drive(ToyReplica("us"), LAN, now_ms=0, wall_ms=lambda: 0.0)
+    good, bad = ToyReplica("eu"), ToyReplica("ap")
+    for link, peer in (("good", good), ("bad", bad)):
+        drive.connect(link, 0, dialed=False)
+        drive.receive(link, hello_of(peer), 0)
+    broken = bad.write()
+    drive.receive("bad", Frames(False, (broken.data,)), 0)
+    drive.accept(drive.ready())
+    drive.applied(Applied(0, 1, 0), 0)
+    drive.receive("good", Frames(False, (good.write().data,)), 0)
+    drive.accept(drive.ready())
+    drive.apply_failed(CorruptionError("frame: a value is not bytes", origin=bad.origin, seq=broken.first_seq), 0)
+    drive.accept(work := drive.ready())
+    assert [(c.link, c.code) for c in work.closed] == [("bad", "apply")]
+    assert [frame.origin for frame in work.apply] == [good.origin]
+    drive.applied(Applied(1, 0, 1), 0)
+    assert drive.is_settled and drive.is_connected("eu")
+
+
 def test_when_the_disk_fails_the_links_are_closed_and_nothing_is_blamed_on_content() -> None:
     drive = Drive(ToyReplica("us"), LAN, now_ms=0, wall_ms=lambda: 0.0)
     peer = ToyReplica("eu")

@@ -141,7 +141,7 @@ def test_a_fork_is_refused_whole() -> None:
         rows = [[0, None, [0, "a", b"\x02"]]]
         twin = Frame.build(us.cluster, 0, us.origin, 1, original.hlc, EMPTY_VV, b"", rows)
         follows = Frame.build(us.cluster, 0, us.origin, 2, original.hlc + 9, EMPTY_VV, twin.hash, rows)
-        overlaps = Frame.build(us.cluster, 0, us.origin, 1, original.hlc, EMPTY_VV, b"", rows * 2)
+        overlaps = Frame.build(us.cluster, 0, us.origin, 1, original.hlc, EMPTY_VV, b"", [*rows, [1, *rows[0][1:]]])
         for fork in (follows, overlaps):
             before = state_of(eu)
             with pytest.raises(CorruptionError, match="fork"):

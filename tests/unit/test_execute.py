@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import crdtkv
 from crdtkv import Settings, Store
 from crdtkv.core.codec import encode_value as v
 from crdtkv.core.token import token_vv
+from crdtkv.results import Change, Explanation
 from tests.stores import Clock, store_at, sync
 
 
@@ -183,3 +186,65 @@ def test_a_hostile_row_gets_one_typed_answer_and_its_neighbours_theirs(store: St
     assert [r[1] for r in replies] == [0, 1, 0] and replies[1][2][0] not in ("CrdtkvError", "StorageError")
     assert "\n" not in replies[1][2][1] and len(replies[1][2][1]) < 400
     assert [k for k, _ in store.scan()] == ["after", "before"] and store._machine.log.end() <= 2
+
+
+def test_a_counter_whose_sum_leaves_64_bits_reads_right_over_the_wire() -> None:
+    # Each region kept to its limit. The sum could not be encoded: a watch broke the write that it watched.
+    total = 2**63 - 1
+    with store_at(Clock(), "us") as us, store_at(Clock(), "eu") as eu, store_at(Clock(), "ap") as ap:
+        feed = us.subscribe("n")
+        for store in (us, eu, ap):
+            store.counter("n").increment(-total)
+        sync(us, eu, ap)
+        assert us.counter("n").value == dict(us.scan())["n"] == -3 * total
+        assert ask(us, "cget", "n") == str(-3 * total) and ask(us, "cget", "absent") == 0
+        assert [row for page in us.open_scan("scan", ["n"]) for row in page] == [["n", "counter", str(-3 * total), False]]
+        assert [Change.from_row(row).value for row in feed.drain()] == [-total, -2 * total, -3 * total]
+        told = Explanation.from_wire(ask(us, "explain", "n"))
+        assert told.value == -3 * total and [write.value for write in told.writes] == [-total] * 3
+        change = Change("n", "counter", None, "increment", 3 * total, us.put("k", 1), "")
+        assert Change.from_row(change.to_row()).value == 3 * total
+
+
+def test_a_group_waits_for_no_fsync_and_calls_nobody_back_with_the_lock_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `delete_prefix` and `merge` did both inside the group: everybody else waited for the disk.
+    quiet = Settings(async_sync_ms=3_600_000)
+    with crdtkv.open(region="eu") as eu, crdtkv.open(tmp_path / "us", region="us", durability="sync", settings=quiet) as us:
+        eu.put("from eu", 1)
+        us.put("a/1", 1)
+        free: list[str] = []
+        sync_log, lock = us._machine.log.sync, us._lock
+
+        def note(what: str) -> None:
+            assert not lock._is_owned()  # type: ignore[attr-defined]
+            free.append(what)
+
+        def syncing() -> int:
+            note("sync")
+            return sync_log()
+
+        us.on_commit(lambda: note("told"))
+        with monkeypatch.context() as patched:
+            patched.setattr(us._machine.log, "sync", syncing)
+            executed = us.execute([[1, "delete_prefix", ["a/"], {"durability": "sync"}], [2, "merge", [eu.delta_since()], None]])
+        assert [reply[1] for reply in executed.replies] == [0, 0] and executed.replies[0][2][1] == 2
+        assert free == ["sync", "told"] and us._machine.log.synced() == executed.position
+        assert us.get("from eu") == 1 and us.count("a/") == 0
+
+
+def test_whoever_no_longer_follows_commits_is_not_called() -> None:
+    with store_at(Clock()) as store:
+        calls: list[str] = []
+
+        def callback() -> None:
+            calls.append("called")
+
+        ends = [store.on_commit(callback) for _ in range(2)]
+        store.put("k", 1)
+        ends[0]()
+        store.put("k", 2)
+        ends[0]()
+        store.put("k", 3)
+        ends[1]()
+        store.put("k", 4)
+        assert len(calls) == 4 and not store._callbacks

@@ -208,3 +208,14 @@ def test_which_frames_cross_a_multiple_of_the_interval() -> None:
         return Frame.build("test", 0, US, first, 1, EMPTY_VV, previous, [[0, None, PUT]] * count).crosses_interval()
 
     assert not crosses(1, 1023) and crosses(1, 1024) and crosses(1024, 1) and not crosses(1025, 1023) and crosses(1000, 100)
+
+
+def test_stamps_within_a_frame_strictly_increase() -> None:
+    def rows(*offsets: int) -> Frame:
+        return Frame.decode(wire(header(count=len(offsets)), [[offset, None, [K.REGISTER_PUT, "k", V]] for offset in offsets]))
+
+    assert [hlc for _, hlc, _, _ in rows(0, 1, 7).commits()] == [5, 6, 12]
+    for offsets in ((0, 0), (3, 2)):
+        with pytest.raises(CorruptionError, match="stamps do not increase") as refused:
+            rows(*offsets).rows()
+        assert refused.value.details == {"origin": US, "seq": 1}

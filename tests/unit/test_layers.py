@@ -30,7 +30,8 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"node", "client"}),
     frozenset({"aio"}),
     frozenset({"cluster", "simulation", "testing"}),
-    frozenset({"demo"}),
+    frozenset({"instruments"}),
+    frozenset({"demo", "bench"}),
     frozenset({"cli"}),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

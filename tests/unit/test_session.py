@@ -72,7 +72,7 @@ class Side:
         """Apply what arrived, as the drive does."""
         for relayed, frames in self.session.take_frames():
             self.replica.apply(frames)
-            self.session.settle(relayed, 1)
+            self.session.settle(relayed, frames)
         self.refresh()
 
     def pass_time(self, ms: float) -> None:
@@ -355,7 +355,7 @@ def test_on_a_long_link_the_window_grows_with_the_round_trip_and_messages_keep_t
         assert wake is not None
         side.now += LAN.flush_ms
         side.session.tick(side.now)
-    assert sent == 2 + 20 / LAN.flush_ms
+    assert sent == LAN.window_messages_min + 20 / LAN.flush_ms
     assert side.session.statistics().in_flight_messages == sent
 
 
@@ -537,6 +537,7 @@ def test_frames_are_handed_on_and_acked_once_applied(us: ToyReplica, eu: ToyRepl
     side.receive(Frames(False, tuple(f.data for f in frames[:2])), Frames(False, (frames[2].data,)))
     assert not any(isinstance(m, Ack) for m in side.send())
     side.apply()
+    side.pass_time(LAN.ack_delay_ms)
     ack = only(Ack, side.send())
     assert (ack.applied, ack.durable, ack.own_messages) == (us.vv(), us.durable_vv(), 2)
     assert us.vv() == eu.vv()
@@ -548,12 +549,83 @@ def test_an_ack_follows_when_what_was_applied_is_fsynced(us: ToyReplica, eu: Toy
     side.receive(Frames(False, (eu.write().data,)))
     ((_, frames),) = side.session.take_frames()
     us.apply(frames)
-    side.session.settle(False, 1)
-    side.session.advance(us.vv(), EMPTY_VV, 0.0)
+    side.session.settle(False, frames)
+    side.session.advance(us.vv(), EMPTY_VV, side.now)
+    side.pass_time(LAN.ack_delay_ms)
     first = only(Ack, side.send())
     assert (first.applied, first.durable) == (us.vv(), EMPTY_VV)
-    side.session.advance(us.vv(), us.vv(), 1.0)
+    side.session.advance(us.vv(), us.vv(), side.now)
+    side.pass_time(LAN.ack_delay_ms)
     assert only(Ack, side.send()).durable == us.vv()
+
+
+# -- how often acks are said ------------------------------------------------------------------------------------
+
+
+def deliver(side: Side, peer: ToyReplica, messages: int, *, size: int = 10) -> None:
+    """So many messages of one frame each arrive and are applied."""
+    for _ in range(messages):
+        side.receive(Frames(False, (peer.write(size=size).data,)))
+        side.apply()
+
+
+def test_few_messages_are_acked_together_after_the_delay_and_the_session_says_when(us: ToyReplica, eu: ToyReplica) -> None:
+    side = live(us, eu)
+    deliver(side, eu, 1)
+    side.pass_time(1)
+    deliver(side, eu, LAN.ack_messages - 2)
+    assert side.send() == []
+    assert side.session.ready().wake_at_ms == LAN.ack_delay_ms  # counted from the first of them
+    side.pass_time(LAN.ack_delay_ms - 1)
+    assert only(Ack, side.send()).own_messages == LAN.ack_messages - 1
+    side.pass_time(LAN.ack_delay_ms)
+    assert side.send() == []
+
+
+def test_many_messages_or_many_bytes_are_acked_at_once(us: ToyReplica, eu: ToyReplica) -> None:
+    side = live(us, eu)
+    deliver(side, eu, LAN.ack_messages)
+    assert only(Ack, side.send()).own_messages == LAN.ack_messages
+    deliver(side, eu, 1, size=LAN.ack_bytes)
+    assert only(Ack, side.send()).own_messages == LAN.ack_messages + 1
+
+
+@pytest.mark.parametrize("round_trip_ms", [0.3, 20.0])
+def test_a_sender_never_waits_for_an_ack_that_waits_for_more(us: ToyReplica, eu: ToyReplica, round_trip_ms: float) -> None:
+    """No time passes at the receiver, so no delay runs out there: what it says at once keeps the sender going."""
+    sender, receiver = live(us, eu), live(eu, us)
+    measure_round_trip(sender, round_trip_ms)
+    for _ in range(200):
+        sender.write()
+        sender.pass_time(LAN.flush_ms)
+        messages = sender.send()
+        assert len(frames_in(messages)) == 1
+        receiver.receive(*(m for m in messages if isinstance(m, Frames)))
+        receiver.apply()
+        sender.receive(*(m for m in receiver.send() if isinstance(m, Ack)))
+    assert sender.session.statistics().in_flight_messages < LAN.ack_messages
+
+
+def test_what_a_slow_receiver_has_not_dealt_with_stays_within_the_window_and_the_rest_gathers(us: ToyReplica, eu: ToyReplica) -> None:
+    side = live(us, eu)
+    measure_round_trip(side, 0.3)
+    frames = [frame for _ in range(100) for frame in [side.write()] if frame not in frames_in(side.send())]
+    assert side.session.statistics().in_flight_messages == LAN.window_messages_min
+    assert len(frames) == 100 - LAN.window_messages_min
+    eu.apply([frame for frame in us.frames.values() if frame not in frames])
+    side.receive(acked(side, eu, LAN.window_messages_min))
+    assert frames_in(side.send()) == frames  # in one message
+
+
+def test_on_a_short_link_no_more_is_on_its_way_than_about_one_full_message(us: ToyReplica, eu: ToyReplica) -> None:
+    settings = replace(LAN, message_bytes_max=10_000)
+    side = live(us, eu, settings)
+    measure_round_trip(side, 0.3)
+    sent = 0
+    for _ in range(100):
+        side.write(size=900)
+        sent += sum(frame.size for frame in frames_in(side.send()))
+    assert sent < 2 * settings.message_bytes_max
 
 
 def test_own_commits_alone_cause_no_ack(us: ToyReplica, eu: ToyReplica) -> None:

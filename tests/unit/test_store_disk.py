@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import crdtkv
 from crdtkv import Settings, Store
+from crdtkv.errors import StorageError
 from tests.stores import Clock, store_at
 
 SMALL = Settings(fold_records_max=16, clear_at_once_max=8, purge_slots=8, log_segment_bytes=8192)
@@ -81,3 +83,24 @@ def test_stamps_go_on_after_a_restart_whatever_the_wall_clock_says(tmp_path: Pat
         with Store(opened, "async", SMALL, clock) as store:
             stamps += [store.put("k", n).hlc for n in range(3)]
     assert stamps == sorted(set(stamps))
+
+
+def test_a_snapshot_that_knows_more_of_this_replica_than_itself_is_an_alarm_and_changes_nothing(tmp_path: Path) -> None:
+    # The store took over the number and went on, and nobody heard that it had lost what it had acknowledged.
+    with crdtkv.open(tmp_path / "us", region="us") as us:
+        us.put("k", 1)
+    shutil.copytree(tmp_path / "us", tmp_path / "copy")
+    with crdtkv.open(tmp_path / "us", region="us") as us, crdtkv.open(region="eu", settings=Settings(memory_log_bytes=1000)) as eu:
+        us.put("lost", 1)
+        eu.merge(us.delta_since())
+        for i in range(100):
+            eu.put(f"fill/{i}", "x" * 100)
+        snapshot = eu.delta_since()
+    shutil.rmtree(tmp_path / "us")
+    (tmp_path / "copy").rename(tmp_path / "us")
+    with crdtkv.open(tmp_path / "us", region="us") as restored:
+        before = restored.vv(), restored.digest()
+        with pytest.raises(StorageError, match="lost commits of its own; move it away") as alarm:
+            restored.merge(snapshot)
+        assert alarm.value.details == {"origin": restored.origin, "seq": 1, "their_seq": 2}
+        assert (restored.vv(), restored.digest()) == before and restored.get("fill/1") is None

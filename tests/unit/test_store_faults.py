@@ -168,3 +168,44 @@ def test_one_hot_key_is_folded_too(monkeypatch: pytest.MonkeyPatch) -> None:
         store.put("hot", number)
     assert store._machine._unfolded_bytes < 100_000
     assert store._machine.engine.get(b"m") is not None
+
+
+def interrupt_after_a_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C strikes a put between its commit and its frame."""
+    make = store._machine.transact_put
+
+    def interrupted(key: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
+        make(key, delta, request_id)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._machine, "transact_put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.put("interrupted", 1)
+
+
+def test_a_commit_that_was_interrupted_before_its_frame_joins_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It was sealed with the next write, which then stood for two commits, one of them of nobody who was told.
+    for write in ("put", "add", "execute", "expire"):
+        with store_at(Clock()) as store:
+            store.put("k", 0)
+            interrupt_after_a_commit(store, monkeypatch)
+            if write == "put":
+                store.put("k", 1)
+            elif write == "add":
+                store.set("s").add(1)
+            elif write == "execute":
+                store.execute([[1, "put", ["k", encode_value(1)], None]])
+            else:
+                store.expire("k", 10)
+            frames, _ = store._machine.log.read(0, bytes_max=1 << 20)
+            assert [frame.count for frame in frames] == [1, 1, 1], write
+            assert store.get("interrupted") == 1
+
+
+def test_a_commit_that_was_interrupted_is_there_after_a_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with crdtkv.open(tmp_path, region="us", settings=QUIET) as store:
+        interrupt_after_a_commit(store, monkeypatch)
+    assert store._machine.log.synced() == 1
+    with crdtkv.open(tmp_path, region="us", settings=QUIET) as again:
+        assert again.get("interrupted") == 1 and again.vv().seq(again.origin) == 1

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from grpc import aio
 
+import crdtkv
 from crdtkv.errors import RegionUnavailableError
 from crdtkv.pb.v1 import replication_pb2_grpc
 from crdtkv.transport import server_options
 from crdtkv.transport.base import InProcessNetwork, PeerStream, Transport
+from crdtkv.transport.errors import plain_reason
 from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport
 from crdtkv.transport.loop import background_loop
 
@@ -218,3 +220,30 @@ def test_a_partition_cuts_and_refuses_until_it_heals() -> None:
             await main()
 
     run_in_background(guarded())
+
+
+NOBODY = "failed to connect to all addresses; last error: "
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (NOBODY + "UNKNOWN: ipv4:127.0.0.1:1: Failed to connect to remote host: Connection refused", "connection refused"),
+        (
+            NOBODY + "UNKNOWN: ipv4:10.0.0.1:1: connection attempt timed out before receiving SETTINGS",
+            "no answer within the time to connect",
+        ),
+        (NOBODY + "INTERNAL: ipv4:127.0.0.1:1: Failed parsing HTTP/2 (Expected SETTINGS frame)", "what listens there does not speak gRPC"),
+        ("errors resolving a:1: [field:hostname lookup error:address lookup failed for a:1: Domain name not found]", "name not found"),
+        (NOBODY + "of a kind not met yet\nmore", NOBODY + "of a kind not met yet"),
+        ("a node's own words on a connection refused elsewhere", "a node's own words on a connection refused elsewhere"),
+    ],
+)
+def test_why_nobody_answered_is_said_without_the_noise_of_grpc(text: str, reason: str) -> None:
+    assert plain_reason(text) == reason
+
+
+def test_a_port_that_nobody_listens_on_is_a_connection_refused() -> None:
+    with pytest.raises(RegionUnavailableError) as refused, crdtkv.connect("127.0.0.1:1") as client:
+        client.get("k")
+    assert str(refused.value) == "no endpoint answered: 127.0.0.1:1: connection refused"

@@ -6,14 +6,15 @@ was due, not from when it was sent, charges a stalled writer for the writes that
 
 Whoever sees pulse n has seen all before it (one origin's commits arrive in order), so a pulse that a watcher skipped, because
 several arrived at once, was seen at the same moment. What has not been seen has no lag: it is unknown, never zero.
-Nothing here reads a clock; times are seconds since the demo began.
+Nothing here reads a clock; times are seconds since the run began.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 CDF_POINTS_MAX = 160
@@ -93,6 +94,14 @@ class LagMeter:
         """A watcher in `observer` saw the pulse `number` of `region`, and so all before it."""
         sightings = self._seen[Pair(region, observer)]
         sightings.extend([now_s] * (number + 1 - len(sightings)))
+
+    def due_s(self, region: str, number: int) -> float:
+        """When a pulse was due."""
+        return self._sources[region].due_s[number]
+
+    def samples(self, pair: Pair) -> Iterator[tuple[float, float | None]]:
+        """`(due, seen)` of every pulse, in order; seen is None if it never was."""
+        return itertools.zip_longest(self._sources[pair[0]].due_s, self._seen[pair])
 
     def last_due_s(self, region: str) -> float:
         """When the latest pulse of `region` was due; 0 if none was."""

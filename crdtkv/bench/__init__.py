@@ -1,0 +1,1 @@
+"""Instruments for users of a replicated store: how far behind each region is, and what has changed since another run."""

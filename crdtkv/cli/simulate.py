@@ -1,0 +1,105 @@
+"""`crdtkv simulate`: whole clusters in virtual time under seeded faults; what breaks is shrunk and told in words."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from crdtkv.cli.errors import DONE, FAILED
+from crdtkv.cli.output import JSON, emit, emit_json, output_option
+from crdtkv.simulation.case import FAULTS, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, run_case
+from crdtkv.simulation.options import SCENARIOS
+from crdtkv.simulation.programme import ALL, cases, explain, fields, parse_faults
+from crdtkv.simulation.rules import broken_rule
+from crdtkv.simulation.story import tell
+from crdtkv.simulation.world import Outcome
+
+
+def _faults(_: click.Context, __: click.Parameter, text: str) -> frozenset[str]:
+    try:
+        return parse_faults(text)
+    except ValueError as e:
+        raise click.BadParameter(str(e)) from e
+
+
+@click.command()
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first seed.")
+@click.option("--seeds", type=click.IntRange(min=1), help="How many seeds, from the first one on. [default: 1]")
+@click.option("--scenario", type=click.Choice([*SCENARIOS, ALL]), default=ALL, help="What to be biased to; all: one after another.")
+@click.option("--regions", type=click.IntRange(REGIONS_MIN, REGIONS_MAX), help="How many regions. [default: as the seed draws]")
+@click.option("--ops", type=click.IntRange(1, OPS_MAX), help="How many client requests. [default: as the seed draws]")
+@click.option("--faults", default=ALL, callback=_faults, metavar="all|none|LIST", help=f"What may go wrong: {', '.join(FAULTS)}.")
+@click.option("--until-failure", is_flag=True, help="Go on from seed to seed until one fails; with --seeds, for so many at most.")
+@click.option("--story", is_flag=True, help="Tell what happened in each run, event by event.")
+@click.option("--no-shrink", is_flag=True, help="Tell the first violation as it was found.")
+@output_option
+def simulate(
+    seed: int,
+    seeds: int | None,
+    scenario: str,
+    regions: int | None,
+    ops: int | None,
+    faults: frozenset[str],
+    until_failure: bool,
+    story: bool,
+    no_shrink: bool,
+    output: str,
+) -> int:
+    """Run the real replication in virtual time, under faults that a seed decides; check every invariant after every step.
+
+    One seed is one run, on every machine. The first violation is shrunk to a small case that breaks the same rule, and told: who
+    wrote what, what was cut, which rule broke, where states differ. Status 1 if there was any.
+    """
+    first = Case(seed=seed, regions=regions, ops=ops, faults=faults)
+    failures = 0
+    for case in cases(scenario, None if until_failure and seeds is None else seeds or 1, first):
+        _begin(case, output)
+        outcome = run_case(case)
+        told = list(tell(case).events) if story else []
+        cause = outcome.violations and not failures and _explained(case, outcome, shrinks=not no_shrink)
+        failures += bool(outcome.violations)
+        if output == JSON:
+            emit_json({**fields(outcome), **({"story": told} if story else {}), **({"explanation": cause} if cause else {})})
+        else:
+            _show(outcome, told, in_detail=story or not (seeds or until_failure))
+            if cause:
+                _show_cause(cause)
+        sys.stdout.flush()
+        if failures and until_failure:
+            break
+    return FAILED if failures else DONE
+
+
+def _begin(case: Case, output: str) -> None:
+    """The seed comes first of all: whatever happens then can be repeated."""
+    stream = sys.stderr if output == JSON else sys.stdout
+    stream.write(f"seed {case.seed} scenario {case.scenario}" + ("\n" if output == JSON else ""))
+    stream.flush()
+
+
+def _show(outcome: Outcome, told: list[str], *, in_detail: bool) -> None:
+    found = f"VIOLATION of {broken_rule(outcome.violations[0])}" if outcome.violations else "every invariant held"
+    emit(f": {outcome.events:,} events in {outcome.virtual_s:.1f} virtual s; {found}")
+    for line in (*told, *outcome.violations):
+        emit(f"  {line}")
+    if in_detail or outcome.violations:
+        emit(f"  met: {', '.join(f'{name} {count}' for name, count in outcome.rare.items())}")
+        emit(f"  trace {outcome.trace_sha256}")
+
+
+def _explained(case: Case, outcome: Outcome, *, shrinks: bool) -> dict[str, object]:
+    found, story, runs = explain(case, outcome, shrinks=shrinks)
+    return {"command": found.command(), "runs": runs, "story": story.events, "broken": story.broken, "states": story.states}
+
+
+def _show_cause(cause: dict[str, object]) -> None:
+    emit("")
+    emit(f"The smallest case found in {cause['runs']} runs:" if cause["runs"] else "What happened:")
+    for part in ("story", "broken", "states"):
+        lines = cause[part]
+        assert isinstance(lines, tuple)
+        for line in lines:
+            emit(f"  {line}")
+    emit(f"Again: {cause['command']}")
+    emit("")

@@ -1,0 +1,37 @@
+"""Composes a page that needs no network: the packaged frame, the report as JSON inside it, and the script that draws it.
+
+`page.html.template` holds the style, light and dark, `page.js` elements and charts; each instrument adds a script of its own
+that arranges its sections. Text of the report reaches the page only as JSON, and the scripts make text nodes of it.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+_PLACEHOLDERS = re.compile(r"/\*(TITLE|DATA|REPORT|SHARED|PAGE)\*/")
+
+
+def compose(title: str, report: Mapping[str, Any], data_name: str, package: str, script: str) -> str:
+    """The page.
+
+    Args:
+        report: plain JSON types.
+        data_name: the file beside the page that has the same figures.
+        package, script: where the page's own script lies.
+    """
+    here = resources.files("crdtkv.instruments")
+    parts = {
+        "TITLE": html.escape(title),
+        "DATA": html.escape(data_name),
+        # Inside a script element only `<` could end it early; JSON allows it escaped.
+        "REPORT": json.dumps(report, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        "SHARED": here.joinpath("page.js").read_text(encoding="utf-8").rstrip(),
+        "PAGE": resources.files(package).joinpath(script).read_text(encoding="utf-8").rstrip(),
+    }
+    # One pass, so that nothing in the report is taken for a placeholder.
+    return _PLACEHOLDERS.sub(lambda found: parts[found[1]], here.joinpath("page.html.template").read_text(encoding="utf-8"))

@@ -1,0 +1,64 @@
+"""What each violation means: from the message of a check to the invariant of the design that broke, in words.
+
+Messages name places, dots and vectors, which differ from seed to seed; the rule stays the same while a failing case is shrunk.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+
+class Rule(NamedTuple):
+    """An invariant: its number in the design (None: it is about the run itself), and what it says."""
+
+    number: int | None
+    text: str
+
+    def __str__(self) -> str:
+        return self.text if self.number is None else f"invariant {self.number}: {self.text}"
+
+
+_STATE: Final = Rule(5, "replicas that have applied the same commits have the same state, and it is what those commits say")
+_DIGEST: Final = Rule(5, "equal version vectors have equal digests, and a digest is that of the state")
+_JOIN: Final = Rule(6, "a state reached by joining snapshots is the state reached by the log, whatever the order")
+_DURABLE: Final = Rule(7, "nothing is sent, promised or acknowledged before it is applied, and durable at its level")
+_MONOTONE: Final = Rule(8, "vectors, stamps, sequence numbers and the clock's mark never go back, and clocks follow others only so far")
+_REPLAY: Final = Rule(3, "everything that belongs together changes in one batch, so a crash and its replay change nothing")
+_JOURNAL: Final = Rule(10, "every update that lost against one it had not seen is in the journal")
+_CONVERGE: Final = Rule(11, "once healed, with nobody writing, all replicas become equal within a bounded time")
+
+_RULES: Final[tuple[tuple[str, Rule], ...]] = (
+    (r"the journal does not say so|the journal counts", _JOURNAL),
+    (r"^the join of|^a snapshot's bytes", _JOIN),
+    (r"replay made|the request of", _REPLAY),
+    (r"says it has applied", Rule(3, "a replica's version vector is what its log amounts to")),
+    (r"which rests on", Rule(1, "a commit is applied only after everything that its writer had seen")),
+    (r" applied .* after ", Rule(1, "each origin's commits are applied in order, each exactly once")),
+    (r"^two contents of", Rule(2, "a commit has one content, everywhere and for ever")),
+    (r"does not follow the last frame", Rule(2, "each frame names the one before it by its hash")),
+    (r"is not covered by|not even covered", Rule(4, "every dot in a state is covered by its version vector")),
+    (r" holds .*; it should hold|: counters are", _STATE),
+    (r"its digest is|: digest .* elsewhere|ended differently", _DIGEST),
+    (r": heads are|: the head of", Rule(3, "the bookkeeping beside a collection counts its slots and names its runs")),
+    (r"shows .* it should show|reads .* it should read", Rule(9, "readers are shown the winner by stored stamp and origin")),
+    (r" sent .* durable up to| acknowledged | told .* it has applied|was lost at .* has it", _DURABLE),
+    (r"the clock's mark went|: run .* became|^\S+ follows |its stamp is not greater", _MONOTONE),
+    (r"lacks what was acknowledged", Rule(10, "what was acknowledged to a client is in every replica, once healed")),
+    (r"^not equal .* after everything healed|^still going on after", _CONVERGE),
+    (r"a frame could not be applied", Rule(None, "a frame from a replica that keeps the rules can be applied")),
+)
+
+
+def broken_rule(violation: str) -> Rule:
+    """The rule that a violation's message is about."""
+    for pattern, rule in _RULES:
+        if re.search(pattern, violation):
+            return rule
+    return Rule(None, f"nothing is raised, and no alarm is given, by replicas that all keep the rules ({_kind(violation)})")
+
+
+def _kind(violation: str) -> str:
+    """What stays of an unknown message from run to run: an exception's class, or an alarm's kind."""
+    parts = violation.split(": ")
+    return parts[0] if parts[0].endswith(("Error", "Exception")) or len(parts) < 3 else parts[1]

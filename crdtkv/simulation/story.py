@@ -1,0 +1,233 @@
+"""A run in words: who wrote what and had seen what, what was cut, who crashed, which rule broke, where states differ.
+
+The narrator only listens: it draws nothing and traces nothing, so a told run is the run that was told of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector, region_of
+from crdtkv.core.codec import TYPE_NAMES, decode_value, split_slot
+from crdtkv.core.join import snapshot_of
+from crdtkv.core.types.base import decode_entries
+from crdtkv.core.types.counter import decode_run
+from crdtkv.simulation.case import Case, CaseWorld
+from crdtkv.simulation.invariants import COUNTER, type_in
+from crdtkv.simulation.member import Member
+from crdtkv.simulation.rules import broken_rule
+from crdtkv.simulation.specification import Clear, Commit, Expire, Increment, Operation, Remove, Reset, Slot, Write
+from crdtkv.simulation.world import Outcome
+
+_CUTS: Final = {
+    "one_way": "nothing gets from {a} to {b} any more; the other way it does",
+    "pair": "{a} and {b} are cut off from each other",
+    "island": "{a} is cut off from everybody",
+    "bridge": "{a} is cut off from everybody but {b}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A run that was told.
+
+    Attributes:
+        events: what happened, in order, a line each, with the virtual time.
+        broken: which rule broke and what the check said; empty if none did.
+        states: what each replica that does not hold what it should holds instead.
+    """
+
+    outcome: Outcome
+    events: tuple[str, ...]
+    broken: tuple[str, ...]
+    states: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join((*self.events, *self.broken, *self.states))
+
+
+def tell(case: Case) -> Story:
+    """Run a case and tell it."""
+    narrator = Narrator(case)
+    outcome = narrator.run()
+    broken = tuple(f"Broken: {broken_rule(text)}." for text in outcome.violations)
+    states = _differences_or_why_not(narrator) if broken else ()
+    if not any("it should" in line for line in states):  # else that says it better than the check's own words
+        broken += tuple(f"Found: {short_names(narrator, text)}" for text in outcome.violations)
+    return Story(outcome, tuple(narrator.lines), broken, states)
+
+
+class Narrator(CaseWorld):
+    """A world that says what happens in it."""
+
+    def __init__(self, case: Case) -> None:
+        self.lines: list[str] = []
+        self._seen: dict[int, VersionVector] = {}
+        self._is_cut = False
+        super().__init__(case)
+
+    def _say(self, text: str) -> None:
+        self.lines.append(f"{self.now_ms:9.1f} ms  {text}")
+
+    def committed(self, member: Member, commit: Commit) -> None:
+        what = "; ".join(map(in_words, commit.operations))
+        self._say(f"{member.region} commits {short(commit.dot)}, having seen {seen(commit.past)}: {what}")
+        super().committed(member, commit)
+
+    def changed(self, member: Member) -> None:
+        before, now = self._seen.get(member.index, EMPTY_VV), member.machine.vv()
+        self._seen[member.index] = now
+        news = [span(o, before.seq(o) + 1, seq) for o, seq in now.items() if o != member.origin and before.seq(o) < seq]
+        if news:
+            self._say(f"{member.region} applies {', '.join(news)}")
+        super().changed(member)
+
+    def trace(self, *parts: object) -> None:
+        match parts:
+            case ("cut", str(kind), int(a), int(b)):
+                self._is_cut = True
+                self._say(_CUTS[kind].format(a=self.members[a].region, b=self.members[b].region))
+            case ("crash", int(index), bool(power), int(lost)):
+                self._seen.pop(index, None)
+                gone = f"; {lost} frame{'s' * (lost != 1)} of its log were not synced and are gone" if lost else ""
+                self._say(f"{self.members[index].region} {'loses power' if power else 'is killed'}{gone}")
+            case ("truncate", int(index), int(start)) if start:
+                self._say(f"{self.members[index].region} keeps its log only from frame {start} on")
+            case ("heal",):
+                self._say("no more faults, and nobody writes any more")
+        super().trace(*parts)
+
+    def _restart(self, member: Member) -> None:
+        self._say(f"{member.region} starts again")
+        super()._restart(member)
+        self._seen[member.index] = member.machine.vv()
+
+    def _healed(self) -> None:
+        super()._healed()
+        if self._is_cut:
+            self._is_cut = False
+            left = f", but for the one between {self.members[0].region} and {self.members[1].region}" if self.options.bridge else ""
+            self._say(f"every cut heals{left}")
+
+    def _jump(self) -> None:
+        before = [member.wall.offset_ms for member in self.members]
+        super()._jump()
+        for member, offset_ms in zip(self.members, before, strict=True):
+            if member.wall.offset_ms != offset_ms:
+                self._say(f"somebody sets the clock of {member.region} by {member.wall.offset_ms - offset_ms:+,} ms")
+
+    def _reset(self) -> None:
+        before = self.rare["connection_lost"]
+        super()._reset()
+        if self.rare["connection_lost"] > before:
+            self._say("a connection is lost, with what was on its way")
+
+
+# -- where states differ --------------------------------------------------------------------------------------
+
+
+def _differences_or_why_not(world: CaseWorld) -> tuple[str, ...]:
+    try:
+        return tuple(differences(world))
+    except Exception as e:  # what broke may have left records that nobody can read
+        return (f"The states cannot be read: {type(e).__name__}: {e}",)
+
+
+def differences(world: CaseWorld) -> list[str]:
+    """What each running replica has applied; and where it does not hold what the specification says of that."""
+    lines = []
+    for member in world.members:
+        if not member.is_up:
+            lines.append(f"{member.region} is down.")
+            continue
+        vv = member.machine.vv()
+        wanted_slots, wanted_counters = world.history.state(vv)
+        found_slots, found_counters = _state(snapshot_of(member.machine.replica).slots)
+        wanted = {slot: {live.dot: live.value for live in writes} for slot, writes in wanted_slots.items()}
+        wrong = [
+            f"    {place_name(slot)} holds {_entries(slot, found_slots.get(slot))}; it should hold {_entries(slot, wanted.get(slot))}"
+            for slot in sorted(wanted.keys() | found_slots.keys())
+            if wanted.get(slot) != found_slots.get(slot)
+        ]
+        for key in sorted(wanted_counters.keys() | found_counters.keys()):
+            is_, should = found_counters.get(key, 0), wanted_counters.get(key, 0)
+            if is_ != should:
+                wrong.append(f"    counter {key} is {is_}; it should be {should}")
+        lines.append(f"{member.region} has applied {seen(vv)}{', but' if wrong else '; its state is what these say.'}")
+        lines += wrong
+    return lines
+
+
+def _state(records: Mapping[bytes, bytes]) -> tuple[dict[Slot, dict[Dot, bytes]], dict[str, int]]:
+    """Live writes per slot and the value of each counter, out of a replica's records."""
+    slots: dict[Slot, dict[Dot, bytes]] = {}
+    counters: dict[str, int] = {}
+    for slot, record in records.items():
+        key, kind, subkey = split_slot(slot)
+        if type_in(slot) == COUNTER:
+            counters[key.decode()] = counters.get(key.decode(), 0) + decode_run(record).amount
+        else:
+            slots[key.decode(), TYPE_NAMES[kind], subkey] = {entry.dot: entry.value for entry in decode_entries(record)}
+    return slots, counters
+
+
+def _entries(slot: Slot, writes: Mapping[Dot, bytes] | None) -> str:
+    if not writes:
+        return "nothing"
+    return " and ".join(short(dot) if slot[1] == "set" else f"{decode_value(writes[dot])!r} of {short(dot)}" for dot in sorted(writes))
+
+
+# -- words ----------------------------------------------------------------------------------------------------
+
+
+def short(dot: Dot) -> str:
+    """A dot by its region: a simulated region has one incarnation."""
+    return f"{region_of(dot.origin)}:{dot.seq}"
+
+
+def span(origin: Origin, first: int, last: int) -> str:
+    """Commits of one origin, e.g. `us:3` or `us:3-5`."""
+    return f"{region_of(origin)}:{first}" + (f"-{last}" if last > first else "")
+
+
+def seen(vv: VersionVector) -> str:
+    """A version vector by regions."""
+    return ", ".join(f"{region_of(origin)}:{seq}" for origin, seq in vv.items()) or "nothing"
+
+
+def short_names(world: CaseWorld, text: str) -> str:
+    """A message with regions in place of full origins."""
+    for member in world.members:
+        text = text.replace(member.origin, member.region)
+    return text
+
+
+def place_name(slot: Slot) -> str:
+    """A slot as a user would say it."""
+    key, kind, subkey = slot
+    match kind:
+        case "register":
+            return f"register {key}"
+        case "set":
+            return f"element {decode_value(subkey)!r} of set {key}"
+    return f"field {decode_value(subkey)!r} of {kind} {key}"
+
+
+def in_words(operation: Operation) -> str:
+    """What a client did."""
+    match operation:
+        case Write(slot=slot, value=value, expiry=expiry):
+            what = f"adds {place_name(slot)}" if slot[1] == "set" else f"sets {place_name(slot)} to {decode_value(value)!r}"
+            return what if expiry is None else f"{what}, to expire"
+        case Remove(slot=slot):
+            return f"removes {place_name(slot)}"
+        case Clear(key=key, type=kind):
+            return f"clears {kind} {key}"
+        case Increment(key=key, amount=amount):
+            return f"adds {amount:+} to counter {key}"
+        case Reset(key=key):
+            return f"resets counter {key}"
+        case Expire(slot=slot, dots=dots):
+            return f"removes what expired of {place_name(slot)} ({', '.join(map(short, dots))})"

@@ -1,0 +1,131 @@
+"""`crdtkv simulate`: what it prints, what it refuses, and that a broken rule becomes a short story with a command line."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crdtkv.cli.main import main
+from crdtkv.simulation import SCENARIOS, invariants, simulate
+from crdtkv.simulation.case import FAULTS, Case, run_case
+from crdtkv.simulation.rules import broken_rule
+from crdtkv.simulation.shrinking import shrink
+from crdtkv.simulation.story import tell
+from crdtkv.store.reading import Reader
+from tests.mutants.planting import MUTANTS
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    status = main(["simulate", *args])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_says_the_seed_first_and_that_all_held(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "--seed", "7", "--regions", "5", "--ops", "12", "--faults", "all")
+    assert status == 0
+    assert out.startswith("seed 7 scenario ") and "every invariant held" in out.splitlines()[0]
+
+
+def test_json_has_the_fields_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "--seed", "3", "--seeds", "2", "-o", "json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == 0 and err.startswith("seed 3 ")
+    assert [line["seed"] for line in lines] == [3, 4]
+    assert {"seed", "trace_sha256", "events", "virtual_s", "rare", "violations"} <= lines[0].keys()
+    assert lines[0]["trace_sha256"] == simulate(3, lines[0]["scenario"]).trace_sha256
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("--regions", "1"), ("--regions", "6"), ("--ops", "0"), ("--seeds", "0"), ("--faults", "gremlins"), ("--scenario", "none"), ("x",)],
+    ids=" ".join,
+)
+def test_bad_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], args: tuple[str, ...]) -> None:
+    status, out, err = run(capsys, *args)
+    assert (status, out) == (2, "") and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_telling_and_fixing_nothing_change_no_trace(scenario: str) -> None:
+    assert tell(Case(seed=11, scenario=scenario)).outcome == simulate(11, scenario)
+
+
+def test_switched_off_faults_do_not_happen() -> None:
+    outcome = run_case(Case(seed=2, scenario="relay", regions=4, ops=15, faults=frozenset()))
+    assert not outcome.violations
+    assert not {name for name in outcome.rare if name.startswith(("cut_", "crash", "clock_j", "connection", "log_"))}
+
+
+def test_a_story_names_what_happened() -> None:
+    text = "\n".join(tell(Case(seed=6, scenario="crashes", ops=10)).events)
+    for words in ("commits ap:1, having seen nothing: ", "is killed", "starts again", "applies ", "nobody writes any more"):
+        assert words in text
+
+
+def test_every_check_of_the_auditor_has_its_rule() -> None:
+    """A message that a new check brings must be given a rule, or shrinking could take one defect for another."""
+    tree = ast.parse(Path(invariants.__file__).read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "must"]
+    messages = [call.args[1] for call in calls if not isinstance(call.args[1], ast.Name)]
+    assert len(messages) > 25
+    for message in messages:
+        parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in parts)
+        assert broken_rule(text).number is not None, text
+
+
+right_counter = Reader.counter
+
+
+def wrong_counter(self: Reader, key: bytes) -> int | None:
+    """A reader that loses sight of everything above three."""
+    value = right_counter(self, key)
+    return None if value is None else min(3, value)
+
+
+def test_a_violation_shrinks_to_a_smaller_case_that_breaks_the_same_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reader, "counter", wrong_counter)
+    case = next(c for seed in range(50) if run_case(c := Case(seed=seed, scenario="counters", regions=4, ops=30)).violations)
+    violation = run_case(case).violations[0]
+    small = shrink(case, violation, runs_max=60)
+    assert small == shrink(case, violation, runs_max=60), "shrinking is not deterministic"
+    assert small.rule == broken_rule(violation) and small.rule.number == 9 and small.runs <= 60
+    assert small.case.regions == 2 and small.case.ops is not None and small.case.ops <= 5 and small.case.faults < frozenset(FAULTS)
+    assert [broken_rule(text) for text in run_case(small.case).violations] == [small.rule]
+
+
+def test_its_command_line_runs_the_small_case_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Reader, "counter", wrong_counter)
+    status, out, _ = run(capsys, "--scenario", "counters", "--until-failure", "-o", "json", "--no-shrink", "--ops", "12")
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    again, told, _ = run(capsys, *found["explanation"]["command"].split()[2:], "--no-shrink")
+    assert status == again == 1
+    assert found["trace_sha256"] in told and found["violations"][0] in told
+    assert "Broken: invariant 9" in told and "counter counter/0" in told
+
+
+def test_a_stranger_breaks_a_rule_of_the_core_and_gets_a_short_story(tmp_path: Path) -> None:
+    """Issue 5's acceptance: the concurrent sibling is dropped in an editor; one command later there is a counter-example."""
+    mutant = next(m for m in MUTANTS if m.name == "loser_dropped_at_once")
+    assert mutant.hunt(tmp_path, seed=0, seeds=9)[-1]["violations"]
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from crdtkv.cli.main import main; sys.exit(main(['simulate', '--until-failure']))"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    story = done.stdout[done.stdout.index("The smallest case") :].splitlines()
+    assert done.returncode == 1, done.stderr
+    assert len(story) <= 25
+    assert "; it should hold " in done.stdout and "Again: crdtkv simulate --seed " in done.stdout
