@@ -64,7 +64,7 @@ class LagSettings:
         drain_timeout_s: how long everything may take to arrive after the last write; what has not is unseen.
     """
 
-    rate: float = 500.0
+    rate: float = 200.0
     batch: int = 1
     type: str = "register"
     size: int = 100
@@ -171,6 +171,7 @@ class Laboratory:
         """(seq, time), both ascending: all commits up to seq were readable by then."""
         self._watching = {r: asyncio.Event() for r in self.regions}
         self._flying: set[asyncio.Task[None]] = set()
+        self._fault: BaseException | None = None
         self._echoer = {r: Echoer(r, watchers[r]) for r in self.regions} if self._echoes_here() else {}
         self._cut: CutMade | None = None
         self._watch_restarts = 0
@@ -209,6 +210,8 @@ class Laboratory:
                     group.create_task(self._cut_and_heal(settings.cut))
             await asyncio.gather(*self._flying)
             await self._drain()
+        if self._fault is not None:
+            raise self._fault
         return self._join()
 
     async def _ready(self) -> None:
@@ -237,8 +240,14 @@ class Laboratory:
             await room.acquire()
             task = asyncio.create_task(self._commit(region, workload, number, due))
             self._flying.add(task)
-            task.add_done_callback(self._flying.discard)
+            task.add_done_callback(self._landed)
             task.add_done_callback(lambda _: room.release())
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        """A write has ended. What is not an answer of the store is a fault of the instrument, and spoils the run."""
+        self._flying.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self._fault = self._fault or fault
 
     async def _commit(self, region: str, workload: Workload, number: int, due_s: float) -> None:
         counted = self.generators[region] if due_s >= 0 else Generator()

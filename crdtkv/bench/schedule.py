@@ -49,7 +49,7 @@ class Schedule:
         """Number and due time of each that is due before `end_s`, when it is due; those that are overdue at once, none is left out."""
         for number in range(self.count_before(end_s)):
             due = self.due_s(number)
-            if (early := due - now_s()) > 0:
+            while (early := due - now_s()) > 0:  # a sleep may end early by the resolution of the timer
                 await asyncio.sleep(early)
             yield number, due
 

@@ -34,7 +34,7 @@ def bench() -> None:
     help="One-way delays of that cluster: none; published figures between cloud regions; or some pairs given, the others published.",
 )
 @click.option("--at", metavar="R=HOST:PORT,…", help="Measure these nodes instead of starting a cluster.")
-@click.option("--rate", type=_POSITIVE, default=500.0, show_default=True, help="Writes a second in each region.")
+@click.option("--rate", type=_POSITIVE, default=200.0, show_default=True, help="Writes a second in each region.")
 @click.option("--batch", type=click.IntRange(min=1, max=10_000), default=1, show_default=True, help="Writes in a commit.")
 @click.option("--type", "type_", type=click.Choice(TYPES), default="register", show_default=True, help="What is written.")
 @click.option("--size", type=click.IntRange(min=SIZE_MIN, max=1 << 20), default=None, help="Bytes of a value. [default: 100]")
