@@ -28,7 +28,7 @@ from crdtkv.core.apply import EXPIRY_SPACE, Applier, Purges, Touched
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.clock import HybridClock, ms_of
 from crdtkv.core.codec import SlotType, encode_value, register_slot, slot_of, split_slot
-from crdtkv.core.frame import FRAME_BYTES_MAX, HASH_INTERVAL, NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
+from crdtkv.core.frame import NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
 from crdtkv.core.heads import Heads, head_key
 from crdtkv.core.journal import Journal, JournalCounts
 from crdtkv.core.removals import Removals
@@ -621,7 +621,7 @@ class Replica:
 
     def _keep_hash(self, frame: Frame) -> None:
         self._hashes[frame.origin] = (frame.last_seq, frame.hash)
-        if frame.last_seq // HASH_INTERVAL > (frame.first_seq - 1) // HASH_INTERVAL:
+        if frame.crosses_interval():
             kept = self._kept.setdefault(frame.origin, [])
             kept.append((frame.last_seq, frame.hash))
             if len(kept) > KEPT_HASHES_MAX:
@@ -655,6 +655,3 @@ def _records_of(delta: Delta, frame: Frame) -> Iterator[bytes]:
         for origin, run, _, _ in delta[2]:
             yield run_slot(key, Origin(origin), run)
     yield head_key(key)
-
-
-__all__ = ["FRAME_BYTES_MAX", "META_KEY", "Meta", "Outcome", "Replica", "enters_digest"]

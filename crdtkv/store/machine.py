@@ -330,7 +330,3 @@ class Machine:
 
     def kept_hashes(self) -> dict[Origin, tuple[int, bytes]]:
         return self.replica.last_hashes()
-
-
-WallClock = Callable[[], int]
-"""Unix time in ms."""

@@ -10,10 +10,10 @@ import pytest
 from crdtkv.core.causality import Origin, VersionVector, make_origin
 from crdtkv.core.clock import HybridClock, stamp
 from crdtkv.core.codec import encode_value
-from crdtkv.core.frame import DeltaKind, Frame
+from crdtkv.core.frame import HASH_INTERVAL, DeltaKind, Frame
 from crdtkv.core.journal import Journal, JournalCounts, Update
 from crdtkv.core.removals import Removal, Removals
-from crdtkv.core.replica import HASH_INTERVAL, Outcome, Replica
+from crdtkv.core.replica import Outcome, Replica
 from crdtkv.core.settings import CoreSettings
 from crdtkv.core.state import DictBase, State
 from crdtkv.core.types.counter import Run, join_runs
