@@ -159,6 +159,21 @@ class PermissionDeniedError(CrdtkvError):
     """The caller may not do this."""
 
 
+def missing_key(key: str) -> KeyNotFoundError:
+    """The error of reading or deleting a key that is not there: one wording, wherever it is found."""
+    return KeyNotFoundError(f"key {key!r} does not exist", key=key)
+
+
+def missing_element(key: str, element: object) -> KeyNotFoundError:
+    """The error of removing an element that a set does not have."""
+    return KeyNotFoundError(f"set {key!r} has no such element: {element!r}", key=key)
+
+
+def missing_field(key: str, field: str) -> KeyNotFoundError:
+    """The error of reading or deleting a field that a map does not have."""
+    return KeyNotFoundError(f"map {key!r} has no field {field!r}", key=key, field=field)
+
+
 def _tree(cls: type[CrdtkvError]) -> dict[str, type[CrdtkvError]]:
     found = {cls.__name__: cls}
     for sub in cls.__subclasses__():

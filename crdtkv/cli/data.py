@@ -15,7 +15,7 @@ import click
 from crdtkv.cli.errors import DONE, FAILED
 from crdtkv.cli.output import JSON, as_cell, as_text, emit, emit_json, emit_raw, output_option, parse_json, plain, to_json
 from crdtkv.cli.place import Place, where_options
-from crdtkv.errors import KeyNotFoundError
+from crdtkv.errors import KeyNotFoundError, missing_field
 
 if TYPE_CHECKING:
     from crdtkv.client import Client
@@ -238,7 +238,7 @@ def hget(place: Place, key: str, field: str, output: str) -> int:
         emit_json({"key": key, "field": field, "found": found, "value": to_json(value) if found else None})
         return DONE if found else FAILED
     if not found:
-        raise KeyNotFoundError(f"the map {key!r} has no field {field!r}", key=key, field=field)
+        raise missing_field(key, field)
     emit_raw(value)
     return DONE
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self, TypeVar
 from crdtkv.client import wire
 from crdtkv.client.overlay import Overlay
 from crdtkv.client.wire import Call, Stream
+from crdtkv.errors import missing_field, missing_key
 from crdtkv.results import Commit
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class Batch:
 
     def __delitem__(self, key: str) -> None:
         if not self.exists(key):
-            raise wire.missing_key(key)
+            raise missing_key(key)
         self._core.delete(key)
 
     def __contains__(self, key: str) -> bool:
@@ -204,7 +205,7 @@ class BatchMap(_BatchHandle):
 
     def __delitem__(self, field: str) -> None:
         if not self.contains(field):
-            raise wire.missing_field(field)
+            raise missing_field(self.key, field)
         self.delete(field)
 
     def __contains__(self, field: str) -> bool:

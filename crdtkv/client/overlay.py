@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from crdtkv.client import wire
 from crdtkv.client.wire import Call, Stream
 from crdtkv.core.codec import decode_value, encode_value
-from crdtkv.errors import InvalidValueError, KeyNotFoundError
+from crdtkv.errors import InvalidValueError, missing_element, missing_field, missing_key
 
 T = TypeVar("T")
 Reads = Generator[Call | Stream, Any, T]
@@ -84,7 +84,7 @@ class Overlay:
 
     def set_remove(self, key: str, element: Any) -> Reads[None]:
         if not (yield from self.set_contains(key, element)):
-            raise KeyNotFoundError(f"set {key!r} does not hold {element!r}", key=key)
+            raise missing_element(key, element)
         self.set_discard(key, (element,))
 
     def set_clear(self, key: str) -> None:
@@ -123,7 +123,7 @@ class Overlay:
     def get_item(self, key: str) -> Reads[Any]:
         value = yield from self.get(key, MISSING)
         if value is MISSING:
-            raise KeyNotFoundError(f"key {key!r} does not exist", key=key)
+            raise missing_key(key)
         return value
 
     def exists(self, key: str) -> Reads[bool]:
@@ -179,7 +179,7 @@ class Overlay:
     def map_get_item(self, key: str, field: str) -> Reads[Any]:
         value = yield from self.map_get(key, field, MISSING)
         if value is MISSING:
-            raise KeyNotFoundError(f"field {field!r} does not exist", key=key, field=field)
+            raise missing_field(key, field)
         return value
 
     def map_contains(self, key: str, field: str) -> Reads[bool]:

@@ -51,6 +51,11 @@ class Result(Generic[T]):
         """Whether the call was answered."""
         return self._value is not _PENDING or self.error is not None
 
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"Result(error={self.error!r})"
+        return "Result(pending)" if self._value is _PENDING else f"Result({self._value!r})"
+
     def set_result(self, result: Any, /) -> None:
         self._value = result
         group = self._group

@@ -23,7 +23,7 @@ from crdtkv.client.session import Session, closed_error
 from crdtkv.client.stream import ChangeReader, RowReader
 from crdtkv.client.wire import Call, Stream
 from crdtkv.core.causality import VersionVector
-from crdtkv.errors import CrdtkvError, DeadlineExceededError, StoreClosedError
+from crdtkv.errors import CrdtkvError, DeadlineExceededError, StoreClosedError, missing_field, missing_key
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
 
 T = TypeVar("T")
@@ -193,7 +193,7 @@ class Client:
 
     def __delitem__(self, key: str) -> None:
         if self._call(wire.delete(key)) is None:
-            raise wire.missing_key(key)
+            raise missing_key(key)
 
     def __contains__(self, key: str) -> bool:
         return bool(self._call(wire.exists(key)))
@@ -475,7 +475,7 @@ class MapHandle:
 
     def __delitem__(self, field: str) -> None:
         if self.delete(field) is None:
-            raise wire.missing_field(field)
+            raise missing_field(self.key, field)
 
     def __contains__(self, field: str) -> bool:
         return self.contains(field)

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from crdtkv.core.causality import Dot, VersionVector
 from crdtkv.core.codec import decode_value, encode_key, encode_prefix, encode_value, number_from_wire
-from crdtkv.errors import InvalidValueError, KeyNotFoundError, ValueTooLargeError
+from crdtkv.errors import InvalidValueError, KeyNotFoundError, ValueTooLargeError, missing_field, missing_key
 from crdtkv.results import Commit, Conflict, Explanation, MergeResult, Sibling, Status
 from crdtkv.transport import MESSAGE_BYTES_MAX
 
@@ -128,16 +128,6 @@ def check_timeout(seconds: object) -> float:
     return float(seconds)
 
 
-def missing_key(key: str) -> KeyNotFoundError:
-    """The error of reading or deleting `client[key]`."""
-    return KeyNotFoundError(f"key {key!r} does not exist", key=key)
-
-
-def missing_field(field: str) -> KeyNotFoundError:
-    """The error of reading or deleting `map[field]`."""
-    return KeyNotFoundError(f"field {field!r} does not exist", field=field)
-
-
 _key = check_key
 
 
@@ -163,7 +153,7 @@ def _seconds(seconds: object, what: str) -> float | None:
 
 def _whole(n: object) -> int:
     if isinstance(n, bool) or not isinstance(n, int):
-        raise InvalidValueError(f"a counter takes whole numbers only, got a {type(n).__name__}")
+        raise InvalidValueError(f"increment: must be a whole number, got {n!r}", field="n")
     if not -INCREMENT_MAX <= n <= INCREMENT_MAX:
         raise InvalidValueError("a counter's step must be within -(2^63-1) .. 2^63-1", limit=INCREMENT_MAX)
     return int(n)
@@ -207,10 +197,10 @@ def _value_or(default: Any) -> Decoder:
     return lambda payload, token: default if payload is None else decode_value(payload)
 
 
-def _value_at(missing: Callable[[str], KeyNotFoundError], name: str) -> Decoder:
+def _value_or_raise(missing: Callable[..., KeyNotFoundError], *name: str) -> Decoder:
     def decode(payload: Any, token: str) -> Any:
         if payload is None:
-            raise missing(name)
+            raise missing(*name)
         return decode_value(payload)
 
     return decode
@@ -258,7 +248,7 @@ def get(key: str, default: Any = None) -> Call:
 
 
 def get_item(key: str) -> Call:
-    return Call("get", [_key(key)], _value_at(missing_key, key), 64)
+    return Call("get", [_key(key)], _value_or_raise(missing_key, key), 64)
 
 
 def delete(key: str) -> Call:
@@ -344,7 +334,7 @@ def map_get(key: str, field: str, default: Any = None) -> Call:
 
 
 def map_get_item(key: str, field: str) -> Call:
-    return Call("hget", [_key(key), _field(field)], _value_at(missing_field, field))
+    return Call("hget", [_key(key), _field(field)], _value_or_raise(missing_field, key, field))
 
 
 def map_delete(key: str, field: str) -> Call:

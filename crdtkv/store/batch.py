@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_value
-from crdtkv.errors import KeyNotFoundError, StoreClosedError
+from crdtkv.errors import StoreClosedError, missing_element, missing_field, missing_key
 from crdtkv.results import Commit
 from crdtkv.store.handles import encode_field
 from crdtkv.store.reading import wrong_type
@@ -100,7 +100,7 @@ class Batch:
         missing = object()
         value = self.get(key, missing)
         if value is missing:
-            raise KeyNotFoundError(f"key {key!r} does not exist", key=key)
+            raise missing_key(key)
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -108,7 +108,7 @@ class Batch:
 
     def __delitem__(self, key: str) -> None:
         if not self.delete(key):
-            raise KeyNotFoundError(f"key {key!r} does not exist", key=key)
+            raise missing_key(key)
 
     def __contains__(self, key: str) -> bool:
         return self.exists(key)
@@ -151,7 +151,7 @@ class BatchSet(_BatchHandle):
 
     def remove(self, element: Any) -> None:
         if not self.discard(element):
-            raise KeyNotFoundError(f"set {self.key!r} has no such element: {element!r}", key=self.key)
+            raise missing_element(self.key, element)
 
     def clear(self) -> bool:
         return self._batch._write(lambda t: t.clear_set(self.key))
@@ -243,7 +243,7 @@ class BatchMap(_BatchHandle):
         missing = object()
         value = self.get(name, missing)
         if value is missing:
-            raise KeyNotFoundError(f"map {self.key!r} has no field {name!r}", key=self.key, field=name)
+            raise missing_field(self.key, name)
         return value
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -251,7 +251,7 @@ class BatchMap(_BatchHandle):
 
     def __delitem__(self, name: str) -> None:
         if not self.delete(name):
-            raise KeyNotFoundError(f"map {self.key!r} has no field {name!r}", key=self.key, field=name)
+            raise missing_field(self.key, name)
 
     def __contains__(self, name: str) -> bool:
         return self.contains(name)

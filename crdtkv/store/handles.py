@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from crdtkv.core.codec import SlotType, check_size, decode_value, encode_key, encode_value, slot_of
-from crdtkv.errors import InvalidValueError, KeyNotFoundError
+from crdtkv.errors import InvalidValueError, missing_element, missing_field
 from crdtkv.results import Commit
 from crdtkv.store.scanning import open_collection
 from crdtkv.store.transaction import whole
@@ -58,7 +58,7 @@ class SetHandle(_Handle):
         """Remove an element; raises `KeyNotFoundError` if it is not there."""
         commit = self.discard(element, durability=durability)
         if commit is None:
-            raise KeyNotFoundError(f"set {self.key!r} has no such element: {element!r}", key=self.key)
+            raise missing_element(self.key, element)
         return commit
 
     def contains(self, element: Any) -> bool:
@@ -167,7 +167,7 @@ class MapHandle(_Handle):
         missing = object()
         value = self.get(name, missing)
         if value is missing:
-            raise KeyNotFoundError(f"map {self.key!r} has no field {name!r}", key=self.key, field=name)
+            raise missing_field(self.key, name)
         return value
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -175,7 +175,7 @@ class MapHandle(_Handle):
 
     def __delitem__(self, name: str) -> None:
         if self.delete(name) is None:
-            raise KeyNotFoundError(f"map {self.key!r} has no field {name!r}", key=self.key, field=name)
+            raise missing_field(self.key, name)
 
     def __contains__(self, name: str) -> bool:
         return self.contains(name)

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crdtkv.core.codec import SlotType, check_size, check_value, encode_key, encode_value, number_to_wire, slot_of
+from crdtkv.core.codec import SlotType, check_size, check_value, decode_value, encode_key, encode_value, number_to_wire, slot_of
 from crdtkv.core.frame import DeltaKind
-from crdtkv.errors import CorruptionError, CrdtkvError, InvalidValueError, KeyNotFoundError
+from crdtkv.errors import CorruptionError, CrdtkvError, InvalidValueError, missing_element
 from crdtkv.store.handles import encode_field
 from crdtkv.store.settings import check_durability
 from crdtkv.store.transaction import Transaction
@@ -225,7 +225,7 @@ def _discard(group: _Group, t: Transaction, key: str, elements: list[Any]) -> bo
 
 def _remove(group: _Group, t: Transaction, key: str, element: Any) -> bool:
     if not t.discard(key, group.check(element, "element")):
-        raise KeyNotFoundError(f"set {key!r} has no such element", key=key)
+        raise missing_element(key, decode_value(element))
     return True
 
 

@@ -27,7 +27,7 @@ from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, en
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.replica import Applied
 from crdtkv.core.types.base import decode_entries
-from crdtkv.errors import ClockSkewError, InvalidValueError, KeyNotFoundError, StorageError, StoreClosedError
+from crdtkv.errors import ClockSkewError, InvalidValueError, StorageError, StoreClosedError, missing_key
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
 from crdtkv.store.batch import Batch
 from crdtkv.store.exchange import delta_since, merge
@@ -108,6 +108,7 @@ class Store:
                     self._machine.engine.flush()
             finally:
                 self._closed = "the store is closed"
+                self._record = self._closed_record
                 self._opened.close()
         _stores.discard(self)
 
@@ -141,6 +142,11 @@ class Store:
     def _show_nothing(self) -> None:
         """The overlay may hold what the log does not: the lock-free read must not show it. It finds nothing, and then why."""
         self._record = lambda slot: None
+
+    def _closed_record(self, slot: bytes) -> bytes | None:
+        """What the lock-free read meets after `close`: it would find the engine closed, which says less."""
+        self._check()
+        return None
 
     def _forked(self) -> None:
         self._closed = "the store belongs to the parent process of this fork"
@@ -211,7 +217,7 @@ class Store:
         missing = object()
         found = self.get(key, missing)
         if found is missing:
-            raise KeyNotFoundError(f"key {key!r} does not exist", key=key)
+            raise missing_key(key)
         return found
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -219,7 +225,7 @@ class Store:
 
     def __delitem__(self, key: str) -> None:
         if self.delete(key) is None:
-            raise KeyNotFoundError(f"key {key!r} does not exist", key=key)
+            raise missing_key(key)
 
     def __contains__(self, key: str) -> bool:
         return self.exists(key)

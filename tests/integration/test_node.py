@@ -292,6 +292,39 @@ def test_errors_arrive_as_what_they_are(call: Callable[[Any], Any], error: type[
         assert store.vv() == before
 
 
+def test_what_is_refused_is_worded_alike_embedded_and_through_a_client() -> None:
+    calls: list[Callable[[Any], Any]] = [
+        lambda s: s["absent"],
+        lambda s: s.set("tags").remove("x"),
+        lambda s: s.map("m")["f"],
+        lambda s: s.map("m").__delitem__("f"),
+        lambda s: s.counter("c").increment(1.5),
+        lambda s: s.put("k", {"a": [object()]}),
+        lambda s: s.put("", 1),
+        lambda s: s.get("tags"),
+    ]
+    with one_node() as (store, node), crdtkv.connect(node.address) as client:
+        store.set("tags").add("y")
+        for call in calls:
+            with pytest.raises(crdtkv.CrdtkvError) as embedded:
+                call(store)
+            with pytest.raises(crdtkv.CrdtkvError) as remote:
+                call(client)
+            assert (type(remote.value), str(remote.value)) == (type(embedded.value), str(embedded.value))
+
+
+def test_the_result_of_a_pipelined_call_shows_what_it_is() -> None:
+    with one_node() as (_, node), crdtkv.connect(node.address) as client:
+        with client.pipeline() as p:
+            value, wrong = p.get("absent", 7), p.map("m").get("f", 1)
+            assert repr(value) == "Result(pending)"
+            p.set("m").add("x")
+        assert (repr(value), repr(wrong)) == ("Result(7)", "Result(1)")
+        with client.pipeline() as p:
+            refused = p.get("m")
+        assert repr(refused).startswith("Result(error=WrongTypeError(")
+
+
 def test_a_session_answers_everything_that_was_sent_before_it_was_closed() -> None:
     with one_node(Limits(session_window_max=64)) as (_, node), channel(node.address) as opened:
         batches = [[[n * 100 + i, "cincr", ["c", 1], None] for i in range(100)] for n in range(50)]

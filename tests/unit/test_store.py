@@ -474,7 +474,7 @@ def test_closed_and_forked_stores_say_so() -> None:
         store.digest,
         lambda: list(store.scan()),
     ):
-        with pytest.raises(StoreClosedError):
+        with pytest.raises(StoreClosedError, match="open it again"):
             call()
     with crdtkv.open() as parent:
         pid = os.fork()
