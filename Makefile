@@ -98,10 +98,12 @@ proto-check: $(VENV)/.dev ## fail if crdtkv/pb is not what proto/ gives
 # -- benchmarks ----------------------------------------------------------------------------------------------
 
 .PHONY: bench
-bench: $(VENV)/.dev ## all benchmarks, a few minutes; tables with ratios
-	@$(PY) bench/embedded.py $(ARGS)
-	@$(PY) bench/grpc_throughput.py $(ARGS)
-	@$(PY) bench/replication.py $(ARGS)
+bench: $(VENV)/.dev ## every goal beside what it is held against, under 30 minutes; bench-results/goals.html
+	@$(PY) -m bench goals $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: $(VENV)/.dev ## the same with a tenth of the work and one round, under 4 minutes: to see that it runs
+	@$(PY) -m bench goals --quick $(ARGS)
 
 .PHONY: clean
 clean: ## remove .venv, caches and reports

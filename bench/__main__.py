@@ -1,0 +1,82 @@
+"""`python -m bench goals|curves|profile|table`: run from the root of the repository."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from bench.goals import report, runner
+from bench.goals.registry import ROWS
+
+OUT = Path("bench-results")
+
+
+def goals(arguments: argparse.Namespace) -> int:
+    """Run rows: all, or those named."""
+    rounds = arguments.rounds or (runner.QUICK_ROUNDS if arguments.quick else runner.ROUNDS)
+    if arguments.list:
+        for row in ROWS.values():
+            print(f"{row.name:<16} {row.path}; goal {row.goal}")
+        return 0
+    unknown = [name for name in arguments.row if name not in ROWS]
+    if unknown:
+        print(f"row: {unknown[0]!r} is not one of {', '.join(ROWS)}", file=sys.stderr)
+        return 2
+    if arguments.raw is not None:  # the child of `run_apart`: one row, here
+        measured = runner.measure(ROWS[arguments.row[0]], rounds=rounds, quick=arguments.quick, told=_told)
+        arguments.raw.write_text(json.dumps(measured), encoding="utf-8")
+        return 0
+    rows = [ROWS[name] for name in arguments.row] or list(ROWS.values())
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    target = arguments.out / "goals.json"
+    kept = _earlier(target) if arguments.row else {}
+    began = time.perf_counter()
+    for number, row in enumerate(rows, start=1):
+        print(f"[{number}/{len(rows)}, {time.perf_counter() - began:.0f} s] {row.name}: {row.path}", file=sys.stderr, flush=True)
+        measured = runner.run_apart(row, rounds=rounds, quick=arguments.quick, out=arguments.out)
+        kept[row.name] = runner.merged(kept.get(row.name) if arguments.append else None, measured)
+        document = runner.document(list(ROWS.values()), kept)  # written after each row: what is cut off keeps what it has
+        target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(report.text(next(r for r in document["rows"] if r["name"] == row.name)), flush=True)
+    document = json.loads(target.read_text(encoding="utf-8"))
+    (arguments.out / "goals.md").write_text(report.markdown(document), encoding="utf-8")
+    (arguments.out / "goals.html").write_text(report.page(document), encoding="utf-8")
+    print(f"{report.summary(document)}; {time.perf_counter() - began:.0f} s; {arguments.out / 'goals.html'}")
+    return 1 if any(kept[row.name]["error"] for row in rows) else 0
+
+
+def _earlier(path: Path) -> dict[str, dict[str, object]]:
+    """What an earlier run has found, row by row."""
+    if not path.exists():
+        return {}
+    document = json.loads(path.read_text(encoding="utf-8"))
+    fields = ("name", "seconds", "quick", "rounds", "missing", "error")
+    return {row["name"]: {field: row[field] for field in fields} for row in document["rows"]}
+
+
+def _told(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("goals", help="every goal beside what it is held against")
+    command.add_argument("--row", action="append", default=[], metavar="NAME", help="only this row; may be repeated")
+    command.add_argument("--list", action="store_true", help="name the rows")
+    command.add_argument("--rounds", type=int, help=f"measured rounds (default {runner.ROUNDS})")
+    command.add_argument("--quick", action="store_true", help="a tenth of the work, one round: to see that it runs")
+    command.add_argument("--append", action="store_true", help="add the rounds to those of the earlier run of the row")
+    command.add_argument("--out", type=Path, default=OUT, help="directory of goals.json, goals.md, goals.html (default %(default)s)")
+    command.add_argument("--raw", type=Path, help=argparse.SUPPRESS)
+    command.set_defaults(run=goals)
+    arguments = parser.parse_args()
+    code: int = arguments.run(arguments)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
