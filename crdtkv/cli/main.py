@@ -57,6 +57,13 @@ _SECTIONS: Final[tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...]] = (
         ),
     ),
     (
+        "Keep",
+        (
+            ("verify", "audit:verify", "Compare regions while they are written to: a certificate, or what differs."),
+            ("backup", "backup:backup", "Make, list, check and restore backups."),
+        ),
+    ),
+    (
         "Measure and prove",
         (
             ("bench", "bench:bench", "Measure speed."),

@@ -112,7 +112,7 @@ class Snapshot:
         for slot, record in zip(wire.slots[::2], wire.slots[1::2], strict=True):
             if slot <= last:
                 raise CorruptionError("snapshot: slots are repeated or out of order")
-            _check_slot(slot, record, vv)
+            check_slot(slot, record, vv)
             slots[slot] = record
             last = slot
         return cls(wire.cluster, wire.shard, vv, dict(zip(vv, wire.hashes, strict=True)), slots)
@@ -213,7 +213,7 @@ def _checksum(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=CHECKSUM_BYTES).digest()
 
 
-def _check_slot(slot: bytes, record: bytes, vv: VersionVector) -> None:
+def check_slot(slot: bytes, record: bytes, vv: VersionVector) -> None:
     """Raise `CorruptionError` unless a slot and its record are exactly what a replica at `vv` may hold."""
     try:
         key, type_code, subkey = split_slot(slot)

@@ -1,4 +1,4 @@
-"""The Admin service: what operators and tools ask a node. Read-only, and answered while the node is not ready as far as it can.
+"""The Admin service: what operators and tools ask a node, answered while the node is not ready as far as it can.
 
 What is not known of a peer is absent in the answer, never 0: a lag of a peer that is cut off is unknown, not small.
 """
@@ -14,6 +14,8 @@ from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.errors import RegionUnavailableError
 from crdtkv.node.kv import Context, KeyValueService, unary
 from crdtkv.node.peers import Peers
+from crdtkv.node.views import Views, from_vector
+from crdtkv.node.views import vector as _vector
 from crdtkv.node.worker import StorageWorker
 from crdtkv.pb.v1 import admin_pb2, admin_pb2_grpc
 from crdtkv.replication import PeerStatistics
@@ -37,6 +39,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._store: Store | None = None
         self._worker: StorageWorker | None = None
         self._began = time.monotonic()
+        self._views = Views()
         self.listen = ""
 
     def open(self, store: Store, worker: StorageWorker) -> None:
@@ -106,6 +109,37 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         store, _ = self._serving()
         return admin_pb2.LagReply(region=store.region, peers=[_peer(lag, row, store.origin) for lag, row in await self._peers.lag()])
 
+    # -- views ----------------------------------------------------------------------------------------------------
+
+    def close_views(self) -> None:
+        """The node stops."""
+        self._views.close_all()
+
+    @unary
+    async def OpenView(self, request: Any, context: Context) -> Any:
+        return await self._views.open(*self._serving(), from_vector(request.covers), request.wait_ms)
+
+    @unary
+    async def ReadParts(self, request: Any, context: Context) -> Any:
+        return await self._views.parts(self._serving()[1], request)
+
+    @unary
+    async def ReadDigests(self, request: Any, context: Context) -> Any:
+        return await self._views.digests(self._serving()[1], request)
+
+    @unary
+    async def ReadRecords(self, request: Any, context: Context) -> Any:
+        return await self._views.records(self._serving()[1], request)
+
+    @unary
+    async def ReadFrames(self, request: Any, context: Context) -> Any:
+        return await self._views.frames(self._serving()[1], request)
+
+    @unary
+    async def CloseView(self, request: Any, context: Context) -> Any:
+        self._views.close(request.view)
+        return admin_pb2.CloseViewReply()
+
 
 def _peer(lag: PeerLag, row: PeerStatistics | None, own: Origin) -> Any:
     known = {name: value for name in _PEER_FIELDS if (value := getattr(lag, name)) is not None}
@@ -114,7 +148,3 @@ def _peer(lag: PeerLag, row: PeerStatistics | None, own: Origin) -> Any:
         if row.durable_seq:
             known["acknowledged_durable"] = _vector(VersionVector({own: row.durable_seq}))
     return admin_pb2.PeerLag(**known)
-
-
-def _vector(vv: VersionVector) -> Any:
-    return admin_pb2.VersionVector(entries=[admin_pb2.OriginSeq(origin=origin, seq=seq) for origin, seq in vv.items()])

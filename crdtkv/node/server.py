@@ -157,6 +157,7 @@ class NodeServer:
             await asyncio.to_thread(self._follows)  # may wait for the store's lock
         if self._worker is not None:
             await self._worker.stop()
+        self._admin.close_views()
         level = logging.DEBUG if self._worker is None else logging.INFO  # a node that never opened has nothing to say
         event(level, "stopped", took_ms=round((time.monotonic() - began) * 1000))
 

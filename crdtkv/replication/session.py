@@ -617,7 +617,7 @@ class Session:
         vv, theirs = beat.digest
         if vv == mine[0] and theirs != mine[1] and vv != self._divergence:
             self._divergence = vv
-            text = f"this replica and {self.origin} differ at {vv}: digest {mine[1]} here, {theirs} there"
+            text = f"this replica and {self.origin} differ at {vv}: digest {mine[1]} here, {theirs} there: run `crdtkv verify`"
             self._event(EventKind.DIVERGENCE, text, vv=str(vv), ours=mine[1], theirs=theirs)
 
     # -- the end ----------------------------------------------------------------------------------------------

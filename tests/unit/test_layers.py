@@ -23,6 +23,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"results"}),
     frozenset({"storage"}),
     frozenset({"store"}),
+    frozenset({"audit"}),
     frozenset({"replication"}),
     frozenset({"routing"}),
     frozenset({"pb"}),

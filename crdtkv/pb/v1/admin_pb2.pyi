@@ -153,3 +153,123 @@ class PeerLag(_message.Message):
     acknowledged_durable: VersionVector
     error: str
     def __init__(self, region: _Optional[str] = ..., address: _Optional[str] = ..., origin: _Optional[str] = ..., connected: bool = ..., state: _Optional[str] = ..., lag_ms: _Optional[float] = ..., commits_behind: _Optional[int] = ..., bytes_behind: _Optional[int] = ..., commits_ahead: _Optional[int] = ..., bytes_ahead: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., clock_offset_ms: _Optional[float] = ..., last_heard_ms: _Optional[int] = ..., acknowledged: _Optional[_Union[VersionVector, _Mapping]] = ..., acknowledged_durable: _Optional[_Union[VersionVector, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class OpenViewRequest(_message.Message):
+    __slots__ = ("covers", "wait_ms")
+    COVERS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    covers: VersionVector
+    wait_ms: int
+    def __init__(self, covers: _Optional[_Union[VersionVector, _Mapping]] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class ViewReply(_message.Message):
+    __slots__ = ("view", "origin", "cluster", "shard", "vv", "hashes", "digest", "hlc", "position", "floor")
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    VV_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HLC_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_FIELD_NUMBER: _ClassVar[int]
+    view: int
+    origin: str
+    cluster: str
+    shard: int
+    vv: VersionVector
+    hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    digest: str
+    hlc: int
+    position: int
+    floor: VersionVector
+    def __init__(self, view: _Optional[int] = ..., origin: _Optional[str] = ..., cluster: _Optional[str] = ..., shard: _Optional[int] = ..., vv: _Optional[_Union[VersionVector, _Mapping]] = ..., hashes: _Optional[_Iterable[bytes]] = ..., digest: _Optional[str] = ..., hlc: _Optional[int] = ..., position: _Optional[int] = ..., floor: _Optional[_Union[VersionVector, _Mapping]] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("end", "slots", "digest")
+    END_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    end: bytes
+    slots: int
+    digest: bytes
+    def __init__(self, end: _Optional[bytes] = ..., slots: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class PartsRequest(_message.Message):
+    __slots__ = ("view", "start", "end", "size")
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    view: int
+    start: bytes
+    end: bytes
+    size: int
+    def __init__(self, view: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+
+class DigestsRequest(_message.Message):
+    __slots__ = ("view", "start", "ends")
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    ENDS_FIELD_NUMBER: _ClassVar[int]
+    view: int
+    start: bytes
+    ends: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, view: _Optional[int] = ..., start: _Optional[bytes] = ..., ends: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class PartsReply(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[Part]
+    def __init__(self, parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+
+class RecordsRequest(_message.Message):
+    __slots__ = ("view", "start", "end", "bytes_max")
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    view: int
+    start: bytes
+    end: bytes
+    bytes_max: int
+    def __init__(self, view: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., bytes_max: _Optional[int] = ...) -> None: ...
+
+class RecordsReply(_message.Message):
+    __slots__ = ("rows", "next")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    rows: bytes
+    next: bytes
+    def __init__(self, rows: _Optional[bytes] = ..., next: _Optional[bytes] = ...) -> None: ...
+
+class FramesRequest(_message.Message):
+    __slots__ = ("view", "after", "position")
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    view: int
+    after: VersionVector
+    position: int
+    def __init__(self, view: _Optional[int] = ..., after: _Optional[_Union[VersionVector, _Mapping]] = ..., position: _Optional[int] = ...) -> None: ...
+
+class FramesReply(_message.Message):
+    __slots__ = ("available", "frames", "next")
+    AVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    available: bool
+    frames: _containers.RepeatedScalarFieldContainer[bytes]
+    next: int
+    def __init__(self, available: bool = ..., frames: _Optional[_Iterable[bytes]] = ..., next: _Optional[int] = ...) -> None: ...
+
+class CloseViewRequest(_message.Message):
+    __slots__ = ("view",)
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    view: int
+    def __init__(self, view: _Optional[int] = ...) -> None: ...
+
+class CloseViewReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -54,6 +54,36 @@ class AdminStub(object):
                 request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.LagRequest.SerializeToString,
                 response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.LagReply.FromString,
                 _registered_method=True)
+        self.OpenView = channel.unary_unary(
+                '/crdtkv.v1.Admin/OpenView',
+                request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.OpenViewRequest.SerializeToString,
+                response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.ViewReply.FromString,
+                _registered_method=True)
+        self.ReadParts = channel.unary_unary(
+                '/crdtkv.v1.Admin/ReadParts',
+                request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.PartsRequest.SerializeToString,
+                response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.PartsReply.FromString,
+                _registered_method=True)
+        self.ReadDigests = channel.unary_unary(
+                '/crdtkv.v1.Admin/ReadDigests',
+                request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.DigestsRequest.SerializeToString,
+                response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.PartsReply.FromString,
+                _registered_method=True)
+        self.ReadRecords = channel.unary_unary(
+                '/crdtkv.v1.Admin/ReadRecords',
+                request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.RecordsRequest.SerializeToString,
+                response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.RecordsReply.FromString,
+                _registered_method=True)
+        self.ReadFrames = channel.unary_unary(
+                '/crdtkv.v1.Admin/ReadFrames',
+                request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.FramesRequest.SerializeToString,
+                response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.FramesReply.FromString,
+                _registered_method=True)
+        self.CloseView = channel.unary_unary(
+                '/crdtkv.v1.Admin/CloseView',
+                request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewRequest.SerializeToString,
+                response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -85,6 +115,44 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenView(self, request, context):
+        """A view: the replicated state of one moment, held by the node while it is read, to compare it or to back it up. A view
+        that nobody reads for a minute is closed; what reads it then gets an error and opens another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadParts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadDigests(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadRecords(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadFrames(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseView(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -107,6 +175,36 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Lag,
                     request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.LagRequest.FromString,
                     response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.LagReply.SerializeToString,
+            ),
+            'OpenView': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenView,
+                    request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.OpenViewRequest.FromString,
+                    response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.ViewReply.SerializeToString,
+            ),
+            'ReadParts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadParts,
+                    request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.PartsRequest.FromString,
+                    response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.PartsReply.SerializeToString,
+            ),
+            'ReadDigests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadDigests,
+                    request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.DigestsRequest.FromString,
+                    response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.PartsReply.SerializeToString,
+            ),
+            'ReadRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadRecords,
+                    request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.RecordsRequest.FromString,
+                    response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.RecordsReply.SerializeToString,
+            ),
+            'ReadFrames': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadFrames,
+                    request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.FramesRequest.FromString,
+                    response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.FramesReply.SerializeToString,
+            ),
+            'CloseView': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseView,
+                    request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewRequest.FromString,
+                    response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -217,6 +315,168 @@ class Admin(object):
             '/crdtkv.v1.Admin/Lag',
             crdtkv_dot_pb_dot_v1_dot_admin__pb2.LagRequest.SerializeToString,
             crdtkv_dot_pb_dot_v1_dot_admin__pb2.LagReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenView(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdtkv.v1.Admin/OpenView',
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.OpenViewRequest.SerializeToString,
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.ViewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadParts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdtkv.v1.Admin/ReadParts',
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.PartsRequest.SerializeToString,
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.PartsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadDigests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdtkv.v1.Admin/ReadDigests',
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.DigestsRequest.SerializeToString,
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.PartsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdtkv.v1.Admin/ReadRecords',
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.RecordsRequest.SerializeToString,
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.RecordsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadFrames(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdtkv.v1.Admin/ReadFrames',
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.FramesRequest.SerializeToString,
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.FramesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseView(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdtkv.v1.Admin/CloseView',
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewRequest.SerializeToString,
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewReply.FromString,
             options,
             channel_credentials,
             insecure,

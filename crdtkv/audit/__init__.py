@@ -1,0 +1,11 @@
+"""Proving that regions hold the same, and mending what does not: `verify`, `repair`.
+
+What is here knows views of stores (`store.view`), not where they are: in this process, or in nodes over gRPC.
+"""
+
+from __future__ import annotations
+
+from crdtkv.audit.sides import LocalSide, Side
+from crdtkv.audit.verify import Certificate, Difference, verify
+
+__all__ = ["Certificate", "Difference", "LocalSide", "Side", "verify"]

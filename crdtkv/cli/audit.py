@@ -1,0 +1,128 @@
+"""Proving that regions hold the same, and mending them: verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crdtkv.cli.errors import DONE, FAILED
+from crdtkv.cli.output import JSON, emit, emit_json, output_option, plain
+from crdtkv.cli.place import directory_option
+from crdtkv.cluster.control import ClusterFile
+
+if TYPE_CHECKING:
+    from crdtkv.audit import Certificate, Difference
+    from crdtkv.client.views import NodeSide
+
+
+def nodes_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that name several nodes, as the parameters `at`, `directory` and `tls`."""
+    for option in (
+        click.option("--tls-key", type=click.Path(), help="Its key (PEM)."),
+        click.option("--tls-cert", type=click.Path(), help="Our certificate (PEM), for nodes that ask for one."),
+        click.option("--tls-ca", type=click.Path(), help="Speak TLS and trust who this certificate (PEM) signed."),
+        directory_option,
+        click.option("--at", metavar="HOST:PORT,…", help="The nodes (or CRDTKV_AT); without it those of the local cluster in --dir."),
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def opened_nodes(at: str | None, directory: Path, tls: tuple[str | None, str | None, str | None]) -> Iterator[list[NodeSide]]:
+    """Connections to the nodes that are named, in that order."""
+    from crdtkv.client.views import NodeSide
+
+    text = at if at is not None else os.environ.get("CRDTKV_AT", "")
+    endpoints = [part.strip() for part in text.split(",") if part.strip()]
+    if not endpoints:
+        endpoints = [str(node["address"]) for node in ClusterFile.read(directory).regions.values()]
+    with ExitStack() as stack:
+        yield [stack.enter_context(NodeSide(endpoint, tls_ca=tls[0], tls_cert=tls[1], tls_key=tls[2])) for endpoint in endpoints]
+
+
+@click.command()
+@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds for regions to catch up.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many differences to print.")
+@output_option
+@nodes_options
+def verify(
+    at: str | None,
+    directory: Path,
+    tls_ca: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    wait_s: float,
+    limit: int,
+    output: str,
+) -> int:
+    """Compare regions record by record, while they serve and are written to.
+
+    Prints a certificate that they agree: at which version vector, with which digest. Or the keys that differ, and status 1. It also
+    compares each region's records with the digest that it keeps with every commit, so one node alone can be checked too.
+    """
+    from crdtkv.audit import verify as compare
+
+    with opened_nodes(at, directory, (tls_ca, tls_cert, tls_key)) as sides:
+        found = compare(sides, wait_s=wait_s, differences_max=limit)
+    if output == JSON:
+        emit_json(as_json(found))
+    else:
+        for line in as_lines(found):
+            emit(line)
+    return DONE if found.holds else FAILED
+
+
+def as_json(found: Certificate) -> dict[str, Any]:
+    """A certificate as plain JSON types."""
+    return {
+        "agree": found.holds,
+        "cluster": found.cluster,
+        "shard": found.shard,
+        "vv": plain(found.vv),
+        "digest": found.digest,
+        "at_one_vector": found.at_one_vector,
+        "regions": [
+            {"region": s.region, "vv": plain(s.vv), "digest": s.scanned, "kept_digest": s.kept, "records": s.records}
+            for s in found.standings
+        ],
+        "differences": [_difference(d) for d in found.differences],
+        "difference_count": found.count,
+    }
+
+
+def _difference(found: Difference) -> dict[str, Any]:
+    return {
+        "slot": found.text,
+        "slot_hex": found.slot.hex(),
+        "regions": list(found.regions),
+        "damaged": found.damaged or None,
+        "reason": found.reason,
+    }
+
+
+def as_lines(found: Certificate) -> Iterator[str]:
+    """A certificate for people."""
+    regions = ", ".join(s.region for s in found.standings)
+    if found.holds:
+        yield f"{regions} agree" if len(found.standings) > 1 else f"{regions} is sound: its records give the digest that it keeps"
+        yield f"cluster {found.cluster}, shard {found.shard}"
+        yield f"vector  {found.vv}"
+        yield f"digest  {found.digest}"
+        for s in found.standings:
+            later = "" if s.vv == found.vv else f", read later, at {s.vv}: no difference but what these commits made"
+            yield f"  {s.region}: {s.records} records{later}"
+        return
+    for d in found.differences:
+        whose = f"; the record of {d.damaged} is damaged" if d.damaged else ""
+        yield f"{d.text}: {d.regions[0]} and {d.regions[1]} differ: {d.reason}{whose}"
+    if found.count > len(found.differences):
+        yield f"… and {found.count - len(found.differences)} more"
+    for s in found.unsound:
+        yield f"{s.region}: its records give digest {s.scanned}, with every commit it kept {s.kept}: it was changed behind its back"
+    yield f"{found.count} slots differ between {regions}: mend them with `crdtkv repair`"

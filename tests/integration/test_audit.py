@@ -1,0 +1,122 @@
+"""`crdtkv verify` against nodes that serve: certificates under load, damage found, refusals on one line."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+import crdtkv
+from crdtkv.cli.main import main
+from crdtkv.client.views import NodeSide
+from crdtkv.core.codec import register_slot_of
+from crdtkv.errors import StoreClosedError
+from crdtkv.store.view import FIRST, LAST, records
+from tests.integration.test_node import Regions, until
+
+
+@pytest.fixture
+def regions() -> Iterator[Regions]:
+    with ExitStack() as stack:
+        made = Regions(stack)
+        made.ready()
+        yield made
+
+
+def addresses(regions: Regions) -> str:
+    return ",".join(node.address for node in regions.nodes.values())
+
+
+def settled(regions: Regions) -> None:
+    until(lambda: len({store.vv() for store in regions.stores.values()}) == 1)
+
+
+@contextmanager
+def under_load(regions: Regions) -> Iterator[None]:
+    """Every region writes without a pause."""
+    stop = threading.Event()
+
+    def write(region: str) -> None:
+        store, n = regions.stores[region], 0
+        while not stop.wait(0.0005):
+            n += 1
+            store.put(f"load/{n % 500}", [region, n])
+            store.counter("writes").increment()
+            store.set("recent").add(n % 20)
+            store.set("recent").discard((n + 7) % 20)
+
+    threads = [threading.Thread(target=write, args=(region,)) for region in regions.stores]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: regions.stores["ap"].counter("writes").value > 100)
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_verify_certifies_regions_while_all_of_them_write(regions: Regions, capsys: pytest.CaptureFixture[str]) -> None:
+    with under_load(regions):
+        assert main(["verify", "--at", addresses(regions), "-o", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["agree"] and [r["region"] for r in found["regions"]] == ["us", "eu", "ap"]
+    assert all(r["digest"] == r["kept_digest"] for r in found["regions"])
+    settled(regions)
+    assert main(["verify", "--at", addresses(regions)]) == 0
+    text = capsys.readouterr().out
+    assert "us, eu, ap agree" in text and regions.stores["us"].digest() in text and str(regions.stores["us"].vv()) in text
+
+
+def test_verify_names_the_key_that_differs_and_the_region_whose_records_were_changed(
+    regions: Regions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n in range(200):
+        regions.stores["us"].put(f"k/{n}", n)
+    settled(regions)
+    eu = regions.stores["eu"]
+    eu.digest()
+    eu._machine.engine.write({register_slot_of("k/77"): None})
+    with under_load(regions):
+        assert main(["verify", "--at", addresses(regions)]) == 1
+    out = capsys.readouterr().out
+    assert "k/77 (register): eu and us differ" in out and "ap differ" not in out
+    assert "eu: its records give digest" in out and "crdtkv repair" in out
+
+
+def test_verify_refuses_in_one_line(regions: Regions, capsys: pytest.CaptureFixture[str]) -> None:
+    us = regions.nodes["us"].address
+    assert main(["verify", "--at", f"{us},{us}"]) == 2
+    assert "named twice" in capsys.readouterr().err
+    assert main(["verify", "--at", "127.0.0.1:1"]) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+    regions.nodes["ap"].close()
+    regions.stores["us"].put("k", 1)
+    with crdtkv.open(region="sa") as store, crdtkv.Node(store) as alone:
+        assert main(["verify", "--at", f"{us},{alone.address}", "--wait", "0.1"]) == 3
+    assert "sa lacks 1 commits" in capsys.readouterr().err
+
+
+def test_a_view_over_grpc_is_that_of_the_store_and_ends_when_it_is_closed(regions: Regions) -> None:
+    us = regions.stores["us"]
+    for n in range(300):
+        us.put(f"k/{n}", n)
+    with NodeSide(regions.nodes["us"].address) as side:
+        view = side.view(us.vv())
+        us.put("later", 1)
+        held = dict(records(view))
+        assert len(held) == 300 and view.moment.vv.seq(us.origin) == 300
+        parts = view.parts(FIRST, LAST, 50)
+        assert sum(part.slots for part in parts) == 300
+        assert view.digests(FIRST, [part.end for part in parts]) == parts
+        page = view.frame_page(view.moment.vv)
+        assert page == ([], None)
+        number = view._number
+        view.close()
+        view._number = number
+        with pytest.raises(StoreClosedError, match="not held here"):
+            view.parts(FIRST, LAST, 50)
