@@ -5,8 +5,9 @@ is the index of a frame since the log's beginning.
 
 **Files.** Segments (`segments.py`) named by their first position. Only the last is written to; the next is begun, the last
 one synced before, when it is full. So every segment but the last is whole on the disk, and a record that is not valid means:
-at the end of the last segment, a write torn by a crash, which is cut off and reported in `recovery`; anywhere else,
-corruption, which is never repaired by guessing. `FLOOR` holds what snapshots raised the floor to.
+beyond what the last segment's records know to be synced, a write torn by a crash or lost with the power, which is cut off and
+reported in `recovery`; anywhere else, corruption, which is never repaired by guessing. `FLOOR` holds what snapshots raised
+the floor to.
 
 **Reading.** The newest frames stay in a `FrameWindow`, so live replication never touches the disk. For the rest a sparse
 index (each segment's beginning, and in segments read so far each 64 KiB) leads close to a position, and a reader that goes
@@ -45,7 +46,7 @@ from crdtkv.storage.segments import (
     read_header,
     scan_records,
     segment_name,
-    valid_record_after,
+    synced_beyond,
 )
 
 __all__ = ["CommitLog", "FileLog", "LogReader", "MemoryLog", "Recovery"]
@@ -133,7 +134,10 @@ class Recovery:
 
 @dataclass(slots=True, eq=False)
 class _Segment:
-    """One file. `index` holds (position, offset, version vector before it), sparse, beginning with the first record."""
+    """One file. `index` holds (position, offset, version vector before it), sparse, beginning with the first record.
+
+    `synced`: the offset up to which this process knows the file to be fsynced.
+    """
 
     path: Path
     first: int
@@ -141,6 +145,7 @@ class _Segment:
     size: int
     index: list[tuple[int, int, VersionVector]] = field(default_factory=list)
     is_indexed: bool = False
+    synced: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -263,9 +268,9 @@ class FileLog:
                 position += 1
             self.recovery = Recovery(frames=position - segment.first)
             if torn is not None:
-                beyond = valid_record_after(file, torn.offset, segment.size)
-                if beyond is not None:
-                    raise self._corruption(segment, torn.offset, f"{torn.reason}; valid records follow at {beyond}")
+                synced = synced_beyond(file, torn.offset, segment.size)
+                if synced > torn.offset:
+                    raise self._corruption(segment, torn.offset, f"{torn.reason}; the file was synced up to {synced}")
                 self.recovery = Recovery(position - segment.first, segment.size - torn.offset, str(segment.path), torn.offset, torn.reason)
                 file.truncate(torn.offset)
                 file.sync()  # else the torn bytes might come back, behind records that are written next
@@ -299,7 +304,7 @@ class FileLog:
         except BaseException:
             file.close()
             raise
-        segment = _Segment(path, first, first, len(header), [(first, len(header), before)], is_indexed=True)
+        segment = _Segment(path, first, first, len(header), [(first, len(header), before)], is_indexed=True, synced=len(header))
         with self._lock:
             self._file = file
             self._indexer = _Indexer(segment.index)
@@ -338,11 +343,12 @@ class FileLog:
         self._check_usable()
         if not frames:
             return self._end
-        data = encode_records([frame.data for frame in frames])
         segment = self._segments[-1]
-        if segment.size + len(data) > self._segment_bytes and segment.end > segment.first:
+        size = sum([RECORD_OVERHEAD + len(frame.data) for frame in frames])
+        if segment.size + size > self._segment_bytes and segment.end > segment.first:
             self._roll()
             segment = self._segments[-1]
+        data = encode_records([frame.data for frame in frames], segment.synced)
         try:
             write_all(self._file, data)
         except BaseException as e:  # a KeyboardInterrupt too leaves bytes that are no record
@@ -417,7 +423,8 @@ class FileLog:
 
     def _sync_as_leader(self) -> None:
         with self._lock:
-            target = self._end
+            target, segment = self._end, self._segments[-1]
+            size = segment.size
         try:
             self._file.sync()
         except OSError as e:
@@ -426,6 +433,7 @@ class FileLog:
             raise self._error("sync", e) from e
         with self._lock:
             self._synced = max(self._synced, target)
+            segment.synced = max(segment.synced, size)
 
     def synced(self) -> int:
         return self._synced

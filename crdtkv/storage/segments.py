@@ -2,7 +2,11 @@
 
     file    = header record record …
     header  = "CRDTKVLG" version:u16 size:u32 crc:u32 payload        payload = MessagePack {first, before}
-    record  = length:u32 crc:u32 frame                               crc = CRC-32 of the frame; little-endian throughout
+    record  = length:u32 crc:u32 synced:u32 frame                    little-endian throughout
+
+`synced` is the offset up to which the file was known to be fsynced when the record was written; `crc` the CRC-32 of the frame,
+begun at `synced`. What was written since the last fsync a loss of power may leave in any order, with holes; so damage
+means a torn end only beyond every offset that a valid record, wherever it stands, says was synced (`synced_beyond`).
 
 `first` is the position of the first record, `before` the version vector of all frames of the log before it: so the floor
 and the position for a peer are known from the headers alone. A reader ignores further keys of the payload. A header is
@@ -22,6 +26,7 @@ import msgspec
 
 from crdtkv.core.causality import VersionVector
 from crdtkv.core.frame import FRAME_BYTES_MAX, Frame
+from crdtkv.core.frame import MAGIC as FRAME_START
 from crdtkv.errors import CorruptionError, IncompatibleFormatError
 from crdtkv.storage.files import File
 
@@ -29,11 +34,10 @@ MAGIC: Final = b"CRDTKVLG"
 FORMAT_VERSION: Final = 1
 SUFFIX: Final = ".log"
 _HEADER = struct.Struct("<8sHII")
-_RECORD = struct.Struct("<II")
+_RECORD = struct.Struct("<III")
 RECORD_OVERHEAD: Final = _RECORD.size
 HEADER_BYTES_MAX: Final = 1 << 20
 _READ_BYTES = 1 << 20
-_RESYNC_BYTES_MAX = 4 << 20
 
 
 class _Payload(msgspec.Struct):
@@ -99,12 +103,12 @@ def read_header(file: File, path: Path) -> SegmentHeader:
     return SegmentHeader(fields.first, before, _HEADER.size + size)
 
 
-def encode_records(frames: list[bytes]) -> bytes:
-    """The records of a group of frames, to be written at once."""
+def encode_records(frames: list[bytes], synced: int) -> bytes:
+    """The records of a group of frames, to be written at once; the file is known to be fsynced up to `synced`."""
     pack = _RECORD.pack
     if len(frames) == 1:
-        return pack(len(frames[0]), crc32(frames[0])) + frames[0]
-    return b"".join(part for data in frames for part in (pack(len(data), crc32(data)), data))
+        return pack(len(frames[0]), crc32(frames[0], synced), synced) + frames[0]
+    return b"".join(part for data in frames for part in (pack(len(data), crc32(data, synced), synced), data))
 
 
 def scan_records(file: File, offset: int, end: int, *, read_bytes: int = _READ_BYTES) -> Iterator[tuple[int, bytes] | Damage]:
@@ -119,7 +123,7 @@ def scan_records(file: File, offset: int, end: int, *, read_bytes: int = _READ_B
             if len(buffer) < RECORD_OVERHEAD:
                 yield Damage(base, "the record's head is cut short")
                 return
-        length, checksum = _RECORD.unpack_from(buffer, at)
+        length, checksum, synced = _RECORD.unpack_from(buffer, at)
         start = base + at
         if not 0 < length <= FRAME_BYTES_MAX:
             yield Damage(start, f"a record of {length:,} bytes, which none has")
@@ -130,30 +134,40 @@ def scan_records(file: File, offset: int, end: int, *, read_bytes: int = _READ_B
         if len(buffer) - at < RECORD_OVERHEAD + length:
             buffer, base, at = file.read_at(start, min(max(read_bytes, RECORD_OVERHEAD + length), end - start)), start, 0
         data = buffer[at + RECORD_OVERHEAD : at + RECORD_OVERHEAD + length]
-        if len(data) < length or crc32(data) != checksum:
+        if len(data) < length or crc32(data, synced) != checksum:
             yield Damage(start, "checksum mismatch")
             return
         yield start, data
         at += RECORD_OVERHEAD + length
 
 
-def valid_record_after(file: File, offset: int, end: int) -> int | None:
-    """The offset of a whole valid record beyond damage at `offset`: then the damage is no torn end of the file.
+def synced_beyond(file: File, offset: int, end: int) -> int:
+    """The greatest offset that a valid record beyond damage at `offset` says was synced; 0 if no valid record follows.
 
-    A torn write leaves nothing valid behind it. The record's own length may be what is damaged, so every offset is tried,
-    as far as 4 MiB on; then a record must also be a frame, since a checksum of 32 bits over so many tries proves little.
+    Above `offset`: the damage is in what was fsynced, and no loss of power explains it. Else what follows are writes of which
+    a loss of power left some and not others; none of it was promised. A record's own length may be what is damaged, so every
+    offset is tried; a checksum of 32 bits over so many tries proves little, so a record must also be a frame. O(end - offset).
     """
-    data = file.read_at(offset, min(end - offset, _RESYNC_BYTES_MAX + RECORD_OVERHEAD + FRAME_BYTES_MAX))
+    data = file.read_at(offset, end - offset)
     view = memoryview(data)
     unpack = _RECORD.unpack_from
-    for at in range(1, min(len(data) - RECORD_OVERHEAD, _RESYNC_BYTES_MAX)):
-        length, checksum = unpack(data, at)
-        if 0 < length <= len(data) - at - RECORD_OVERHEAD and length <= FRAME_BYTES_MAX:
-            body = view[at + RECORD_OVERHEAD : at + RECORD_OVERHEAD + length]
-            if body[0] == 0xC1 and crc32(body) == checksum:
-                try:
-                    Frame.decode(bytes(body))
-                except (CorruptionError, IncompatibleFormatError):
-                    continue
-                return offset + at
-    return None
+    greatest = 0
+    body = data.find(FRAME_START, RECORD_OVERHEAD + 1)
+    while body >= 0:
+        length, checksum, synced = unpack(data, body - RECORD_OVERHEAD)
+        following = body + 1
+        if 0 < length <= min(len(data) - body, FRAME_BYTES_MAX) and _is_frame(view[body : body + length], checksum, synced):
+            greatest = max(greatest, synced)
+            following = body + length + RECORD_OVERHEAD
+        body = data.find(FRAME_START, following)
+    return greatest
+
+
+def _is_frame(body: memoryview, checksum: int, synced: int) -> bool:
+    if crc32(body, synced) != checksum:
+        return False
+    try:
+        Frame.decode(bytes(body))
+    except (CorruptionError, IncompatibleFormatError):
+        return False
+    return True

@@ -102,11 +102,13 @@ def read_all(log: FileLog) -> list[Frame]:
     return frames
 
 
-def written(directory: Path, frames: list[Frame], *, segment_bytes: int = 1 << 20, group: int = 7) -> list[Path]:
-    """Write a log and close it; returns its segments."""
+def written(directory: Path, frames: list[Frame], *, segment_bytes: int = 1 << 20, group: int = 7, sync: bool = False) -> list[Path]:
+    """Write a log, fsynced after each group if `sync`, and close it; returns its segments."""
     log = FileLog(directory, segment_bytes=segment_bytes)
     for at in range(0, len(frames), group):
         log.append(frames[at : at + group])
+        if sync:
+            log.sync()
     log.close()
     return sorted(directory.glob("*.log"))
 
@@ -169,9 +171,9 @@ def test_garbage_at_the_end_is_torn_and_what_is_appended_next_survives(tmp_path:
 
 
 @pytest.mark.parametrize("where", ["length", "checksum", "frame"])
-def test_damage_before_valid_records_is_corruption_and_changes_nothing(tmp_path: Path, where: str) -> None:
+def test_damage_in_what_was_synced_is_corruption_and_changes_nothing(tmp_path: Path, where: str) -> None:
     frames = FrameMaker().many(10)
-    (path,) = written(tmp_path / "log", frames)
+    (path,) = written(tmp_path / "log", frames, sync=True)
     data = bytearray(path.read_bytes())
     offset = record_ends(path, frames)[4]
     data[offset + {"length": 1, "checksum": 5, "frame": 30}[where]] ^= 0x41
@@ -181,6 +183,30 @@ def test_damage_before_valid_records_is_corruption_and_changes_nothing(tmp_path:
     assert found.value.details == {"path": str(path), "offset": offset}
     assert str(path) in str(found.value) and str(offset) in str(found.value)
     assert path.read_bytes() == data
+
+
+def test_a_hole_in_what_was_not_synced_is_a_loss_of_power_and_is_cut_off_with_all_behind_it(tmp_path: Path) -> None:
+    """The disk may have the later of two writes and not the earlier; a log that took that for corruption would not open again."""
+    maker = FrameMaker()
+    frames = maker.many(14)
+    (path,) = written(tmp_path / "log", frames, group=7)
+    ends = record_ends(path, frames)
+    log = FileLog(tmp_path / "log")
+    log.sync()
+    log.append(more := maker.many(6))
+    log.close()
+    data = bytearray(path.read_bytes())
+    at = ends[-1] + RECORD_OVERHEAD + more[0].size
+    data[at : at + RECORD_OVERHEAD + more[1].size] = bytes(RECORD_OVERHEAD + more[1].size)
+    path.write_bytes(data)
+    log = FileLog(tmp_path / "log")
+    assert (log.end(), log.recovery.cut_offset) == (15, at)
+    assert read_all(log) == [*frames, more[0]]
+    log.close()
+    data[ends[3] + RECORD_OVERHEAD] ^= 1  # but what was synced before them is not to be missed
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError, match=f"damaged at offset {ends[3]}: .*synced up to {ends[-1]}"):
+        FileLog(tmp_path / "log")
 
 
 def test_damage_in_an_earlier_segment_is_found_when_it_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,211 @@
+"""A disk in memory whose power can fail at any call: what lies under a real commit log in tests.
+
+It keeps, for each file and each directory, what a reader sees (the page cache) and what would be there after a loss of power. Only
+`sync` carries a file's content over, only `sync_directory` its name. `lose_power` gives the disk as it would be found:
+of what was not carried over each write may be there, be missing, or be *torn*, sector by sector and in any order (a later write may
+have reached the disk and an earlier one not; a hole reads as zeros), and each change of a name may have happened or not.
+
+After: Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014); Rebello et al., "Can Applications Recover from fsync
+Failures?" (ATC 2020); LazyFS (VLDB 2024).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from crdtkv.storage.files import File
+
+SECTOR_BYTES: Final = 512
+"""What a disk writes whole or not at all."""
+
+
+class PowerLost(BaseException):
+    """The machine stopped within this call. Not an `Exception`: nothing may catch it and go on."""
+
+
+class _Content:
+    """A file's bytes: as seen, as durable, and the changes between the two in their order: (offset, bytes), or a new size."""
+
+    __slots__ = ("durable", "pending", "seen")
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.seen = bytearray(data)
+        self.durable = bytes(data)
+        self.pending: list[tuple[int, bytes] | int] = []
+
+    def found(self, dice: Random) -> _Content:
+        """What is there after the power failed."""
+        data = bytearray(self.durable)
+        fate = _fate(dice)
+        for change in self.pending:
+            if isinstance(change, int):
+                if fate():
+                    del data[change:]
+                continue
+            offset, written = change
+            for at in range(0, len(written), SECTOR_BYTES):
+                part = written[at : at + SECTOR_BYTES]
+                if fate():
+                    data.extend(bytes(max(0, offset + at - len(data))))
+                    data[offset + at : offset + at + len(part)] = part
+        return _Content(bytes(data))
+
+
+def _fate(dice: Random) -> Callable[[], bool]:
+    """Whether a change reached the disk: all of a file's did, none did, or each for itself."""
+    kind = dice.random()
+    if kind < 0.25:
+        return lambda: True
+    if kind < 0.5:
+        return lambda: False
+    return lambda: dice.random() < 0.5
+
+
+class FaultyFiles:
+    """A `FileLayer` in memory.
+
+    Attributes:
+        calls: how many calls were made, of any kind.
+        at_call: asked before each call, with its number and name; what it raises (an `OSError`, `PowerLost`) the call raises,
+            having done nothing; of a write that `PowerLost` stops a part may be done.
+        room: bytes that can still be written before ENOSPC; None: no end.
+        sync_lies: `sync` says that it is done, and does nothing: what a test of durability has to notice.
+    """
+
+    def __init__(self, *, sync_lies: bool = False) -> None:
+        self.calls = 0
+        self.at_call: Callable[[int, str], None] = lambda number, name: None
+        self.room: int | None = None
+        self.sync_lies = sync_lies
+        self._seen: dict[Path, _Content] = {}
+        self._durable: dict[Path, _Content] = {}
+        self._pending: list[list[tuple[Path, _Content | None]]] = []
+        """Changes of names, each atomic, not yet carried over by a sync of their directory."""
+
+    def enter(self, name: str) -> None:
+        """Count a call and let it fail."""
+        self.calls += 1
+        self.at_call(self.calls, name)
+
+    def lose_power(self, dice: Random) -> FaultyFiles:
+        """The disk as it is found when the power is back; this one is used no more."""
+        names = dict(self._durable)
+        fate = _fate(dice)
+        for change in self._pending:
+            if fate():
+                _rename(names, change)
+        found = FaultyFiles(sync_lies=self.sync_lies)
+        contents = {id(content): content.found(dice) for content in names.values()}
+        found._seen = {path: contents[id(content)] for path, content in names.items()}
+        found._durable = dict(found._seen)
+        return found
+
+    def _change(self, *changes: tuple[Path, _Content | None]) -> None:
+        _rename(self._seen, changes)
+        self._pending.append(list(changes))
+
+    # -- the layer ------------------------------------------------------------------------------------------------
+
+    def create(self, path: Path) -> File:
+        self.enter("create")
+        content = self._seen.get(path)
+        if content is None:
+            content = _Content()
+            self._change((path, content))
+        else:
+            content.pending.append(0)
+            content.seen.clear()
+        return FaultyFile(self, content)
+
+    def open(self, path: Path, *, writable: bool = False) -> File:
+        self.enter("open")
+        content = self._seen.get(path)
+        if content is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return FaultyFile(self, content)
+
+    def list(self, directory: Path) -> list[str]:
+        self.enter("list")
+        return [path.name for path in self._seen if path.parent == directory]
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.enter("rename")
+        self._change((target, self._seen[source]), (source, None))
+
+    def remove(self, path: Path) -> None:
+        self.enter("remove")
+        if path not in self._seen:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        self._change((path, None))
+
+    def sync_directory(self, directory: Path) -> None:
+        self.enter("sync_directory")
+        if self.sync_lies:
+            return
+        for change in [change for change in self._pending if change[0][0].parent == directory]:
+            _rename(self._durable, change)
+            self._pending.remove(change)
+
+
+class FaultyFile:
+    """A `File` of `FaultyFiles`."""
+
+    __slots__ = ("_content", "_disk")
+
+    def __init__(self, disk: FaultyFiles, content: _Content) -> None:
+        self._disk = disk
+        self._content = content
+
+    def write(self, data: bytes) -> int:
+        try:
+            self._disk.enter("write")
+        except PowerLost:
+            self._append(data[: len(data) // 2])
+            raise
+        room = self._disk.room
+        if room is not None:
+            data = data[:room]
+            if not data:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._disk.room = room - len(data)
+        self._append(data)
+        return len(data)
+
+    def _append(self, data: bytes) -> None:
+        self._content.pending.append((len(self._content.seen), bytes(data)))
+        self._content.seen += data
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        self._disk.enter("read_at")
+        return bytes(self._content.seen[offset : offset + size])
+
+    def size(self) -> int:
+        return len(self._content.seen)
+
+    def truncate(self, size: int) -> None:
+        self._disk.enter("truncate")
+        self._content.pending.append(size)
+        del self._content.seen[size:]
+
+    def sync(self) -> None:
+        self._disk.enter("sync")
+        if not self._disk.sync_lies:
+            self._content.durable = bytes(self._content.seen)
+            self._content.pending.clear()
+
+    def close(self) -> None:
+        pass
+
+
+def _rename(names: dict[Path, _Content], change: Sequence[tuple[Path, _Content | None]]) -> None:
+    """Carry out one change of names; None: the name goes."""
+    for path, content in change:
+        if content is None:
+            names.pop(path, None)
+        else:
+            names[path] = content
