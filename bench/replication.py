@@ -1,9 +1,10 @@
 """Replication between nodes on loopback, one process each, no emulated delay.
 
-Lag is measured from outside: a program stamps a value with the monotonic clock as it hands the put to its client in us,
-and another task of it reads the clock as the watch in eu shows the change. So it spans client → us → eu → watcher, three hops,
-and stands beside the one-way time of a bare message on a gRPC stream at the same rate, taken in alternating
-stretches of the same run. Writes are issued by schedule, whether or not earlier ones were answered.
+Lag is measured from outside: a program stamps a value with the time at which it was due by its schedule, puts it through its
+client in us, and another task of it reads the clock as the watch in eu shows the change. So it spans client → us → eu →
+watcher, three hops. It stands beside two floors, taken in alternating stretches of the same run and at the same rate: the
+one-way time of a bare message on a gRPC stream, and the same three hops with nothing in between (`prototype.py`). Writes
+are issued whether or not earlier ones were answered.
 
 The second part writes to three regions at once and asks, from the moment at which the last write was answered, how
 long until all three have equal digests over equal version vectors.
@@ -21,6 +22,8 @@ import crdtkv.aio
 
 from common import Report, Row, Target, human, percentile, rows
 from processes import echo, nodes, scratch
+from prototype import lag as prototype_lag
+from prototype import prototype, punctual_loop
 
 STAMP = struct.Struct("<q")
 RATE = 1_000
@@ -47,7 +50,7 @@ async def bare_stream(address: str, seconds: float) -> list[float]:
 
 
 async def replicated(writer: crdtkv.aio.AsyncClient, watcher: crdtkv.aio.AsyncClient, seconds: float) -> list[float]:
-    """Times in µs from the hand-over of a put to one region's client to the watch in the other."""
+    """Times in µs from when a put was due in one region to the watch in the other."""
     amount = int(RATE * seconds)
     taken: list[float] = []
     watching = asyncio.Event()
@@ -71,31 +74,48 @@ async def replicated(writer: crdtkv.aio.AsyncClient, watcher: crdtkv.aio.AsyncCl
     async with asyncio.timeout(seconds + DEADLINE_S), asyncio.TaskGroup() as group:
         group.create_task(watch())
         await warm()
-        began = time.monotonic()
+        began = time.monotonic_ns()
         for number in range(amount):
-            if (wait := began + number / RATE - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            group.create_task(writer.put(f"lag/{number % 1000}", STAMP.pack(time.monotonic_ns())))
+            due = began + int(number / RATE * 1e9)
+            if (wait_s := (due - time.monotonic_ns()) / 1e9) > 0:
+                await asyncio.sleep(wait_s)
+            group.create_task(writer.put(f"lag/{number % 1000}", STAMP.pack(due)))
     return taken[amount // 10 :]
 
 
-def lag(report: Report, addresses: Mapping[str, str], echo_address: str) -> list[Row]:
+def lag(report: Report, addresses: Mapping[str, str], echo_address: str, bare_hops: tuple[str, str]) -> tuple[list[Row], list[Row]]:
+    """Two tables: lag beside a bare message, and beside the bare prototype. Where that misses the bound on the first too, it is void."""
     seconds = STRETCH_S * report.arguments.scale
     bare, one_way, p99 = "bare stream message, one way, p50", "us → eu, client to watcher, p50", "us → eu, client to watcher, p99"
-    figures: dict[str, list[float]] = {bare: [], one_way: [], p99: []}
+    hops, hops_p99 = "bare prototype, client to subscriber, p50", "bare prototype, client to subscriber, p99"
+    figures: dict[str, list[float]] = {bare: [], hops: [], hops_p99: [], one_way: [], p99: []}
 
     async def run() -> None:
         async with crdtkv.aio.connect(addresses["us"]) as writer, crdtkv.aio.connect(addresses["eu"]) as watcher:
             for number in range(report.arguments.rounds + 1):
                 floor = await bare_stream(echo_address, seconds)
+                nothing_between = (await prototype_lag(*bare_hops, RATE, int(RATE * seconds)))[int(RATE * seconds) // 10 :]
                 taken = await replicated(writer, watcher, seconds)
                 if number:
                     figures[bare].append(percentile(floor, 50))
+                    figures[hops].append(percentile(nothing_between, 50))
+                    figures[hops_p99].append(percentile(nothing_between, 99))
                     figures[one_way].append(percentile(taken, 50))
                     figures[p99].append(percentile(taken, 99))
 
-    asyncio.run(run())
-    return rows(figures, unit="µs", targets={one_way: Target(3, bare, at_most=True)})
+    with asyncio.Runner(loop_factory=punctual_loop) as runner:
+        runner.run(run())
+    beside_message = rows(
+        {name: figures[name] for name in (bare, hops, one_way)},
+        unit="µs",
+        targets={
+            hops: Target(3, bare, at_most=True),
+            one_way: Target(3, bare, at_most=True),
+        },
+    )
+    names = (hops, one_way, hops_p99, p99)
+    beside_hops = rows({name: figures[name] for name in names}, unit="µs", targets={one_way: Target(2, hops, at_most=True)})
+    return beside_message, beside_hops
 
 
 async def write_for(address: str, region: str, seconds: float) -> int:
@@ -155,8 +175,11 @@ def main() -> None:
             scratch() as parent,
             nodes(["us", "eu"], durability=durability, parent=parent) as addresses,
             echo(parent) as echo_address,
+            prototype(parent) as bare_hops,
         ):
-            report.add(f"lag at {human(RATE)} writes/s, {durability}", lag(report, addresses, echo_address))
+            beside_message, beside_hops = lag(report, addresses, echo_address, bare_hops)
+            report.add(f"lag at {human(RATE)} writes/s, {durability}", beside_message)
+            report.add(f"the same, {durability}, beside client → A → B → subscriber with nothing in between", beside_hops)
     report.add(f"three regions, each {human(CONVERGE_RATE)} writes/s", converge(report, "async"))
     report.finish()
     if not report.arguments.json:
