@@ -1,91 +1,112 @@
-"""Node and echo processes for the benchmarks, started as a user starts them and stopped whatever happens.
+"""Nodes, bare servers and probes in processes of their own, started as a user starts them and stopped whatever happens.
 
 Children are started before this process loads grpc: a fork under its threads is not safe.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, Final
 
-from common import free_port
+from bench.peers.base import free_port, stop
 
-READY_S = 30
-CRDTKV = [sys.executable, "-m", "crdtkv"]
+CRDTKV: Final = [sys.executable, "-m", "crdtkv"]
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
-@contextmanager
-def process(command: Sequence[str], *, log: Path) -> Iterator[int]:
-    """A child that has printed its first line, which says that it is ready; yields its pid."""
+@contextlib.contextmanager
+def process(command: Sequence[str], *, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that has printed its first line, which says that it is ready.
+
+    Raises:
+        RuntimeError: it ended before that; with what it wrote.
+    """
     with log.open("wb") as errors:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL)
-        try:
-            assert child.stdout is not None
-            if not child.stdout.readline():
-                raise SystemExit(f"{' '.join(command)}: exited before it was ready:\n{log.read_text()}")
-            yield child.pid
-        finally:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(READY_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-            child.stdout.close()
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="crdtkv-bench-"))
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
     try:
-        yield made
+        assert child.stdout is not None
+        if not child.stdout.readline():
+            raise RuntimeError(f"{' '.join(command)}: ended before it was ready: {log.read_text(errors='replace')[-600:]}")
+        yield child
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        stop(child)
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
-@contextmanager
-def nodes(regions: Sequence[str], *, durability: str, parent: Path) -> Iterator[Mapping[str, str]]:
-    """One node a region, each a peer of the others; yields region → address."""
+class Node:
+    """A running node."""
+
+    def __init__(self, region: str, address: str, pid: int) -> None:
+        self.region, self.address, self.pid = region, address, pid
+
+    def cpu_s(self) -> float:
+        """What it has computed so far, in seconds of one core."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+@contextlib.contextmanager
+def nodes(regions: Sequence[str], parent: Path, *, durability: str = "async", engine: str = "rocksdb") -> Iterator[dict[str, Node]]:
+    """One node a region, each a peer of the others, linked directly."""
     addresses = {region: f"127.0.0.1:{free_port()}" for region in regions}
-    with ExitStack() as started:
+    started: dict[str, Node] = {}
+    with ExitStack() as stack:
         for region in regions:
-            home = parent / f"{region}-{durability}"
+            home = parent / f"{region}-{durability}-{addresses[region].rpartition(':')[2]}"
             home.mkdir(parents=True)
             config = home / "node.toml"
-            config.write_text(configuration(region, addresses, durability, home / "data"), encoding="utf-8")
-            started.enter_context(process([*CRDTKV, "node", "--config", str(config)], log=home / "log"))
-        yield addresses
+            config.write_text(_configuration(region, addresses, durability, engine, home / "data"), encoding="utf-8")
+            child = stack.enter_context(process([*CRDTKV, "node", "--config", str(config)], log=home / "log"))
+            started[region] = Node(region, addresses[region], child.pid)
+        yield started
 
 
-def configuration(region: str, addresses: Mapping[str, str], durability: str, data: Path) -> str:
-    """A node's file."""
-    peers = [f'{peer} = "{address}"' for peer, address in addresses.items() if peer != region]
-    return "\n".join(
-        [
-            f'region = "{region}"',
-            f'listen = "{addresses[region]}"',
-            f'data = "{data}"',
-            f'durability = "{durability}"',
-            "[log]",
-            'level = "warning"',
-            "[peers]",
-            *peers,
-            "",
-        ]
-    )
+def _configuration(region: str, addresses: Mapping[str, str], durability: str, engine: str, data: Path) -> str:
+    lines = [f'region = "{region}"', f'listen = "{addresses[region]}"', f'data = "{data}"', f'durability = "{durability}"']
+    lines += [f'engine = "{engine}"', "[log]", 'level = "warning"', "[peers]"]
+    lines += [f'{peer} = "{address}"' for peer, address in addresses.items() if peer != region]
+    return "\n".join([*lines, ""])
 
 
-@contextmanager
-def echo(parent: Path) -> Iterator[str]:
-    """A bare gRPC server (`echo_server.py`) in its own process; yields its address."""
-    address = f"127.0.0.1:{free_port()}"
-    server = Path(__file__).with_name("echo_server.py")
-    with process([sys.executable, str(server), address], log=parent / f"echo-{os.getpid()}.log"):
-        yield address
+@contextlib.contextmanager
+def module(name: str, *arguments: str, parent: Path) -> Iterator[Worker]:
+    """A module of this package as a child that takes commands."""
+    log = parent / f"{name}-{'-'.join(arguments[:2])}-{free_port()}.log".replace("/", "_")
+    with process([sys.executable, "-m", name, *arguments], log=log) as child:
+        yield Worker(child, log)
+
+
+class Worker:
+    """A child that answers a line of JSON with a line of JSON."""
+
+    def __init__(self, child: subprocess.Popen[bytes], log: Path) -> None:
+        self._child, self._log = child, log
+
+    def ask(self, **command: Any) -> None:
+        """Send a command; `answer` waits for what it gives."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps(command).encode() + b"\n")
+        self._child.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """The answer to the oldest command that has none yet.
+
+        Raises:
+            RuntimeError: the child has ended; with what it wrote.
+        """
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._log.stem} ended: {self._log.read_text(errors='replace')[-800:]}")
+        found: dict[str, Any] = json.loads(line)
+        return found

@@ -47,7 +47,7 @@ def text(row: Mapping[str, Any]) -> str:
     """A row for a terminal."""
     lines = [f"{row['name']}: {row['path']}  [{row['verdict'] or 'told'}]"]
     if row["error"]:
-        lines.append(f"  failed: {row['error']}; alone: {row['rerun']}")
+        return f"{lines[0]}\n  failed: {row['error']}; alone: {row['rerun']}"
     for claim in row["claims"]:
         lines.append(f"  {found(claim):<28} {bound(claim):<12} {claim['verdict'] or '':<12} {sides(claim)}")
     lines += [f"  {name}: {why}" for name, why in row["missing"].items()]

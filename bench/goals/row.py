@@ -82,6 +82,7 @@ class Row:
         open: starts what the row needs, and yields its sides, which run in turn.
         durability: side → what its answered writes survive.
         rounds: at most so many, where a round is long.
+        warm_up: whether a round that does not count comes first.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Row:
     open: Callable[[Bench, ExitStack], Mapping[str, Side]]
     durability: Mapping[str, str] = field(default_factory=dict)
     rounds: int | None = None
+    warm_up: bool = True
 
     @property
     def rerun(self) -> str:

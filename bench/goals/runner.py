@@ -34,7 +34,7 @@ def measure(row: Row, *, rounds: int, quick: bool, told: Callable[[str], None]) 
     with scratch() as directory, ExitStack() as stack:
         bench = Bench(quick, directory)
         sides = row.open(bench, stack)
-        for number in range(0 if not quick else 1, min(rounds, row.rounds or rounds) + 1):
+        for number in range(0 if row.warm_up and not quick else 1, min(rounds, row.rounds or rounds) + 1):
             for name, side in sides.items():
                 gc.collect()
                 measured = side()

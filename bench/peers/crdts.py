@@ -33,7 +33,7 @@ class PycrdtMap(Replicated):
         import pycrdt
 
         self._crdt = pycrdt
-        self.document = pycrdt.Doc()
+        self.document: Any = pycrdt.Doc()
         self.document["map"] = pycrdt.Map()
         self._map: Any = self.document["map"]
 
@@ -50,10 +50,12 @@ class PycrdtMap(Replicated):
                 self._map[key] = value
 
     def version(self) -> bytes:
-        return self.document.get_state()
+        state: bytes = self.document.get_state()
+        return state
 
     def update_since(self, version: bytes | None) -> bytes:
-        return self.document.get_update(version) if version is not None else self.document.get_update()
+        update: bytes = self.document.get_update(version) if version is not None else self.document.get_update()
+        return update
 
     def merge(self, update: bytes) -> None:
         self.document.apply_update(update)
@@ -65,8 +67,8 @@ class LoroMap(Replicated):
     def __init__(self) -> None:
         import loro
 
-        self._crdt = loro
-        self.document = loro.LoroDoc()
+        self._crdt: Any = loro
+        self.document: Any = self._crdt.LoroDoc()
         self._map = self.document.get_map("map")
 
     def put(self, key: str, value: str) -> None:
@@ -75,7 +77,8 @@ class LoroMap(Replicated):
 
     def get(self, key: str) -> str | None:
         found: Any = self._map.get(key)
-        return None if found is None else found.value
+        value: str | None = None if found is None else found.value
+        return value
 
     def put_many(self, pairs: Sequence[tuple[str, str]]) -> None:
         for key, value in pairs:
@@ -83,11 +86,13 @@ class LoroMap(Replicated):
         self.document.commit()
 
     def version(self) -> bytes:
-        return self.document.oplog_vv.encode()
+        encoded: bytes = self.document.oplog_vv.encode()
+        return encoded
 
     def update_since(self, version: bytes | None) -> bytes:
         since = self._crdt.VersionVector() if version is None else self._crdt.VersionVector.decode(version)
-        return self.document.export(self._crdt.ExportMode.Updates(since))
+        update: bytes = self.document.export(self._crdt.ExportMode.Updates(since))
+        return update
 
     def merge(self, update: bytes) -> None:
         self.document.import_(update)

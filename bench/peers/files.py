@@ -17,11 +17,11 @@ class RocksStore(Store):
     def __init__(self, directory: Path, *, wal: bool = True, sync: bool = False) -> None:
         import rocksdict
 
-        self._rocksdict = rocksdict
-        options = rocksdict.Options(raw_mode=True)
+        self._rocksdict: Any = rocksdict
+        options = self._rocksdict.Options(raw_mode=True)
         options.create_if_missing(True)
-        self.db = rocksdict.Rdict(str(directory), options)
-        self.how = rocksdict.WriteOptions()
+        self.db = self._rocksdict.Rdict(str(directory), options)
+        self.how = self._rocksdict.WriteOptions()
         self.how.sync = sync
         if not wal:
             self.how.disable_wal = True

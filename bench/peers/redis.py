@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from bench.peers.base import AwaitedStore, ServedPeer, Server, Store, daemon, free_port, on_path
+
+CONNECTIONS_MAX: Final = 1024
+"""As many tasks wait for an answer at once; redis-py needs a connection for each."""
 
 
 def server_binary() -> str | None:
@@ -87,7 +90,7 @@ class RedisServer(Server):
         import redis.asyncio
 
         host, port = self.address.rsplit(":", 1)
-        client = redis.asyncio.Redis(host=host, port=int(port), decode_responses=True)
+        client = redis.asyncio.Redis(host=host, port=int(port), decode_responses=True, max_connections=CONNECTIONS_MAX)
         try:
             yield AwaitedRedis(client)
         finally:
@@ -129,12 +132,12 @@ class Redis(ServedPeer):
         assert binary is not None, "ask `missing` first"
         with contextlib.ExitStack() as stack:
             primary = free_port()
-            pid = stack.enter_context(_server(binary, directory / "primary", primary, cls.fsync, ()))
+            pid = stack.enter_context(running(binary, directory / "primary", primary, cls.fsync, ()))
             follower = 0
             if replicated:
                 follower = free_port()
                 extra = ("--replicaof", "127.0.0.1", str(primary), "--notify-keyspace-events", "KA")
-                stack.enter_context(_server(binary, directory / "replica", follower, cls.fsync, extra))
+                stack.enter_context(running(binary, directory / "replica", follower, cls.fsync, extra))
             yield RedisServer(f"127.0.0.1:{primary}", f"127.0.0.1:{follower}", pid)
 
 
@@ -147,7 +150,8 @@ class RedisAlways(Redis):
 
 
 @contextlib.contextmanager
-def _server(binary: str, directory: Path, port: int, fsync: str, extra: Sequence[str]) -> Iterator[int]:
+def running(binary: str, directory: Path, port: int, fsync: str, extra: Sequence[str]) -> Iterator[int]:
+    """A server process, ready and, if it is a replica, in step with its primary; yields its pid."""
     import redis
 
     directory.mkdir(parents=True)
