@@ -362,6 +362,8 @@ class Status:
         vv, durable_vv: applied; fsynced.
         digest: of the visible state, 32 hex digits; None while it is not settled.
         log_start, log_end: positions: frames since the beginning of this log.
+        log_floor: from after these seqs on the log is complete; who lacks older commits needs a snapshot.
+        log_kept_for: the regions that have not yet acknowledged what would otherwise be dropped of the log.
         held_frames: received, waiting for what they rest on.
         conflicts: ever recorded in the journal.
         listen, uptime_ms, sessions, requests, peers: of a node; empty for an embedded store.
@@ -384,6 +386,8 @@ class Status:
     log_start: int = 0
     log_end: int = 0
     log_bytes: int = 0
+    log_floor: VersionVector = EMPTY_VV
+    log_kept_for: tuple[str, ...] = ()
     state_bytes: int = 0
     held_frames: int = 0
     conflicts: int = 0
@@ -402,6 +406,8 @@ class Status:
         wire = _shallow(self)
         wire["vv"] = self.vv.to_bytes()
         wire["durable_vv"] = self.durable_vv.to_bytes()
+        wire["log_floor"] = self.log_floor.to_bytes()
+        wire["log_kept_for"] = list(self.log_kept_for)
         wire["peers"] = [_shallow(peer) for peer in self.peers]
         wire["warnings"] = list(self.warnings)
         return wire
@@ -410,10 +416,11 @@ class Status:
     def from_wire(cls, wire: Mapping[str, Any]) -> Self:
         """The inverse of `to_wire`."""
         known = _known(cls, wire)
-        for name in ("vv", "durable_vv"):
+        for name in ("vv", "durable_vv", "log_floor"):
             if known.get(name) is not None:
                 known[name] = VersionVector.from_bytes(known[name])
         known["peers"] = tuple(_build(PeerLag, _known(PeerLag, peer)) for peer in known.get("peers") or ())
+        known["log_kept_for"] = tuple(known.get("log_kept_for") or ())
         known["warnings"] = tuple(known.get("warnings") or ())
         return _build(cls, known)
 

@@ -18,7 +18,7 @@ from crdtkv.core.join import Snapshot, difference, join, snapshot_of
 from crdtkv.core.journal import RULE_ELEMENT, RULE_LWW
 from crdtkv.core.replica import Replica
 from crdtkv.core.types.base import Entry, decode_entries, rank, uncovered, winner
-from crdtkv.core.types.counter import run_name
+from crdtkv.core.types.counter import decode_run, list_dead, run_name
 from crdtkv.errors import StorageError
 
 
@@ -71,6 +71,7 @@ def _replace(replica: Replica, slot: bytes, mine: Snapshot, theirs: Snapshot, re
             heads.add_run(key, origin, run)
         elif record is None:
             heads.drop_run(key, origin, run)
+        list_dead(replica.state, slot, None if record is None or decode_run(record).live else theirs.vv.join(mine.vv))
         return Touched(key.decode(), type_code, b"", "increment", origin, theirs.vv.seq(origin), 0)
     entries = [] if record is None else decode_entries(record)
     for entry in entries:

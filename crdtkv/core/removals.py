@@ -2,7 +2,7 @@
 
 A removal leaves nothing in the state, so when a write that had not seen it arrives later, only this index knows that
 the two met. It is outside state and digest, and bounded: the oldest go first, and those that every member has seen
-(causally stable) may go at once, because no write concurrent with them can still arrive.
+(causally stable) go with the log's prefix that holds them, because no write concurrent with them can still arrive.
 """
 
 from __future__ import annotations
@@ -75,11 +75,17 @@ class Removals:
             self._drop(oldest)
 
     def drop_stable(self, stable: VersionVector) -> int:
-        """Forget removals that every member has applied; how many that were."""
-        gone = [slot for slot, found in self._index.items() if all(stable.covers((r.origin, r.seq)) for r in found)]
-        for slot in gone:
-            self._drop(slot)
-        return len(gone)
+        """Forget removals that every member has applied; of how many slots that was. O(index)."""
+        changed = 0
+        for slot, found in list(self._index.items()):
+            kept = tuple(r for r in found if not stable.covers((r.origin, r.seq)))
+            if not kept:
+                self._drop(slot)
+            elif len(kept) < len(found):
+                self._index[slot] = kept
+                self._state.side_put(REMOVAL_SPACE + slot[1:], _encode(kept))
+            changed += len(kept) < len(found)
+        return changed
 
     def _drop(self, slot: bytes) -> None:
         del self._index[slot]

@@ -27,7 +27,7 @@ import msgspec
 from crdtkv.core.apply import EXPIRY_SPACE, Applier, Purges, Touched
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.clock import HybridClock, ms_of
-from crdtkv.core.codec import SlotType, encode_value, register_slot, slot_of, split_slot
+from crdtkv.core.codec import SLOT_SPACE, SlotType, encode_value, register_slot, slot_of, split_slot
 from crdtkv.core.frame import NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
 from crdtkv.core.heads import Heads, head_key
 from crdtkv.core.journal import Journal, JournalCounts
@@ -36,7 +36,7 @@ from crdtkv.core.requests import Made, RequestWindow
 from crdtkv.core.settings import CoreSettings
 from crdtkv.core.state import Base, State
 from crdtkv.core.types.base import Entry, encode_entries, rank, winner
-from crdtkv.core.types.counter import decode_run, run_slot
+from crdtkv.core.types.counter import DEAD_SPACE, decode_run, list_dead, run_name, run_slot
 from crdtkv.core.types.registry import APPLY
 from crdtkv.errors import CorruptionError, StorageError, WrongClusterError
 
@@ -135,11 +135,14 @@ class Replica:
             bytes_max=self.settings.journal_bytes_max,
         )
         self.purges = Purges(self.state)
+        self._removals = Removals(self.state, self.settings.removals_max)
+        self._seen_by: dict[Origin, VersionVector] = {}
+        """What each other origin had applied when it made its last frame that was applied here, since the start."""
         self._applier = Applier(
             self.state,
             self._vv,
             self.heads,
-            Removals(self.state, self.settings.removals_max),
+            self._removals,
             self.journal,
             self.purges,
             self.settings.clear_at_once_max,
@@ -426,6 +429,7 @@ class Replica:
             self.clock.absorb(hlc)
             self._context = None
             self._template = None
+            self._seen_by[origin] = frame.context
         self._vv[origin] = frame.last_seq
         self._stamps[origin] = hlc
         self._keep_hash(frame)
@@ -571,6 +575,44 @@ class Replica:
     def maintain(self, now_ms: int) -> None:
         """Trim what is kept only for a time."""
         self.journal.trim_older(now_ms - self.settings.journal_age_s * 1000)
+        self._requests.trim(now_ms)
+
+    def forget_stable(
+        self, stable: VersionVector, acknowledged: Mapping[Origin, VersionVector], runs_max: int, cursor: bytes = b""
+    ) -> bytes:
+        """Forget what only mattered to commits that can no longer come: removals, and counter runs that are not live.
+
+        Local in its effect: neither value nor digest change, and replicas may do it at different times. Of a crash that
+        goes back behind it nothing is left but that it is due again.
+
+        Args:
+            stable: what every member has applied.
+            acknowledged: what origins say they have applied; an origin's own seq in it says when.
+            runs_max: how many dead runs to look at; go on with the cursor that is returned, until it is empty.
+        Returns:
+            Where to go on.
+        """
+        if not cursor:
+            self._removals.drop_stable(stable)
+        found = list(islice(self.state.scan(cursor or DEAD_SPACE, bytes([DEAD_SPACE[0] + 1])), runs_max))
+        for where, record in found:
+            by, slot = VersionVector.from_bytes(record), SLOT_SPACE + where[1:]
+            key, _, subkey = split_slot(slot)
+            origin, run = run_name(subkey)
+            if by <= stable and self._has_seen(origin, by, acknowledged.get(origin)):
+                self.state.put(slot, None)
+                list_dead(self.state, slot, None)
+                self.heads.drop_run(key, origin, run)
+        return found[-1][0] + b"\x00" if len(found) == runs_max else b""
+
+    def _has_seen(self, origin: Origin, what: VersionVector, acknowledged: VersionVector | None) -> bool:
+        """Whether an origin is known to have applied something, and all that it made before is applied here."""
+        if origin == self.origin or not what.without(origin):
+            return what <= self.vv()
+        if acknowledged is not None and what <= acknowledged and acknowledged.seq(origin) <= self.seq(origin):
+            return True
+        seen = self._seen_by.get(origin)
+        return seen is not None and what.without(origin) <= seen
 
     def watch_changes(self, into: list[Touched] | None) -> None:
         """Gather what changes visibly into a list from now on; None stops."""

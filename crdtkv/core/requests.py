@@ -69,16 +69,24 @@ class RequestWindow:
 
     def fold(self) -> None:
         """Write what is new to the state's side records, and forget chunks that are too old or too many."""
+        self._write_new()
+        if self._chunks:
+            self._forget(ms_of(self._chunks[-1][1][-1].hlc) - self._age_ms, keep=1)
+
+    def trim(self, now_ms: int) -> None:
+        """Forget what is older than the window by `now_ms`, although nothing newer has come."""
+        self._forget(now_ms - self._age_ms, keep=0)
+
+    def _write_new(self) -> None:
         if self._new:
             self._number += 1
             self._state.side_put(_where(self._number), _encode(self._new))
             self._chunks.append((self._number, self._new))
             self._new = []
+
+    def _forget(self, oldest_ms: int, keep: int) -> None:
         chunks = self._chunks
-        if not chunks:
-            return
-        oldest_ms = ms_of(chunks[-1][1][-1].hlc) - self._age_ms
-        while len(chunks) > 1 and (len(self._made) > self._count_max or ms_of(chunks[0][1][-1].hlc) < oldest_ms):
+        while len(chunks) > keep and ((keep and len(self._made) > self._count_max) or ms_of(chunks[0][1][-1].hlc) < oldest_ms):
             number, chunk = chunks.popleft()
             self._state.side_put(_where(number), None)
             for made in chunk:

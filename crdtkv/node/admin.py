@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 _PEER_FIELDS = tuple(field.name for field in dataclasses.fields(PeerLag))
 _STATUS_FIELDS = tuple(
-    field.name for field in dataclasses.fields(Status) if field.name not in ("path", "vv", "durable_vv", "digest", "peers", "warnings")
+    field.name
+    for field in dataclasses.fields(Status)
+    if field.name not in ("path", "vv", "durable_vv", "log_floor", "log_kept_for", "digest", "peers", "warnings")
 )
 
 
@@ -56,8 +58,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     def status(self) -> Status:
         """What the store says of itself, with what the node adds. Runs in the writer."""
         store, worker = self._serving()
+        own = store.status()
         return dataclasses.replace(
-            store.status(),
+            own,
             ready=self._kv.ready,
             pid=os.getpid(),
             uptime_ms=round((time.monotonic() - self._began) * 1000),
@@ -65,7 +68,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             sessions=self._kv.sessions,
             requests=worker.answered,
             peers=tuple(lag for lag, _ in self._peers.lag_now()),
-            warnings=self._peers.alarms,
+            warnings=(*own.warnings, *self._peers.alarms),
         )
 
     @unary
@@ -75,6 +78,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         reply = admin_pb2.StatusReply(
             vv=_vector(status.vv),
             durable_vv=_vector(status.durable_vv),
+            log_floor=_vector(status.log_floor),
+            log_kept_for=status.log_kept_for,
             digest=status.digest or "",
             peers=[_peer(lag, row, status.origin) for lag, row in peers],
             warnings=status.warnings,

@@ -32,6 +32,7 @@ from crdtkv.node.worker import StorageWorker, as_crdtkv_error
 from crdtkv.replication import Backoff, Code, Drive, Event, EventKind, PeerStatistics, Relay, ReplicationSettings, State
 from crdtkv.replication.messages import encode
 from crdtkv.results import PeerLag
+from crdtkv.storage.retention import Acknowledgement
 from crdtkv.transport.base import PeerStream, Transport
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ WHY: Final[Mapping[str, str]] = {
     Code.TIMEOUT: "it is silent",
     Code.SHUTDOWN: "it is shutting down",
 }
+ACKNOWLEDGE_MS: Final = 500
+"""How often the store is told what its peers have fsynced."""
 SAMPLE_MS: Final = 50
 """How often it is noted what is missing of each peer, while there is traffic: the error of `lag_ms`."""
 ALARMS_MAX: Final = 16
@@ -105,6 +108,8 @@ class _Core:
         changed: Callable[[frozenset[str]], None],
     ) -> None:
         self._port = store.port
+        self._store = store
+        self._members = tuple(members)
         self._worker = worker
         self._settings = settings
         self._sync = sync
@@ -118,8 +123,10 @@ class _Core:
         self._wake_at_ms: float | None = None
         self._behind_since: dict[str, float] = {}
         self._sample_at_ms = 0.0
+        self._acknowledge_at_ms = 0.0
         self._live: frozenset[str] = frozenset()
         self.alarms: deque[str] = deque(maxlen=ALARMS_MAX)
+        self.acknowledge()
 
     def connect(self, link: _Link) -> None:
         self._links.add(link)
@@ -205,6 +212,19 @@ class _Core:
                 self._behind_since.setdefault(row.region, now_ms)
             else:
                 self._behind_since.pop(row.region, None)
+        if now_ms >= self._acknowledge_at_ms:
+            self._acknowledge_at_ms = now_ms + ACKNOWLEDGE_MS
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """Tell the store who there is and what they have fsynced: it keeps its log for them."""
+        rows = {row.region: row for row in self.drive.statistics(_now_ms())}
+        found: dict[str, Acknowledgement | None] = {}
+        for region in {*self._members, *rows}:
+            row = rows.get(region)
+            is_live = row is not None and row.state is State.LIVE and row.durable
+            found[region] = Acknowledgement(row.origin, row.durable) if row is not None and is_live else None
+        self._store.acknowledged(found)
 
     def rows(self) -> list[tuple[PeerStatistics, int, float | None]]:
         """Per peer its statistics, how much of what it announced is missing here, and since when."""

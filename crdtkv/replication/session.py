@@ -116,6 +116,7 @@ class Session:
         self.peer_vv = EMPTY_VV
         """What the peer has applied, by its latest message; never goes back."""
         self._peer_durable = EMPTY_VV
+        self._told_durable = EMPTY_VV
 
         self.own_out = OwnStream(port, settings, tail)
         self.relay_out = RelayStream(port, settings)
@@ -310,6 +311,7 @@ class Session:
                     self._hello_due = False
                 case Ack():
                     self._ack.sent()
+                    self._told_durable = message.durable
                 case Credit():
                     self.own_in.granted_bytes, self.relay_in.granted_bytes = message.own_bytes, message.relay_bytes
                 case HeartbeatReply():
@@ -321,6 +323,8 @@ class Session:
                     self._beat_vv = message.vv
                     self._heartbeat_number += 1
                     self._heartbeat_at_ms = self._now + self._settings.heartbeat_ms
+                    if self._told_durable != self._durable:
+                        self._ack.note(self._now)  # of others' commits too: the peer keeps its log for whoever lacks them
                 case _:
                     pass
         self._pending.clear()
@@ -404,6 +408,7 @@ class Session:
             needs_snapshot=self.own_out.needs_snapshot,
             below_floor=not self.sends_own,
             vv=self.peer_vv,
+            durable=self._peer_durable,
         )
 
     # -- the hello --------------------------------------------------------------------------------------------

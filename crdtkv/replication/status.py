@@ -105,3 +105,5 @@ class PeerStatistics:
     below_floor: bool = False
     """This replica lacks commits of the peer that the peer's log no longer has."""
     vv: VersionVector = EMPTY_VV
+    durable: VersionVector = EMPTY_VV
+    """What the peer has fsynced of all origins, as of its last ack."""

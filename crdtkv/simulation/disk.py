@@ -13,6 +13,7 @@ from crdtkv.core.frame import Frame
 from crdtkv.core.replica import META_KEY, Meta
 from crdtkv.storage.engine import EngineSnapshot
 from crdtkv.storage.memory_log import expired
+from crdtkv.storage.retention import LogPart
 
 FOLDS_KEPT = 4
 """States of an engine, newest last, that a crash may leave behind."""
@@ -73,6 +74,16 @@ class SimulatedLog:
 
     def truncate(self, position: int, /) -> None:
         self._start = max(self._start, position)
+
+    def parts(self) -> Sequence[LogPart]:
+        """Each frame, as if it had been written long ago."""
+        return [LogPart(p + 1, self.vv_at[p + 1], self.frames[p].size, 0) for p in range(self._start, self.end())]
+
+    def begun_ms(self) -> None:
+        return None
+
+    def roll(self) -> None:
+        pass
 
     def reset_floor(self, origins: VersionVector) -> None:
         raise AssertionError("nothing is installed in this simulation")

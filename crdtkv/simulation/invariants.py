@@ -31,7 +31,7 @@ from crdtkv.core.journal import JOURNAL_SPACE, Record
 from crdtkv.core.removals import REMOVAL_SPACE
 from crdtkv.core.state import hash_record
 from crdtkv.core.types.base import decode_entries
-from crdtkv.core.types.counter import Run, decode_run, run_name
+from crdtkv.core.types.counter import DEAD_SPACE, Run, decode_run, run_name
 from crdtkv.replication.messages import Ack, AskRelay, Frames, Heartbeat, Hello, Message, Subscribe
 from crdtkv.simulation.specification import (
     Clear,
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from crdtkv.simulation.member import Member
 
 _DIGEST_MASK: Final = (1 << 128) - 1
-_REPLAYED: Final = (HEAD_SPACE, REMOVAL_SPACE, JOURNAL_SPACE)
-"""Bookkeeping that is a function of the log alone; replay must give it again to the byte."""
+_REPLAYED: Final = (HEAD_SPACE, REMOVAL_SPACE, JOURNAL_SPACE, DEAD_SPACE)
+"""Bookkeeping that replay must give again to the byte: a function of the log, but for what was forgotten as stable, which is flushed."""
 _STAMPS_AT_ONCE: Final = 1_000
 """More stamps than one step issues: how far the clock's mark may go ahead of the bound by counting."""
 

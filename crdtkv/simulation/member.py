@@ -9,6 +9,7 @@ from crdtkv.core.causality import Dot, make_origin
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import TYPE_NAMES
 from crdtkv.core.frame import Frame
+from crdtkv.core.types.counter import DEAD_SPACE
 from crdtkv.errors import ClockSkewError, CrdtkvError
 from crdtkv.replication.backoff import Backoff
 from crdtkv.replication.drive import Drive
@@ -16,8 +17,10 @@ from crdtkv.replication.messages import CannotRelay, Frames, encode
 from crdtkv.simulation.clocks import WallClock
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog
 from crdtkv.simulation.specification import Commit, Expire, Operation
+from crdtkv.storage.retention import Acknowledgement, Due, RetentionPolicy
 from crdtkv.store.machine import Machine
 from crdtkv.store.reading import Reader
+from crdtkv.store.retention import Retention
 from crdtkv.store.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -170,12 +173,24 @@ class Member:
         world.changed(self)
 
     def truncate(self, position: int) -> None:
-        """Drop the log before a position, once the engine has flushed what rests on it."""
-        self.log.sync()
-        self.machine.fold()
-        self.engine.flush()
-        self.log.truncate(min([position, *self.engine.positions()]))
-        self._released()
+        """Drop the log before a position, whoever lacks it, once the engine has flushed what rests on it."""
+        self._drop(Retention(self.machine, RetentionPolicy()), Due(position))
+
+    def retain(self, bytes_kept: int) -> None:
+        """Drop what a store would by its policy, from what its peers have acknowledged to it."""
+        retention = Retention(self.machine, RetentionPolicy(age_ms=1 << 60, bytes_kept=bytes_kept))
+        told = {row.region: Acknowledgement(row.origin, row.durable) for row in self.drive.statistics(self._world.now_ms) if row.durable}
+        retention.acknowledged({m.region: told.get(m.region) for m in self._world.members if m is not self})
+        due = retention.due(self.wall())
+        self._world.rare["log_held_for_a_member"] += bool(due.held_by)
+        self._drop(retention, due)
+
+    def _drop(self, retention: Retention, due: Due) -> None:
+        if due.position:
+            before = self.engine.records.copy()
+            retention.run(due)
+            self._world.rare["dead_runs_dropped"] += sum(1 for key in before if key[:1] == DEAD_SPACE and key not in self.engine.records)
+            self._released()
 
     # -- the I/O around the drive loop ----------------------------------------------------------------------------
 

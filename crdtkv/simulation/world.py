@@ -210,6 +210,13 @@ class World:
         member = self.dice.pick(self.members)
         if not member.is_up:
             return
+        if self.dice.chance(0.5):
+            before = member.log.start()
+            member.retain(self.dice.pick((0, 300, 2_000)))
+            self.rare["log_truncated"] += member.log.start() > before
+            self.trace("retain", member.index, member.log.start())
+            self.changed(member)
+            return
         durable = [m.log.vv_at[m.log.synced()] for m in self.members]
         keeps = {m.origin: m.log.floor().seq(m.origin) for m in self.members}
         position = member.log.start()

@@ -17,7 +17,7 @@ other than the last are verified when they are read, not on opening.
 **Failing.** An append that fails is cut back, so the log is what it was, and may be tried again when there is room. A failed
 sync fails the log for ever: what the kernel had not written it may have forgotten, and the next sync would succeed without it.
 
-Appends and `truncate` come from one thread at a time; everything else from any.
+Appends and `roll` come from one thread at a time, `truncate` from one at a time that may be another; everything else from any.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from crdtkv.core.frame import Frame
 from crdtkv.errors import CorruptionError, StorageError, StoreClosedError
 from crdtkv.storage.files import FileLayer, OsFiles, write_all, write_atomically
 from crdtkv.storage.memory_log import FrameWindow, MemoryLog, expired
+from crdtkv.storage.retention import LogPart
 from crdtkv.storage.segments import (
     RECORD_OVERHEAD,
     SUFFIX,
@@ -109,7 +110,16 @@ class CommitLog(LogReader, Protocol):
         """The position up to which all survives the loss of power."""
 
     def truncate(self, position: int, /) -> None:
-        """Drop frames before `position`, as many as is cheap, and raise the floor accordingly."""
+        """Drop frames before `position`, as many as is cheap, and raise the floor accordingly. One thread at a time, any one."""
+
+    def parts(self) -> Sequence[LogPart]:
+        """What `truncate` can drop, oldest first: all but what is written to. None of a log that bounds itself."""
+
+    def begun_ms(self) -> int | None:
+        """When the part that is written to was begun, by the wall clock; None while there is nothing in it."""
+
+    def roll(self) -> None:
+        """End the part that is written to, so that it can be dropped one day. Of the appender's thread."""
 
     def reset_floor(self, origins: VersionVector) -> None:
         """Raise the floor of these origins: their commits up to there came by a snapshot. Survives the loss of power."""
@@ -143,6 +153,7 @@ class _Segment:
     first: int
     end: int
     size: int
+    begun_ms: int
     index: list[tuple[int, int, VersionVector]] = field(default_factory=list)
     is_indexed: bool = False
     synced: int = 0
@@ -183,6 +194,7 @@ class FileLog:
         segment_bytes: about how large a file gets.
         tail_cache_bytes: about how much of the newest frames stays in memory.
         files: the file operations; tests put a failing disk here.
+        wall_ms: dates the segments, for whoever decides how long they are kept; None: they are not dated.
 
     Raises:
         StorageError: the directory cannot be used.
@@ -199,11 +211,13 @@ class FileLog:
         segment_bytes: int = SEGMENT_BYTES,
         tail_cache_bytes: int = TAIL_CACHE_BYTES,
         files: FileLayer | None = None,
+        wall_ms: Callable[[], int] | None = None,
     ) -> None:
         self.directory = Path(directory)
         self._files: FileLayer = OsFiles() if files is None else files
         self._segment_bytes = segment_bytes
         self._tail_cache_bytes = tail_cache_bytes
+        self._wall_ms = wall_ms if wall_ms is not None else lambda: 0
         self._lock = threading.Lock()  # guards what follows; never held over a write or sync
         self._sync_done = threading.Condition(self._lock)
         self._is_syncing = False  # someone leads: it alone syncs, and may replace `_file`
@@ -240,7 +254,8 @@ class FileLog:
                 last.end = header.first
                 if not last.before <= header.before or header.first <= last.first:
                     raise CorruptionError(f"{path} does not continue {last.path.name}", path=str(path), offset=0)
-            self._segments.append(_Segment(path, header.first, header.first, size, [(header.first, header.records_at, header.before)]))
+            index = [(header.first, header.records_at, header.before)]
+            self._segments.append(_Segment(path, header.first, header.first, size, header.begun_ms, index))
         if self._segments:
             self._recover_last(self._segments[-1])
         else:
@@ -289,7 +304,8 @@ class FileLog:
         """Make the next segment, complete with its header and on the disk before it gets its name, the active one."""
         path = self.directory / segment_name(first)
         temporary = path.with_name(path.name + ".tmp")
-        header = encode_header(first, before)
+        begun_ms = self._wall_ms()
+        header = encode_header(first, before, begun_ms)
         file = self._files.create(temporary)
         try:
             write_all(file, header)
@@ -304,7 +320,8 @@ class FileLog:
         except BaseException:
             file.close()
             raise
-        segment = _Segment(path, first, first, len(header), [(first, len(header), before)], is_indexed=True, synced=len(header))
+        index = [(first, len(header), before)]
+        segment = _Segment(path, first, first, len(header), begun_ms, index, is_indexed=True, synced=len(header))
         with self._lock:
             self._file = file
             self._indexer = _Indexer(segment.index)
@@ -377,6 +394,12 @@ class FileLog:
             self._file.truncate(segment.size)
         except OSError as e:
             self._failure = f"a failed append could not be undone: {e.strerror or e}"
+
+    def roll(self) -> None:
+        """See `CommitLog.roll`."""
+        self._check_usable()
+        if self._segments[-1].end > self._segments[-1].first:
+            self._roll()
 
     def _roll(self) -> None:
         """Sync the full segment and begin the next. The sync first: only the last segment may end in a torn record."""
@@ -506,6 +529,16 @@ class FileLog:
     def retained_bytes(self) -> int:
         with self._lock:
             return sum(segment.size for segment in self._segments)
+
+    def parts(self) -> Sequence[LogPart]:
+        with self._lock:
+            following = zip(self._segments, self._segments[1:], strict=False)
+            return [LogPart(segment.end, after.before, segment.size, after.begun_ms) for segment, after in following]
+
+    def begun_ms(self) -> int | None:
+        with self._lock:
+            last = self._segments[-1]
+            return last.begun_ms if last.end > last.first else None
 
     def read(self, position: int, *, bytes_max: int, until: int | None = None) -> tuple[list[Frame], int]:
         got = self._window.read(position, bytes_max=bytes_max, until=until)

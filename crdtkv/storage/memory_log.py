@@ -22,6 +22,7 @@ from operator import attrgetter
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.frame import Frame
 from crdtkv.errors import TokenExpiredError
+from crdtkv.storage.retention import LogPart
 
 HOT_FRAMES_MAX = 1024
 HOT_BYTES_MAX = 4 << 20
@@ -248,6 +249,16 @@ class MemoryLog:
     def reset_floor(self, origins: VersionVector) -> None:
         """Raise the floor of these origins: their commits up to there came by a snapshot."""
         self._installed = self._installed.join(origins)
+
+    def parts(self) -> Sequence[LogPart]:
+        """None: it drops by itself what exceeds its bytes."""
+        return ()
+
+    def begun_ms(self) -> None:
+        """Nothing has to be ended."""
+
+    def roll(self) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
         """Nothing to let go of."""

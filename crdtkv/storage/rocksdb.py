@@ -48,6 +48,8 @@ WRITE_BUFFER_BYTES = 32 << 20
 WRITE_BUFFERS_MAX = 3
 BLOOM_BITS_PER_KEY = 10  # about 1 % of useless file reads for keys that are absent
 OPEN_FILES_MAX = 256
+DELETIONS_WINDOW = 4096
+"""A file with this many neighbours of which half are deletions is compacted soon: what was deleted gives its space back."""
 INFO_LOGS_MAX = 2
 INFO_LOG_BYTES_MAX = 1 << 20
 
@@ -72,6 +74,7 @@ def _options() -> Options:
     options.set_max_write_buffer_number(WRITE_BUFFERS_MAX)
     options.set_max_open_files(OPEN_FILES_MAX)
     options.set_level_compaction_dynamic_level_bytes(True)
+    options.add_compact_on_deletion_collector_factory(DELETIONS_WINDOW, DELETIONS_WINDOW // 2, 0.0)
     options.set_keep_log_file_num(INFO_LOGS_MAX)
     options.set_max_log_file_size(INFO_LOG_BYTES_MAX)
     options.set_stats_dump_period_sec(0)

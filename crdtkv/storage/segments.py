@@ -1,7 +1,7 @@
 """The format of a commit log's segment files, version 1, and nothing else of the log.
 
     file    = header record record …
-    header  = "CRDTKVLG" version:u16 size:u32 crc:u32 payload        payload = MessagePack {first, before}
+    header  = "CRDTKVLG" version:u16 size:u32 crc:u32 payload        payload = MessagePack {first, before, begun}
     record  = length:u32 crc:u32 synced:u32 frame                    little-endian throughout
 
 `synced` is the offset up to which the file was known to be fsynced when the record was written; `crc` the CRC-32 of the frame,
@@ -9,7 +9,8 @@ begun at `synced`. What was written since the last fsync a loss of power may lea
 means a torn end only beyond every offset that a valid record, wherever it stands, says was synced (`synced_beyond`).
 
 `first` is the position of the first record, `before` the version vector of all frames of the log before it: so the floor
-and the position for a peer are known from the headers alone. A reader ignores further keys of the payload. A header is
+and the position for a peer are known from the headers alone. `begun`, when the segment was begun by the wall clock (Unix ms),
+dates it and the end of the one before; it may be left out. A reader ignores further keys of the payload. A header is
 complete and on the disk before its file gets its name, hence a damaged one is never a torn write.
 """
 
@@ -43,15 +44,17 @@ _READ_BYTES = 1 << 20
 class _Payload(msgspec.Struct):
     first: int
     before: list[Any]
+    begun: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """What a segment says of itself. `records_at`: the offset of its first record."""
+    """What a segment says of itself. `records_at`: the offset of its first record. `begun_ms`: Unix time, 0 if not known."""
 
     first: int
     before: VersionVector
     records_at: int
+    begun_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,12 @@ def segment_name(first: int) -> str:
     return f"{first:020d}{SUFFIX}"
 
 
-def encode_header(first: int, before: VersionVector) -> bytes:
+def encode_header(first: int, before: VersionVector, begun_ms: int = 0) -> bytes:
     """The header of a new segment."""
-    payload = msgspec.msgpack.encode({"first": first, "before": before.flat()})
+    fields: dict[str, Any] = {"first": first, "before": before.flat()}
+    if begun_ms:
+        fields["begun"] = begun_ms
+    payload = msgspec.msgpack.encode(fields)
     return _HEADER.pack(MAGIC, FORMAT_VERSION, len(payload), crc32(payload)) + payload
 
 
@@ -100,7 +106,7 @@ def read_header(file: File, path: Path) -> SegmentHeader:
         before = VersionVector.from_flat(fields.before)
     except (CorruptionError, msgspec.DecodeError) as e:
         raise CorruptionError(f"{path}: damaged header: {e}", path=str(path), offset=0) from e
-    return SegmentHeader(fields.first, before, _HEADER.size + size)
+    return SegmentHeader(fields.first, before, _HEADER.size + size, fields.begun)
 
 
 def encode_records(frames: list[bytes], synced: int) -> bytes:

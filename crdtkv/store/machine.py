@@ -71,6 +71,8 @@ class Machine:
         self.when_failed: Callable[[], None] = lambda: None
         self.engine_is_rebuilt = False
         """The engine starts empty at each opening: nothing may come to it but by the log."""
+        self.flushed = 0
+        """The log position up to which the engine is known to be on the disk; the log is not dropped beyond it."""
         self._unfolded_bytes = 0  # frames appended since the engine was written
         self._gathered_bytes = 0  # commits of the frame in the making, while they gather
         self.replayed = self._replay()
@@ -211,6 +213,17 @@ class Machine:
                 raise
             self._unfolded_bytes = 0
 
+    def flush(self, position: int) -> None:
+        """Have log and engine on the disk up to a position that was folded. May run beside everything else."""
+        try:
+            if self.log.synced() < position:
+                self.log.sync()  # first: an engine that is ahead of its log would look like a log that was rolled back
+            self.engine.flush()
+        except BaseException as e:
+            self.fail(e)
+            raise
+        self.flushed = max(self.flushed, position)
+
     def purge_slice(self, slots_max: int) -> bool:
         """Do some of the clearing that is due, and write it once enough has gathered; True if more is left."""
         try:
@@ -301,7 +314,10 @@ class Machine:
             self._durable = dict(self._logged)
             self._durable_at = synced
         else:
-            self._durable_at = max(self._durable_at, log.start())
+            if self._durable_at < log.start():  # what was dropped was fsynced
+                self._durable_at = log.start()
+                for origin, seq in log.floor().items():
+                    durable[origin] = max(seq, durable.get(origin, 0))
             while self._durable_at < synced:
                 frames, self._durable_at = log.read(self._durable_at, bytes_max=REPLAY_BYTES, until=synced)
                 for frame in frames:

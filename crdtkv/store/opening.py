@@ -78,7 +78,7 @@ def open_machine(
     opened: list[Any] = []
     try:
         identity = _identity(directory, region, name, settings)
-        log = FileLog(directory / "log", segment_bytes=settings.log_segment_bytes)
+        log = FileLog(directory / "log", segment_bytes=settings.log_segment_bytes, wall_ms=wall_ms)
         opened.append(log)
         state = _engine(directory, name)
         opened.append(state)

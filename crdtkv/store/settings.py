@@ -23,6 +23,10 @@ class Settings(CoreSettings):
         gather_commits_max: how many commits of a store without a path may share a frame, as long as nobody follows its log.
         memory_log_bytes: how much of its log a store without a path keeps; a `delta_since` from before gives a snapshot.
         log_segment_bytes: size of the log's files.
+        log_keep_s, log_keep_bytes: the log's oldest part goes when it is older than this, or while the log is larger,
+            as soon as every member has acknowledged it. Longer serves watches and regions that were away from the log
+            instead of from a snapshot.
+        log_bytes_max: above it the oldest part goes even if a member lacks it: that one then needs a snapshot.
         watch_changes_max: changes that may wait for one watcher; a slower one is cut with a token to resume by.
         purge_slots: how many slots of a large cleared collection are dropped at a time.
     """
@@ -34,6 +38,9 @@ class Settings(CoreSettings):
     gather_commits_max: int = 64
     memory_log_bytes: int = 64 << 20
     log_segment_bytes: int = 64 << 20
+    log_keep_s: int = 86_400
+    log_keep_bytes: int = 1 << 30
+    log_bytes_max: int = 8 << 30
     watch_changes_max: int = 100_000
     purge_slots: int = 2000
 
@@ -47,12 +54,20 @@ class Settings(CoreSettings):
             "gather_commits_max",
             "memory_log_bytes",
             "log_segment_bytes",
+            "log_keep_s",
+            "log_keep_bytes",
+            "log_bytes_max",
             "watch_changes_max",
             "purge_slots",
         ):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ConfigError(f"setting {name}: must be a whole number of at least 1, got {value!r}", setting=name)
+        if self.log_keep_bytes > self.log_bytes_max:
+            raise ConfigError(
+                f"setting log_keep_bytes: must be at most log_bytes_max, {self.log_bytes_max:,}, got {self.log_keep_bytes:,}",
+                setting="log_keep_bytes",
+            )
         if type(self.shard) is not int or self.shard < 0:
             raise ConfigError(f"setting shard: must be a whole number of at least 0, got {self.shard!r}", setting="shard")
         CoreSettings.validate(self)

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from crdtkv.core.replica import Applied
 from crdtkv.core.types.base import decode_entries
 from crdtkv.errors import ClockSkewError, InvalidValueError, StorageError, StoreClosedError, missing_key
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
+from crdtkv.storage.retention import Acknowledgement, RetentionPolicy
 from crdtkv.store.batch import Batch
 from crdtkv.store.exchange import delta_since, merge
 from crdtkv.store.handles import CounterHandle, MapHandle, SetHandle
@@ -38,6 +39,7 @@ from crdtkv.store.opening import Opened
 from crdtkv.store.port import StorePort
 from crdtkv.store.reading import Reader, wrong_type
 from crdtkv.store.requests import Executed, execute
+from crdtkv.store.retention import Retention
 from crdtkv.store.scanning import open_pages, open_scan, plain_value
 from crdtkv.store.settings import Settings, check_durability
 from crdtkv.store.story import conflicts, explain, siblings
@@ -46,6 +48,8 @@ from crdtkv.store.watching import Subscription, Watches
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 DELETE_PREFIX_KEYS = 1000
+RETENTION_MS = 1000
+"""How often it is asked what of the log may go."""
 """How many keys one commit of `delete_prefix` removes."""
 
 
@@ -76,6 +80,9 @@ class Store:
         self._watches = Watches(self._machine, self._reader)
         self._housekeeper: Housekeeper | None = None
         self._port: StorePort | None = None
+        policy = RetentionPolicy(settings.log_keep_s * 1000, settings.log_keep_bytes, settings.log_bytes_max)
+        self._retention = Retention(self._machine, policy)
+        self._retained_ms = wall_ms()  # a node that is about to open says who the members are
         self.settings = settings
         self.durability = durability
         self.path: Path | None = opened.path
@@ -640,6 +647,9 @@ class Store:
                 log_start=machine.log.start(),
                 log_end=machine.log.end(),
                 log_bytes=retained() if retained is not None else 0,
+                log_floor=machine.log.floor(),
+                log_kept_for=self._retention.last.held_by,
+                warnings=self._retention.warnings(),
                 state_bytes=machine.engine.size_bytes(),
                 held_frames=replica.held[0],
                 conflicts=replica.journal.total,
@@ -675,6 +685,41 @@ class Store:
             machine.log.sync()
         for callback in callbacks:
             callback()
+        now_ms = self._wall_ms()
+        if not 0 <= now_ms - self._retained_ms < RETENTION_MS:
+            self._retained_ms = now_ms
+            self._retain(now_ms)
+
+    def _retain(self, now_ms: int) -> None:
+        """Drop what of the log may go. Files are removed, and the engine flushed, beside the writers."""
+        retention = self._retention
+        if retention.roll_due(now_ms):
+            with self._lock:
+                self._begin()
+                self._machine.log.roll()
+        due = retention.due(now_ms)
+        if not due.position:
+            return
+        cursor: bytes | None = None
+        while cursor != b"":
+            with self._lock:
+                self._begin()
+                cursor = retention.forget(due, cursor or b"")
+        with self._lock:
+            self._begin()
+            position = retention.fold()
+        retention.flush(position)
+        retention.drop(due)
+
+    def acknowledged(self, members: Mapping[str, Acknowledgement | None]) -> None:
+        """Say which other regions there are, and what each has fsynced: for them the log is kept until they have it, within bounds.
+
+        A node says so by itself. A store that nobody has told of members keeps its log by age and size alone.
+
+        Args:
+            members: all of them, those that are away too; None: nothing new is known of it.
+        """
+        self._retention.acknowledged(members)
 
     def _try_transact(self, deltas: list[Delta]) -> bool:
         try:

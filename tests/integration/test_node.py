@@ -594,3 +594,24 @@ def test_a_frozen_peer_stops_neither_writes_nor_the_shutdown_and_catches_up_when
         assert time.monotonic() - began < 8
         frozen.popen.send_signal(signal.SIGCONT)
         assert frozen.end() == 0
+
+
+def test_nodes_tell_their_stores_what_members_have_fsynced(tmp_path: Path) -> None:
+    """The log is kept for them: for one that never came as well, and of third origins too, which only a quiet member's heartbeat tells."""
+    with ExitStack() as stack:
+        us = stack.enter_context(crdtkv.open(tmp_path / "us", region="us"))
+        eu = stack.enter_context(crdtkv.open(tmp_path / "eu", region="eu"))
+        there = stack.enter_context(crdtkv.Node(eu, peers={"us": "127.0.0.1:9"}, replication="loopback"))
+        stack.enter_context(crdtkv.Node(us, peers={"eu": there.address, "ap": "127.0.0.1:9"}, replication="loopback"))
+        assert set(us._retention.members) == {"eu", "ap"} and us._retention.members["ap"] is None
+        for n in range(10):
+            us.put(f"k{n}", n)
+        vv = us.vv()
+
+        def known(store: crdtkv.Store, region: str) -> bool:
+            ack = store._retention.members.get(region)
+            return ack is not None and vv <= ack.durable
+
+        until(lambda: known(us, "eu"), "us hears that eu has it")
+        until(lambda: known(eu, "us"), "eu hears that us has it, though us has received nothing")
+        assert us._retention.members["ap"] is None

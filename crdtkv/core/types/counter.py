@@ -8,6 +8,12 @@ never creates one: increments it has not seen survive, and two concurrent resets
 was reset opens a new one, named by its next seq: re-dotting the old one at each increment would let a reset miss
 what it had seen.
 
+A run that is not live counts for nothing, but its `base` must stay while an increment of it that had not seen the reset may
+still come: without it, the whole total would count again. So dead runs are listed, each under what killed it, and one is
+dropped (`Replica.forget_stable`) once that is causally stable and its origin is known to have seen it, all of the origin's
+commits up to that knowledge being applied here: from then on that origin only writes to newer runs. Whoever still holds the
+run has a dot that the version vector here covers; by the absence rule it is dropped there, too, and never comes back.
+
 Sources: the remove/re-add and double-reset defects of riak_dt (#53, #98); Weidner and Almeida, "An Oblivious
 Observed-Reset Embeddable Replicated Counter" (PaPoC 2022), for the alternative that needs FIFO delivery.
 """
@@ -17,9 +23,15 @@ from __future__ import annotations
 import msgspec
 
 from crdtkv.core.apply import Applier
-from crdtkv.core.causality import Origin
+from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.codec import SlotType, slot_of
 from crdtkv.core.frame import Delta
+from crdtkv.core.state import State
+
+DEAD_SPACE = b"z"
+"""Side records of runs that are not live: the rest of the slot → the version vector of what killed it."""
+SPENT_RUNS_MAX = 8
+"""So many runs of one origin that are not live wait at a key, at most, for being replaced."""
 
 
 class Run(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -57,6 +69,11 @@ def run_name(subkey: bytes) -> tuple[Origin, int]:
     return Origin(origin), run
 
 
+def list_dead(state: State, slot: bytes, by: VersionVector | None) -> None:
+    """List a run as dead by what `by` covers; None: it is live, or gone."""
+    state.side_put(DEAD_SPACE + slot[1:], None if by is None else by.to_bytes())
+
+
 def join_runs(mine: Run, theirs: Run) -> Run:
     """The pairwise join: the total of the greater seq, the base of the greater base_seq."""
     total, seq = (theirs.total, theirs.seq) if theirs.seq > mine.seq else (mine.total, mine.seq)
@@ -71,13 +88,32 @@ def apply_add(step: Applier, delta: Delta) -> None:
     record = step.state.get(slot)
     if record is None:
         run = Run(delta[3], step.seq, 0, 0)
+        _drop_replaced(step, key)
         step.heads.add_run(key, step.origin, delta[2])
     else:
         old = decode_run(record)
         run = Run(delta[3], step.seq, old.base, old.base_seq)
+        if not old.live:
+            list_dead(step.state, slot, None)
     step.state.put(slot, encode_run(run))
     step.meet_removal(key, SlotType.COUNTER, b"", None)
     step.changed(delta[1], SlotType.COUNTER, b"", "increment")
+
+
+def _drop_replaced(step: Applier, key: bytes) -> None:
+    """An origin opens a run because it has seen its last ones reset: where the new one arrives they are not needed any more.
+
+    They go a few at a time. So a counter that is reset over and over stays small without anybody knowing what is stable.
+    """
+    mine = [number for origin, number in step.heads.runs(key) if origin == step.origin]
+    if len(mine) >= SPENT_RUNS_MAX:
+        for number in mine:
+            slot = run_slot(key, step.origin, number)
+            record = step.state.get(slot)
+            if record is not None and not decode_run(record).live:
+                step.state.put(slot, None)
+                list_dead(step.state, slot, None)
+                step.heads.drop_run(key, step.origin, number)
 
 
 def apply_reset(step: Applier, delta: Delta) -> None:
@@ -91,11 +127,14 @@ def apply_reset(step: Applier, delta: Delta) -> None:
         if record is None:
             continue  # dropped here already; a reset never creates a run
         run = decode_run(record)
+        was_live = run.live
         if seq > run.base_seq:
             run = Run(run.total, run.seq, total, seq)
             if seq > run.seq:
                 run = Run(total, seq, total, seq)
             step.state.put(slot, encode_run(run))
+            if was_live and not run.live:
+                list_dead(step.state, slot, VersionVector({step.origin: step.seq}))
     step.note_removal(key, SlotType.COUNTER, b"")
     if not step.local:
         _journal_survivors(step, key)

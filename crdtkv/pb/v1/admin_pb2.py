@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63rdtkv/pb/v1/admin.proto\x12\tcrdtkv.v1\"(\n\tOriginSeq\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"6\n\rVersionVector\x12%\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x14.crdtkv.v1.OriginSeq\"\x0f\n\rStatusRequest\"\xa2\x04\n\x0bStatusReply\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0f\n\x07\x63luster\x18\x03 \x01(\t\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x12\n\ndurability\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\x04\x12\x11\n\tuptime_ms\x18\t \x01(\x04\x12\r\n\x05ready\x18\n \x01(\x08\x12\x0e\n\x06listen\x18\x0b \x01(\t\x12$\n\x02vv\x18\x0c \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12,\n\ndurable_vv\x18\r \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\x0e\n\x06\x64igest\x18\x0e \x01(\t\x12\x0b\n\x03hlc\x18\x0f \x01(\x04\x12\x0f\n\x07wall_ms\x18\x10 \x01(\x04\x12\x11\n\tlog_start\x18\x11 \x01(\x04\x12\x0f\n\x07log_end\x18\x12 \x01(\x04\x12\x11\n\tlog_bytes\x18\x13 \x01(\x04\x12\x13\n\x0bstate_bytes\x18\x14 \x01(\x04\x12\x13\n\x0bheld_frames\x18\x15 \x01(\x04\x12\x11\n\tconflicts\x18\x16 \x01(\x04\x12\x10\n\x08watchers\x18\x17 \x01(\x04\x12\x10\n\x08sessions\x18\x18 \x01(\x04\x12\x10\n\x08requests\x18\x19 \x01(\x04\x12!\n\x05peers\x18\x1a \x03(\x0b\x32\x12.crdtkv.v1.PeerLag\x12\x10\n\x08warnings\x18\x1b \x03(\t\"\x0f\n\rDigestRequest\"C\n\x0b\x44igestReply\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12$\n\x02vv\x18\x02 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\"\x16\n\x14VersionVectorRequest\"j\n\x12VersionVectorReply\x12)\n\x07\x61pplied\x18\x01 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12)\n\x07\x64urable\x18\x02 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\"\x0c\n\nLagRequest\"=\n\x08LagReply\x12\x0e\n\x06region\x18\x01 \x01(\t\x12!\n\x05peers\x18\x02 \x03(\x0b\x32\x12.crdtkv.v1.PeerLag\"\xa7\x04\n\x07PeerLag\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x08\x12\r\n\x05state\x18\x05 \x01(\t\x12\x13\n\x06lag_ms\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x63ommits_behind\x18\x07 \x01(\x04H\x01\x88\x01\x01\x12\x19\n\x0c\x62ytes_behind\x18\x08 \x01(\x04H\x02\x88\x01\x01\x12\x1a\n\rcommits_ahead\x18\t \x01(\x04H\x03\x88\x01\x01\x12\x18\n\x0b\x62ytes_ahead\x18\n \x01(\x04H\x04\x88\x01\x01\x12\x13\n\x06rtt_ms\x18\x0b \x01(\x01H\x05\x88\x01\x01\x12\x1c\n\x0f\x63lock_offset_ms\x18\x0c \x01(\x01H\x06\x88\x01\x01\x12\x1a\n\rlast_heard_ms\x18\r \x01(\x04H\x07\x88\x01\x01\x12.\n\x0c\x61\x63knowledged\x18\x0e \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\x36\n\x14\x61\x63knowledged_durable\x18\x0f \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\r\n\x05\x65rror\x18\x10 \x01(\tB\t\n\x07_lag_msB\x11\n\x0f_commits_behindB\x0f\n\r_bytes_behindB\x10\n\x0e_commits_aheadB\x0e\n\x0c_bytes_aheadB\t\n\x07_rtt_msB\x12\n\x10_clock_offset_msB\x10\n\x0e_last_heard_ms\"L\n\x0fOpenViewRequest\x12(\n\x06\x63overs\x18\x01 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"\xd7\x01\n\tViewReply\x12\x0c\n\x04view\x18\x01 \x01(\x04\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0f\n\x07\x63luster\x18\x03 \x01(\t\x12\r\n\x05shard\x18\x04 \x01(\r\x12$\n\x02vv\x18\x05 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\x0e\n\x06hashes\x18\x06 \x03(\x0c\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\x12\x0b\n\x03hlc\x18\x08 \x01(\x04\x12\x10\n\x08position\x18\t \x01(\x04\x12\'\n\x05\x66loor\x18\n \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\"2\n\x04Part\x12\x0b\n\x03\x65nd\x18\x01 \x01(\x0c\x12\r\n\x05slots\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"F\n\x0cPartsRequest\x12\x0c\n\x04view\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x0c\x12\x0c\n\x04size\x18\x04 \x01(\r\";\n\x0e\x44igestsRequest\x12\x0c\n\x04view\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0c\n\x04\x65nds\x18\x03 \x03(\x0c\",\n\nPartsReply\x12\x1e\n\x05parts\x18\x01 \x03(\x0b\x32\x0f.crdtkv.v1.Part\"M\n\x0eRecordsRequest\x12\x0c\n\x04view\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x0c\x12\x11\n\tbytes_max\x18\x04 \x01(\r\"8\n\x0cRecordsReply\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\x12\x11\n\x04next\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x07\n\x05_next\"X\n\rFramesRequest\x12\x0c\n\x04view\x18\x01 \x01(\x04\x12\'\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\x10\n\x08position\x18\x03 \x01(\x04\"L\n\x0b\x46ramesReply\x12\x11\n\tavailable\x18\x01 \x01(\x08\x12\x0e\n\x06\x66rames\x18\x02 \x03(\x0c\x12\x11\n\x04next\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_next\" \n\x10\x43loseViewRequest\x12\x0c\n\x04view\x18\x01 \x01(\x04\"\x10\n\x0e\x43loseViewReply2\x8a\x05\n\x05\x41\x64min\x12:\n\x06Status\x12\x18.crdtkv.v1.StatusRequest\x1a\x16.crdtkv.v1.StatusReply\x12:\n\x06\x44igest\x12\x18.crdtkv.v1.DigestRequest\x1a\x16.crdtkv.v1.DigestReply\x12R\n\x10GetVersionVector\x12\x1f.crdtkv.v1.VersionVectorRequest\x1a\x1d.crdtkv.v1.VersionVectorReply\x12\x31\n\x03Lag\x12\x15.crdtkv.v1.LagRequest\x1a\x13.crdtkv.v1.LagReply\x12<\n\x08OpenView\x12\x1a.crdtkv.v1.OpenViewRequest\x1a\x14.crdtkv.v1.ViewReply\x12;\n\tReadParts\x12\x17.crdtkv.v1.PartsRequest\x1a\x15.crdtkv.v1.PartsReply\x12?\n\x0bReadDigests\x12\x19.crdtkv.v1.DigestsRequest\x1a\x15.crdtkv.v1.PartsReply\x12\x41\n\x0bReadRecords\x12\x19.crdtkv.v1.RecordsRequest\x1a\x17.crdtkv.v1.RecordsReply\x12>\n\nReadFrames\x12\x18.crdtkv.v1.FramesRequest\x1a\x16.crdtkv.v1.FramesReply\x12\x43\n\tCloseView\x12\x1b.crdtkv.v1.CloseViewRequest\x1a\x19.crdtkv.v1.CloseViewReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63rdtkv/pb/v1/admin.proto\x12\tcrdtkv.v1\"(\n\tOriginSeq\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"6\n\rVersionVector\x12%\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x14.crdtkv.v1.OriginSeq\"\x0f\n\rStatusRequest\"\xe5\x04\n\x0bStatusReply\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0f\n\x07\x63luster\x18\x03 \x01(\t\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x12\n\ndurability\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\x04\x12\x11\n\tuptime_ms\x18\t \x01(\x04\x12\r\n\x05ready\x18\n \x01(\x08\x12\x0e\n\x06listen\x18\x0b \x01(\t\x12$\n\x02vv\x18\x0c \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12,\n\ndurable_vv\x18\r \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\x0e\n\x06\x64igest\x18\x0e \x01(\t\x12\x0b\n\x03hlc\x18\x0f \x01(\x04\x12\x0f\n\x07wall_ms\x18\x10 \x01(\x04\x12\x11\n\tlog_start\x18\x11 \x01(\x04\x12\x0f\n\x07log_end\x18\x12 \x01(\x04\x12\x11\n\tlog_bytes\x18\x13 \x01(\x04\x12\x13\n\x0bstate_bytes\x18\x14 \x01(\x04\x12\x13\n\x0bheld_frames\x18\x15 \x01(\x04\x12\x11\n\tconflicts\x18\x16 \x01(\x04\x12\x10\n\x08watchers\x18\x17 \x01(\x04\x12\x10\n\x08sessions\x18\x18 \x01(\x04\x12\x10\n\x08requests\x18\x19 \x01(\x04\x12!\n\x05peers\x18\x1a \x03(\x0b\x32\x12.crdtkv.v1.PeerLag\x12\x10\n\x08warnings\x18\x1b \x03(\t\x12+\n\tlog_floor\x18( \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\x14\n\x0clog_kept_for\x18) \x03(\t\"\x0f\n\rDigestRequest\"C\n\x0b\x44igestReply\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12$\n\x02vv\x18\x02 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\"\x16\n\x14VersionVectorRequest\"j\n\x12VersionVectorReply\x12)\n\x07\x61pplied\x18\x01 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12)\n\x07\x64urable\x18\x02 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\"\x0c\n\nLagRequest\"=\n\x08LagReply\x12\x0e\n\x06region\x18\x01 \x01(\t\x12!\n\x05peers\x18\x02 \x03(\x0b\x32\x12.crdtkv.v1.PeerLag\"\xa7\x04\n\x07PeerLag\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x08\x12\r\n\x05state\x18\x05 \x01(\t\x12\x13\n\x06lag_ms\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x63ommits_behind\x18\x07 \x01(\x04H\x01\x88\x01\x01\x12\x19\n\x0c\x62ytes_behind\x18\x08 \x01(\x04H\x02\x88\x01\x01\x12\x1a\n\rcommits_ahead\x18\t \x01(\x04H\x03\x88\x01\x01\x12\x18\n\x0b\x62ytes_ahead\x18\n \x01(\x04H\x04\x88\x01\x01\x12\x13\n\x06rtt_ms\x18\x0b \x01(\x01H\x05\x88\x01\x01\x12\x1c\n\x0f\x63lock_offset_ms\x18\x0c \x01(\x01H\x06\x88\x01\x01\x12\x1a\n\rlast_heard_ms\x18\r \x01(\x04H\x07\x88\x01\x01\x12.\n\x0c\x61\x63knowledged\x18\x0e \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\x36\n\x14\x61\x63knowledged_durable\x18\x0f \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\r\n\x05\x65rror\x18\x10 \x01(\tB\t\n\x07_lag_msB\x11\n\x0f_commits_behindB\x0f\n\r_bytes_behindB\x10\n\x0e_commits_aheadB\x0e\n\x0c_bytes_aheadB\t\n\x07_rtt_msB\x12\n\x10_clock_offset_msB\x10\n\x0e_last_heard_ms\"L\n\x0fOpenViewRequest\x12(\n\x06\x63overs\x18\x01 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"\xd7\x01\n\tViewReply\x12\x0c\n\x04view\x18\x01 \x01(\x04\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0f\n\x07\x63luster\x18\x03 \x01(\t\x12\r\n\x05shard\x18\x04 \x01(\r\x12$\n\x02vv\x18\x05 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\x0e\n\x06hashes\x18\x06 \x03(\x0c\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\x12\x0b\n\x03hlc\x18\x08 \x01(\x04\x12\x10\n\x08position\x18\t \x01(\x04\x12\'\n\x05\x66loor\x18\n \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\"2\n\x04Part\x12\x0b\n\x03\x65nd\x18\x01 \x01(\x0c\x12\r\n\x05slots\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"F\n\x0cPartsRequest\x12\x0c\n\x04view\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x0c\x12\x0c\n\x04size\x18\x04 \x01(\r\";\n\x0e\x44igestsRequest\x12\x0c\n\x04view\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0c\n\x04\x65nds\x18\x03 \x03(\x0c\",\n\nPartsReply\x12\x1e\n\x05parts\x18\x01 \x03(\x0b\x32\x0f.crdtkv.v1.Part\"M\n\x0eRecordsRequest\x12\x0c\n\x04view\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x0c\x12\x11\n\tbytes_max\x18\x04 \x01(\r\"8\n\x0cRecordsReply\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\x12\x11\n\x04next\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x07\n\x05_next\"X\n\rFramesRequest\x12\x0c\n\x04view\x18\x01 \x01(\x04\x12\'\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32\x18.crdtkv.v1.VersionVector\x12\x10\n\x08position\x18\x03 \x01(\x04\"L\n\x0b\x46ramesReply\x12\x11\n\tavailable\x18\x01 \x01(\x08\x12\x0e\n\x06\x66rames\x18\x02 \x03(\x0c\x12\x11\n\x04next\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_next\" \n\x10\x43loseViewRequest\x12\x0c\n\x04view\x18\x01 \x01(\x04\"\x10\n\x0e\x43loseViewReply2\x8a\x05\n\x05\x41\x64min\x12:\n\x06Status\x12\x18.crdtkv.v1.StatusRequest\x1a\x16.crdtkv.v1.StatusReply\x12:\n\x06\x44igest\x12\x18.crdtkv.v1.DigestRequest\x1a\x16.crdtkv.v1.DigestReply\x12R\n\x10GetVersionVector\x12\x1f.crdtkv.v1.VersionVectorRequest\x1a\x1d.crdtkv.v1.VersionVectorReply\x12\x31\n\x03Lag\x12\x15.crdtkv.v1.LagRequest\x1a\x13.crdtkv.v1.LagReply\x12<\n\x08OpenView\x12\x1a.crdtkv.v1.OpenViewRequest\x1a\x14.crdtkv.v1.ViewReply\x12;\n\tReadParts\x12\x17.crdtkv.v1.PartsRequest\x1a\x15.crdtkv.v1.PartsReply\x12?\n\x0bReadDigests\x12\x19.crdtkv.v1.DigestsRequest\x1a\x15.crdtkv.v1.PartsReply\x12\x41\n\x0bReadRecords\x12\x19.crdtkv.v1.RecordsRequest\x1a\x17.crdtkv.v1.RecordsReply\x12>\n\nReadFrames\x12\x18.crdtkv.v1.FramesRequest\x1a\x16.crdtkv.v1.FramesReply\x12\x43\n\tCloseView\x12\x1b.crdtkv.v1.CloseViewRequest\x1a\x19.crdtkv.v1.CloseViewReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,45 +38,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=137
   _globals['_STATUSREQUEST']._serialized_end=152
   _globals['_STATUSREPLY']._serialized_start=155
-  _globals['_STATUSREPLY']._serialized_end=701
-  _globals['_DIGESTREQUEST']._serialized_start=703
-  _globals['_DIGESTREQUEST']._serialized_end=718
-  _globals['_DIGESTREPLY']._serialized_start=720
-  _globals['_DIGESTREPLY']._serialized_end=787
-  _globals['_VERSIONVECTORREQUEST']._serialized_start=789
-  _globals['_VERSIONVECTORREQUEST']._serialized_end=811
-  _globals['_VERSIONVECTORREPLY']._serialized_start=813
-  _globals['_VERSIONVECTORREPLY']._serialized_end=919
-  _globals['_LAGREQUEST']._serialized_start=921
-  _globals['_LAGREQUEST']._serialized_end=933
-  _globals['_LAGREPLY']._serialized_start=935
-  _globals['_LAGREPLY']._serialized_end=996
-  _globals['_PEERLAG']._serialized_start=999
-  _globals['_PEERLAG']._serialized_end=1550
-  _globals['_OPENVIEWREQUEST']._serialized_start=1552
-  _globals['_OPENVIEWREQUEST']._serialized_end=1628
-  _globals['_VIEWREPLY']._serialized_start=1631
-  _globals['_VIEWREPLY']._serialized_end=1846
-  _globals['_PART']._serialized_start=1848
-  _globals['_PART']._serialized_end=1898
-  _globals['_PARTSREQUEST']._serialized_start=1900
-  _globals['_PARTSREQUEST']._serialized_end=1970
-  _globals['_DIGESTSREQUEST']._serialized_start=1972
-  _globals['_DIGESTSREQUEST']._serialized_end=2031
-  _globals['_PARTSREPLY']._serialized_start=2033
-  _globals['_PARTSREPLY']._serialized_end=2077
-  _globals['_RECORDSREQUEST']._serialized_start=2079
-  _globals['_RECORDSREQUEST']._serialized_end=2156
-  _globals['_RECORDSREPLY']._serialized_start=2158
-  _globals['_RECORDSREPLY']._serialized_end=2214
-  _globals['_FRAMESREQUEST']._serialized_start=2216
-  _globals['_FRAMESREQUEST']._serialized_end=2304
-  _globals['_FRAMESREPLY']._serialized_start=2306
-  _globals['_FRAMESREPLY']._serialized_end=2382
-  _globals['_CLOSEVIEWREQUEST']._serialized_start=2384
-  _globals['_CLOSEVIEWREQUEST']._serialized_end=2416
-  _globals['_CLOSEVIEWREPLY']._serialized_start=2418
-  _globals['_CLOSEVIEWREPLY']._serialized_end=2434
-  _globals['_ADMIN']._serialized_start=2437
-  _globals['_ADMIN']._serialized_end=3087
+  _globals['_STATUSREPLY']._serialized_end=768
+  _globals['_DIGESTREQUEST']._serialized_start=770
+  _globals['_DIGESTREQUEST']._serialized_end=785
+  _globals['_DIGESTREPLY']._serialized_start=787
+  _globals['_DIGESTREPLY']._serialized_end=854
+  _globals['_VERSIONVECTORREQUEST']._serialized_start=856
+  _globals['_VERSIONVECTORREQUEST']._serialized_end=878
+  _globals['_VERSIONVECTORREPLY']._serialized_start=880
+  _globals['_VERSIONVECTORREPLY']._serialized_end=986
+  _globals['_LAGREQUEST']._serialized_start=988
+  _globals['_LAGREQUEST']._serialized_end=1000
+  _globals['_LAGREPLY']._serialized_start=1002
+  _globals['_LAGREPLY']._serialized_end=1063
+  _globals['_PEERLAG']._serialized_start=1066
+  _globals['_PEERLAG']._serialized_end=1617
+  _globals['_OPENVIEWREQUEST']._serialized_start=1619
+  _globals['_OPENVIEWREQUEST']._serialized_end=1695
+  _globals['_VIEWREPLY']._serialized_start=1698
+  _globals['_VIEWREPLY']._serialized_end=1913
+  _globals['_PART']._serialized_start=1915
+  _globals['_PART']._serialized_end=1965
+  _globals['_PARTSREQUEST']._serialized_start=1967
+  _globals['_PARTSREQUEST']._serialized_end=2037
+  _globals['_DIGESTSREQUEST']._serialized_start=2039
+  _globals['_DIGESTSREQUEST']._serialized_end=2098
+  _globals['_PARTSREPLY']._serialized_start=2100
+  _globals['_PARTSREPLY']._serialized_end=2144
+  _globals['_RECORDSREQUEST']._serialized_start=2146
+  _globals['_RECORDSREQUEST']._serialized_end=2223
+  _globals['_RECORDSREPLY']._serialized_start=2225
+  _globals['_RECORDSREPLY']._serialized_end=2281
+  _globals['_FRAMESREQUEST']._serialized_start=2283
+  _globals['_FRAMESREQUEST']._serialized_end=2371
+  _globals['_FRAMESREPLY']._serialized_start=2373
+  _globals['_FRAMESREPLY']._serialized_end=2449
+  _globals['_CLOSEVIEWREQUEST']._serialized_start=2451
+  _globals['_CLOSEVIEWREQUEST']._serialized_end=2483
+  _globals['_CLOSEVIEWREPLY']._serialized_start=2485
+  _globals['_CLOSEVIEWREPLY']._serialized_end=2501
+  _globals['_ADMIN']._serialized_start=2504
+  _globals['_ADMIN']._serialized_end=3154
 # @@protoc_insertion_point(module_scope)
