@@ -31,10 +31,11 @@ class Side(Protocol):
 
 
 class LocalSide:
-    """A store in this process."""
+    """A store in this process. `pace` as for `StateView`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, pace: float = 1.0) -> None:
         self.store = store
+        self.pace = pace
 
     @property
     def name(self) -> str:
@@ -46,7 +47,7 @@ class LocalSide:
             if time.monotonic() >= until:
                 raise not_covered(self.name, vv, covers, wait_s)
             time.sleep(_POLL_S)
-        return StateView(self.store)
+        return StateView(self.store, self.pace)
 
 
 def not_covered(name: str, vv: VersionVector, covers: VersionVector, wait_s: float) -> DeadlineExceededError:

@@ -160,7 +160,15 @@ def _fail(error: BaseException, message: str, status: int) -> int:
     return status
 
 
-_EXTRA: Final = {"grpc": "server", "grpc_health": "server", "google": "server", "lmdb": "lmdb", "airportsdata": "demo", "pycrdt": "bench"}
+_EXTRA: Final = {
+    "grpc": "server",
+    "grpc_health": "server",
+    "google": "server",
+    "lmdb": "lmdb",
+    "obstore": "backup",
+    "airportsdata": "demo",
+    "pycrdt": "bench",
+}
 
 
 def _missing(error: ModuleNotFoundError) -> str:

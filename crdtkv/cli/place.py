@@ -60,7 +60,15 @@ def directory_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def where_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that say where, as the parameter `place`."""
+    return _where(command, needed=True)
 
+
+def where_options_if_any(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the same options; `place` is None if neither --at nor --region is given."""
+    return _where(command, needed=False)
+
+
+def _where(command: Callable[..., Any], *, needed: bool) -> Callable[..., Any]:
     @click.option("--at", "at", metavar="HOST:PORT[,…]", help="Nodes to talk to, in this order (or CRDTKV_AT).")
     @click.option("--region", metavar="R", shell_complete=complete_region, help="A region of the local cluster in --dir.")
     @directory_option
@@ -83,7 +91,9 @@ def where_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         if at is not None and region is not None:
             raise click.UsageError("--at and --region both say where: give one of them", ctx)
-        place = Place(_endpoints(ctx, at, region, directory), timeout_s, tls_ca, tls_cert, tls_key)
+        place = None
+        if needed or at is not None or region is not None:
+            place = Place(_endpoints(ctx, at, region, directory), timeout_s, tls_ca, tls_cert, tls_key)
         return ctx.invoke(command, place=place, **kwargs)
 
     found.__name__ = command.__name__

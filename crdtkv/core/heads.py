@@ -37,7 +37,7 @@ class Head(msgspec.Struct, array_like=True, gc=False):
 
 
 _decode = msgspec.msgpack.Decoder(Head).decode
-_encode = msgspec.msgpack.Encoder().encode
+encode_head = msgspec.msgpack.Encoder().encode
 
 
 def head_key(key: bytes) -> bytes:
@@ -99,7 +99,7 @@ class Heads:
     def fold(self) -> None:
         """Put the heads that changed into the state's side records. O(changed)."""
         for where, head in self._changed.items():
-            self._state.side_put(where, None if head.is_empty else _encode(head))
+            self._state.side_put(where, None if head.is_empty else encode_head(head))
         self._changed = {}
 
     def _to_change(self, key: bytes) -> Head:

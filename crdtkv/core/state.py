@@ -133,6 +133,10 @@ class State:
         """The digest with everything in the overlay counted. O(changed slots)."""
         return (self._digest + self._change()) & _MASK
 
+    def correct_digest(self, by: int) -> None:
+        """Add to the digest: what the base holds was changed, or found to be other than it counts. The next fold keeps it."""
+        self._digest = (self._digest + by) & _MASK
+
     def _change(self) -> int:
         slots = self._slots
         if not slots:

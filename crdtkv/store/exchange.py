@@ -11,6 +11,7 @@ The checksum (8 bytes) finds damage on the way; each frame names its cluster, an
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -51,6 +52,15 @@ def delta_since(machine: Machine, vv: VersionVector) -> bytes:
     while position < end:
         found, position = log.read(position, bytes_max=READ_BYTES, until=end)
         frames += [f.data for f in found if not vv.covers((f.origin, f.last_seq))]
+    return _wrap(frames)
+
+
+def encode_frames(frames: Sequence[Frame]) -> bytes:
+    """Frames as bytes for `merge`, as `delta_since` gives them."""
+    return _wrap([frame.data for frame in frames])
+
+
+def _wrap(frames: list[bytes]) -> bytes:
     body = _encode(_Wire(frames))
     return MAGIC + bytes([FORMAT_VERSION]) + _checksum(body) + body
 

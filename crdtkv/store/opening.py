@@ -7,10 +7,13 @@ not to be the one that wrote it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +99,43 @@ def open_machine(
         raise
 
 
+@contextmanager
+def create_directory(directory: Path, origin: Origin, engine: str, settings: Settings, cluster: str | None = None) -> Iterator[Opened]:
+    """Make a new directory around what the caller puts into the machine; it becomes a store when the block ends without an error.
+
+    The identity is written last, so a directory that was not finished is refused by whoever opens it.
+
+    Args:
+        cluster: the cluster's name in the finished directory, if it is another than `settings.cluster`.
+    Raises:
+        ConfigError: the directory is not empty.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise ConfigError(f"{directory} is not empty: name a directory that does not exist yet", path=str(directory))
+    lock = DirectoryLock(directory)
+    opened: list[Any] = []
+    try:
+        (directory / "log").mkdir()
+        log = FileLog(directory / "log", segment_bytes=settings.log_segment_bytes)
+        opened.append(log)
+        state = _engine(directory, engine)
+        opened.append(state)
+        clock = HybridClock(lambda: time.time_ns() // 1_000_000, max_skew_ms=settings.max_skew_ms, refuse_ms=settings.clock_refuse_ms)
+        machine = _machine(log, state, origin, clock, settings, "async")
+        yield Opened(machine, region_of(origin), engine, directory, lock)
+        named = dataclasses.replace(settings, cluster=cluster or settings.cluster)
+        named.validate()
+        machine.replica.cluster = named.cluster
+        log.sync()
+        machine.replica.fold()
+        state.flush()
+        _make_identity(directory / IDENTITY_NAME, region_of(origin), engine, named, origin)
+    finally:
+        for part in reversed(opened):
+            part.close()
+        lock.release()
+
+
 def new_origin(region: str, generation: int = 1) -> Origin:
     """A new incarnation of a region."""
     return make_origin(region, generation, secrets.randbits(32))
@@ -138,7 +178,7 @@ def _identity(directory: Path, region: str, engine: str, settings: Settings) -> 
             raise CorruptionError(
                 f"{directory} holds a log or state but no {IDENTITY_NAME}: restore it, or move the directory away"
             ) from None
-        return _make_identity(path, region, engine, settings)
+        return _make_identity(path, region, engine, settings, new_origin(region))
     except OSError as e:
         raise StorageError(f"cannot read {path}: {e.strerror}", path=str(path)) from e
     try:
@@ -167,14 +207,14 @@ def _identity(directory: Path, region: str, engine: str, settings: Settings) -> 
     return found
 
 
-def _make_identity(path: Path, region: str, engine: str, settings: Settings) -> dict[str, Any]:
+def _make_identity(path: Path, region: str, engine: str, settings: Settings, origin: Origin) -> dict[str, Any]:
     identity = {
         "format": FORMAT,
         "cluster": settings.cluster,
         "region": region,
         "shard": settings.shard,
         "engine": engine,
-        "origin": new_origin(region),
+        "origin": origin,
     }
     temporary = path.with_suffix(".new")
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from crdtkv.backup import FolderTarget, manifests, restore
 from crdtkv.core.causality import EMPTY_VV, VersionVector
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import encode_value
@@ -125,3 +126,14 @@ def test_delta_and_snapshot_come_to_the_same_state() -> None:
 
 def test_token() -> None:
     assert decode_token(kept("token").decode()) == Token(0, US, 4, VersionVector({US: 3, EU: 3}))
+
+
+def test_a_backup_is_restored(tmp_path: Path) -> None:
+    """Its manifest, a chunk of records and one of frames; what compression gives may differ from version to version, what it holds not."""
+    target = FolderTarget(tmp_path / "backups")
+    for name in ("full/manifest.json", "full/state-000000", "later/manifest.json", "later/frames-000000"):
+        target.put(name, kept(f"backup_{name.replace('/', '_').replace('-', '_').removesuffix('.json')}"))
+    full, later = manifests(target)
+    assert (full.id, full.records, later.id, later.parent, later.frames) == ("full", 7, "later", "full", 1)
+    made = restore(target, tmp_path / "data", region="us")
+    assert (made.vv, made.digest) == (VersionVector({US: 4, EU: 3}), later.digest)

@@ -24,6 +24,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"storage"}),
     frozenset({"store"}),
     frozenset({"audit"}),
+    frozenset({"backup"}),
     frozenset({"replication"}),
     frozenset({"routing"}),
     frozenset({"pb"}),
@@ -47,6 +48,7 @@ ONLY_IN = {
     "crdtkv.pb": frozenset({"transport", "node", "client", "aio"}),
     "rocksdict": frozenset({"storage"}),
     "lmdb": frozenset({"storage"}),
+    "obstore": frozenset({"backup"}),
     "click": frozenset({"cli"}),
     "pickle": frozenset[str](),
 }
@@ -135,6 +137,7 @@ BLOCKED = "import sys; sys.modules[{blocked!r}] = None; import crdtkv\ntry: {cal
     [
         ("grpc", "crdtkv.connect('127.0.0.1:1')", "crdtkv[server]"),
         ("grpc", "crdtkv.Node(None, listen='127.0.0.1:0')", "crdtkv[server]"),
+        ("obstore", "from crdtkv.backup import open_target; open_target('s3://bucket')", "crdtkv[backup]"),
         ("lmdb", "import tempfile; crdtkv.open(tempfile.mkdtemp() + '/d', engine='lmdb')", "crdtkv[lmdb]"),
     ],
 )

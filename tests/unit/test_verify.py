@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from crdtkv.audit import Certificate, LocalSide, verify
-from crdtkv.audit.verify import LEAF_RECORDS, PART_RECORDS, differing
+from crdtkv.audit.comparing import LEAF_RECORDS, PART_RECORDS, differing
 from crdtkv.core.causality import EMPTY_VV, VersionVector
 from crdtkv.core.codec import SLOT_SPACE, encode_value, successor
 from crdtkv.errors import ConfigError, DeadlineExceededError, WrongClusterError

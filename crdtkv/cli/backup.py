@@ -1,0 +1,212 @@
+"""Backups: create, list, verify, restore."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crdtkv.cli.errors import DONE
+from crdtkv.cli.output import JSON, emit, emit_json, output_option, plain, table
+from crdtkv.cli.place import Place, where_options, where_options_if_any
+
+if TYPE_CHECKING:
+    from crdtkv.backup import Manifest, Point
+
+MERGE_S = 120.0
+"""The deadline of a merge into a node, at least."""
+STATE_MERGE_BYTES_MAX = 24 << 20
+"""A state that is merged into a node travels in one message."""
+
+
+@click.group(no_args_is_help=True)
+def backup() -> None:
+    """Make, list, check and restore backups.
+
+    TARGET is a folder, or s3://BUCKET/PREFIX (extra `backup`; endpoint and credentials from AWS_ENDPOINT_URL, AWS_REGION,
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY). One target is for one cluster.
+    """
+
+
+@backup.command()
+@click.argument("target")
+@click.option("--full", is_flag=True, help="Everything, also if what came since the last backup would do.")
+@output_option
+@where_options
+def create(place: Place, target: str, full: bool, output: str) -> int:
+    """Back up the state of one moment to TARGET, while the node serves.
+
+    Incremental if TARGET holds a backup of this cluster, from whatever region, and the node's log has all that came since.
+    """
+    from crdtkv.backup import create as make
+    from crdtkv.backup import open_target
+    from crdtkv.client.views import NodeSide
+
+    kept = open_target(target)
+    with NodeSide(
+        place.endpoints[0], connect_s=place.timeout_s, tls_ca=place.tls_ca, tls_cert=place.tls_cert, tls_key=place.tls_key
+    ) as side:
+        made = make(side, kept, full=full)
+    _show(made, output)
+    return DONE
+
+
+@backup.command("list")
+@click.argument("target")
+@output_option
+def list_(target: str, output: str) -> int:
+    """Print the backups in TARGET, oldest first."""
+    from crdtkv.backup import manifests, open_target
+
+    found = manifests(open_target(target))
+    if output == JSON:
+        for one in found:
+            emit_json(as_json(one))
+    else:
+        table(
+            ("backup", "kind", "continues", "from", "reaches", "records", "commits", "bytes"),
+            [(m.id, m.kind, m.parent, m.region, m.time, m.records or None, m.commits or None, m.size) for m in found],
+        )
+    return DONE
+
+
+@backup.command()
+@click.argument("target")
+@click.argument("id", required=False)
+@click.option("--replay", is_flag=True, help="Apply the frames too, in a scratch directory, and compare the digest they lead to.")
+@output_option
+def verify(target: str, id: str | None, replay: bool, output: str) -> int:
+    """Read a backup (default: the newest) and all that it continues, and check every byte of it. Status 1 if it is damaged."""
+    from crdtkv.backup import open_target
+    from crdtkv.backup import verify as check
+
+    done = check(open_target(target), id, replay=replay)
+    last = done.manifests[-1]
+    if output == JSON:
+        emit_json({"backup": last.id, "records": done.records, "frames": done.frames, "bytes": done.bytes, "digest": last.digest})
+    else:
+        emit(f"{last.id} is sound: {done.records} records and {done.frames} frames in {done.bytes} bytes of {len(done.manifests)} backups")
+        emit(f"vector  {last.vv}")
+        emit(f"digest  {last.digest}")
+    return DONE
+
+
+@backup.command()
+@click.argument("target")
+@click.argument("id", required=False)
+@click.option("--data", type=click.Path(path_type=Path), help="Directory to make, for `crdtkv node --data`.")
+@click.option("--as", "own_region", metavar="R", help="With --data: the region that it is to be, the lost one or a new one.")
+@click.option("--cluster", metavar="NAME", help="With --data: another name for the cluster, so that the restored is kept apart from it.")
+@click.option("--engine", type=click.Choice(["rocksdb", "lmdb"]), default="rocksdb", show_default=True, help="Its state engine.")
+@click.option("--time", "time_text", metavar="ISO", help="As of a time, like 2026-03-01T12:00:00+00:00 (without a zone: UTC).")
+@click.option("--hlc", type=click.IntRange(min=1), help="As of a stamp, as `-o json` shows them.")
+@click.option("--vv", "vv_text", metavar="VV", help="As of a version vector, as `crdtkv status` shows it.")
+@output_option
+@where_options_if_any
+def restore(
+    place: Place | None,
+    target: str,
+    id: str | None,
+    data: Path | None,
+    own_region: str | None,
+    cluster: str | None,
+    engine: str,
+    time_text: str | None,
+    hlc: int | None,
+    vv_text: str | None,
+    output: str,
+) -> int:
+    """Restore a backup (default: the newest) to a directory, or into a running region.
+
+    --data DIR --as R makes a directory for a new replica of region R: start a node on it, and it joins its peers and catches up. With
+    --cluster it stands alone. --time, --hlc or --vv restore an earlier point of what the backups hold; joined to its cluster the past
+    catches up again, so to go back name another cluster.
+
+    --at HOST:PORT joins the backup into a running region: it gets back what nobody has any more, and nothing counts twice.
+    """
+    from crdtkv.backup import merge, open_target
+    from crdtkv.backup import restore as make
+
+    point = _point(time_text, hlc, vv_text)
+    if place is None:
+        if data is None or own_region is None:
+            raise click.UsageError("say where to: --data DIR and --as R for a new directory, or --at HOST:PORT for a running region")
+        made = make(open_target(target), data, region=own_region, id=id, point=point, cluster=cluster, engine=engine)
+        if output == JSON:
+            emit_json({**plain(made), "path": str(made.path), "backups": [m.id for m in made.backups]})
+        else:
+            emit(f"{made.path}: {made.origin} of cluster {made.cluster}, {made.records} records and {made.frames} frames")
+            emit(f"vector  {made.vv}")
+            emit(f"digest  {made.digest}")
+            if made.left_out:
+                emit(f"{made.left_out} frames up to that point are left out: they rest on later ones")
+        return DONE
+    if data is not None or own_region is not None or cluster is not None:
+        raise click.UsageError("--data, --as and --cluster make a directory, --at and --region name a running region: give one")
+    if point is not None:
+        raise click.UsageError("a past state joined into its cluster undoes nothing: restore it with --data, --as and --cluster")
+    with dataclasses.replace(place, timeout_s=max(place.timeout_s, MERGE_S)).connect() as client:
+        done = merge(open_target(target), client, id=id, state_bytes_max=STATE_MERGE_BYTES_MAX)
+    if output == JSON:
+        emit_json({"applied": done.applied, "changed_keys": done.changed_keys, "backups": [m.id for m in done.backups]})
+    else:
+        emit(f"{done.applied} commits were new, {done.changed_keys} keys changed")
+    return DONE
+
+
+def _point(time_text: str | None, hlc: int | None, vv_text: str | None) -> Point | None:
+    from crdtkv.backup import Point
+    from crdtkv.core.causality import VersionVector, check_origin
+    from crdtkv.core.clock import MS_MAX, stamp
+    from crdtkv.errors import CorruptionError
+
+    if sum(option is not None for option in (time_text, hlc, vv_text)) > 1:
+        raise click.UsageError("--time, --hlc and --vv each name a point: give one")
+    if time_text is not None:
+        try:
+            when = datetime.datetime.fromisoformat(time_text)
+        except ValueError:
+            raise click.UsageError(f"--time {time_text!r} is no ISO 8601 time, like 2026-03-01T12:00:00+00:00") from None
+        ms = round((when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
+        return Point(hlc=stamp(min(max(ms, 0), MS_MAX) + 1) - 1)
+    if vv_text is not None:
+        try:
+            pairs = [pair.strip().rpartition(":") for pair in vv_text.strip(" {}").split(",")]
+            return Point(vv=VersionVector({check_origin(origin): int(seq) for origin, _, seq in pairs}))
+        except (ValueError, CorruptionError):
+            raise click.UsageError(f"--vv {vv_text!r} is no version vector, like {{us@1-9f3c2a1b:12, eu@1-0a1b2c3d:7}}") from None
+    return None if hlc is None else Point(hlc=hlc)
+
+
+def as_json(made: Manifest) -> dict[str, Any]:
+    """A backup as plain JSON types."""
+    return {
+        "id": made.id,
+        "kind": made.kind,
+        "parent": made.parent,
+        "cluster": made.cluster,
+        "shard": made.shard,
+        "origin": made.origin,
+        "vv": plain(made.vv),
+        "digest": made.digest,
+        "hlc": made.hlc,
+        "time": made.time,
+        "records": made.records,
+        "frames": made.frames,
+        "commits": made.commits,
+        "bytes": made.size,
+        "files": len(made.files),
+    }
+
+
+def _show(made: Manifest, output: str) -> None:
+    if output == JSON:
+        emit_json(as_json(made))
+        return
+    what = f"{made.records} records" if made.kind == "full" else f"{made.commits} commits since {made.parent}"
+    emit(f"{made.id}: {made.kind}, {what}, {made.size} bytes in {len(made.files)} files")
+    emit(f"vector  {made.vv}")
+    emit(f"digest  {made.digest}")
