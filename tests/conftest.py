@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 from hypothesis import HealthCheck, settings
+
+# Instance tokens of the stores that tests and their children open: not in the home of whoever runs them.
+if "CRDTKV_TESTS_STATE" not in os.environ:
+    os.environ["CRDTKV_TESTS_STATE"] = tempfile.mkdtemp(prefix="crdtkv-tests-")
+    atexit.register(shutil.rmtree, os.environ["CRDTKV_TESTS_STATE"], ignore_errors=True)
+os.environ["XDG_STATE_HOME"] = os.environ["CRDTKV_TESTS_STATE"]
 
 settings.register_profile(
     "ci", derandomize=True, database=None, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]

@@ -13,6 +13,7 @@ import click
 @click.option("--region", metavar="R", help="The region's name.")
 @click.option("--listen", metavar="HOST:PORT", help="Where clients and peers reach it; port 0 takes a free one.")
 @click.option("--data", type=click.Path(path_type=Path), help="Data directory; without one everything is in memory, and gone at the end.")
+@click.option("--instance-dir", metavar="DIR|trust", help="Where to keep the token that tells a restored or copied data directory.")
 @click.option("--peer", "peers", multiple=True, metavar="R=HOST:PORT", help="Another region's node; once for each.")
 @click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file; environment and flags win over it.")
 @click.option("--cluster", metavar="NAME", help="Name that all peers must share.")

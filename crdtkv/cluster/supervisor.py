@@ -166,7 +166,8 @@ class Supervisor:
         program = self.spec.node_command or (sys.executable, "-m", "crdtkv", "node")
         arguments = ["--region", node.region, "--listen", node.address, "--cluster", CLUSTER_NAME]
         if self.spec.engine != "memory":
-            arguments += ["--data", str(node.data)]
+            # The tokens stay with the cluster's directory, which is made and thrown away as a whole.
+            arguments += ["--data", str(node.data), "--instance-dir", str(self.directory / "instances")]
         for region, address in peers.items():
             arguments += ["--peer", f"{region}={address}"]
         for name in ("engine", "durability"):

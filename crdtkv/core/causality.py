@@ -61,6 +61,11 @@ def generation_of(origin: Origin) -> int:
     return int(origin.partition("@")[2].partition("-")[0], 16)
 
 
+def next_generation(region: str, seen: Iterable[Origin]) -> int:
+    """A generation above every one seen of a region."""
+    return 1 + max((generation_of(o) for o in seen if region_of(o) == region), default=0)
+
+
 class Dot(NamedTuple):
     """One commit's name for ever."""
 

@@ -92,6 +92,10 @@ class HybridClock:
             if reach > self._mark:
                 self._mark = reach
 
+    def begin_incarnation(self) -> None:
+        """Go on above everything seen, as far as `wall + max_skew_ms`: a new id need not keep to what a wrong clock issued."""
+        self._mark = min(self._mark, self.wall_ms() + self.max_skew_ms << COUNTER_BITS)
+
     def restore(self, mark: int) -> None:
         """Raise the mark to what this replica itself had issued or absorbed before; not capped."""
         if mark > self._mark:

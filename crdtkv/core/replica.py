@@ -162,6 +162,14 @@ class Replica:
         self._context: VersionVector | None = None
         self._template: FrameTemplate | None = None  # both hold until a frame of another origin is applied
 
+    def begin_incarnation(self, origin: Origin) -> None:
+        """Go on under another id. What was written under the former one stays, as another origin's. Fold and flush before writing."""
+        assert not self._rows, "a frame is being made"
+        self.origin = origin
+        self.clock.begin_incarnation()
+        self._context = None
+        self._template = None
+
     # -- what is applied ------------------------------------------------------------------------------------------
 
     def vv(self) -> VersionVector:

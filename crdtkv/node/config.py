@@ -9,6 +9,7 @@ The file:
     region = "us"
     listen = "127.0.0.1:7001"
     data = "/var/lib/crdtkv/us"
+    instance_dir = "/var/lib/crdtkv-instances"
     durability = "sync"
 
     [peers]
@@ -94,6 +95,8 @@ class NodeConfig:
         region: the region's name; the replica keeps its origin `region@generation-nonce` in the data directory.
         listen: `host:port`; port 0 takes a free one (the ready line says which).
         data: the data directory; None: everything in memory, gone at exit.
+        instance_dir: where the data directory's instance token is kept, by which a restored or copied one is noticed; "trust": nowhere;
+            None: below the home (`crdtkv.Settings.instance_dir`). In a container: a volume that stays, and is not the data directory's.
         peers: region → `host:port` of the other nodes. Each pair keeps one stream, whoever dials.
         cluster: name that peers must share; None: what the store says (or takes at its first meeting).
         engine, durability: as in `crdtkv.open`; None: its defaults.
@@ -105,6 +108,7 @@ class NodeConfig:
     region: str
     listen: str
     data: Path | None = None
+    instance_dir: Path | None = None
     peers: Mapping[str, str] = field(default_factory=dict)
     cluster: str | None = None
     engine: str | None = None
@@ -279,6 +283,7 @@ _READERS: Final[dict[str, _Reader]] = {
     "region": _region,
     "listen": _listen,
     "data": _path,
+    "instance_dir": _path,
     "peers": _peers,
     "cluster": _text,
     "engine": _choice(*ENGINES),
@@ -298,7 +303,19 @@ _SECTIONS: Final[dict[str, dict[str, str]]] = {
     "log": {"level": "log_level", "format": "log_format"},
     "limits": {f.name: f.name for f in fields(Limits)},
 }
-_TOP: Final = ("region", "listen", "data", "peers", "cluster", "engine", "durability", "insecure", "replication", "ready_format")
+_TOP: Final = (
+    "region",
+    "listen",
+    "data",
+    "instance_dir",
+    "peers",
+    "cluster",
+    "engine",
+    "durability",
+    "insecure",
+    "replication",
+    "ready_format",
+)
 
 
 def _env_name(name: str) -> str:

@@ -190,6 +190,7 @@ def run(config: NodeConfig) -> int:
         CrdtkvError: the node could not start; nothing is left open.
     """
     handler = configure(config.log_level, config.log_format)
+    logging.getLogger("crdtkv.store").addHandler(logging.NullHandler())  # what it says is logged here as an event
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
@@ -213,6 +214,8 @@ async def _run(config: NodeConfig) -> int:
         event(logging.DEBUG, "opening", region=config.region, data=config.data, listen=node.address)
         # A signal while the store opens waits for it: recovery is not left half done.
         store = await asyncio.to_thread(_open_store, config)
+        if store.incarnation_reason is not None:
+            event(logging.WARNING, "new_incarnation", origin=store.origin, reason=store.incarnation_reason)
         await node.open(store)
         gc.collect()
         gc.freeze()
@@ -233,6 +236,8 @@ async def _run(config: NodeConfig) -> int:
 
 def _open_store(config: NodeConfig) -> Store:
     settings = Settings(watch_changes_max=config.limits.watch_queue_max)
+    if config.instance_dir is not None:
+        settings = dataclasses.replace(settings, instance_dir=str(config.instance_dir))
     if config.cluster is not None:
         settings = dataclasses.replace(settings, cluster=config.cluster)
     return open_store(config.data, region=config.region, engine=config.engine, durability=config.durability, settings=settings)

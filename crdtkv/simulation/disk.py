@@ -85,6 +85,9 @@ class SimulatedLog:
     def roll(self) -> None:
         pass
 
+    def vv(self) -> VersionVector:
+        return self.vv_at[-1]
+
     def reset_floor(self, origins: VersionVector) -> None:
         raise AssertionError("nothing is installed in this simulation")
 

@@ -124,6 +124,9 @@ class CommitLog(LogReader, Protocol):
     def reset_floor(self, origins: VersionVector) -> None:
         """Raise the floor of these origins: their commits up to there came by a snapshot. Survives the loss of power."""
 
+    def vv(self) -> VersionVector:
+        """What all frames ever appended amount to, those dropped since included. O(origins)."""
+
     def retained_bytes(self) -> int:
         """Bytes that the log takes."""
 
@@ -525,6 +528,10 @@ class FileLog:
 
     def floor(self) -> VersionVector:
         return self._segments[0].before.join(self._installed)
+
+    def vv(self) -> VersionVector:
+        with self._lock:
+            return self._indexer.vv()
 
     def retained_bytes(self) -> int:
         with self._lock:

@@ -134,6 +134,11 @@ class FrameWindow:
         with self._lock:
             return (self._blocks[0] if self._blocks else self._hot).before
 
+    def vv(self) -> VersionVector:
+        """The version vector of the log after its newest frame. O(hot frames)."""
+        hot = self._hot
+        return hot.before.join(VersionVector.adopt(dict(map(_dot_of, hot.frames[:]))))
+
     def size_bytes(self) -> int:
         """Bytes of the frames in the window."""
         return self._block_bytes + self._hot_bytes
@@ -227,6 +232,7 @@ class MemoryLog:
         self.end = self.sync = self.synced = window.end
         self.start = window.start
         self.find = window.find
+        self.vv = window.vv
         self.truncate = window.drop_before
         self.retained_bytes = window.size_bytes
 

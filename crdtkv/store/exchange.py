@@ -92,14 +92,28 @@ def decode_frames(data: bytes) -> list[Frame]:
     return frames
 
 
-def merge(machine: Machine, data: bytes, watches: Watches) -> tuple[MergeResult, int]:
-    """Take in bytes from `delta_since`; what was done, and the log's end. See `Store.merge`."""
+def decode(data: bytes) -> Snapshot | list[Frame]:
+    """What bytes from `delta_since` hold; raises like `decode_frames`."""
+    return Snapshot.from_bytes(data) if is_snapshot(data) else decode_frames(data)
+
+
+def known_of_own(given: Snapshot | list[Frame], machine: Machine) -> int:
+    """The last own commit of a replica that what is given, if it is of its cluster, holds or rests on."""
+    origin = machine.origin
+    if isinstance(given, Snapshot):
+        return given.vv.seq(origin) if (given.cluster, given.shard) == (machine.cluster, machine.shard) else 0
+    ours = [f for f in given if (f.cluster, f.shard) == (machine.cluster, machine.shard)]
+    return max((max(f.context.seq(origin), f.last_seq if f.origin == origin else 0) for f in ours), default=0)
+
+
+def merge(machine: Machine, given: Snapshot | list[Frame], watches: Watches) -> tuple[MergeResult, int]:
+    """Take in what `decode` gave; what was done, and the log's end. See `Store.merge`."""
     conflicts = machine.replica.journal.total
     with watches.gathering() as touched:
-        if is_snapshot(data):
-            applied, duplicates = _merge_snapshot(machine, Snapshot.from_bytes(data), touched)
+        if isinstance(given, Snapshot):
+            applied, duplicates = _merge_snapshot(machine, given, touched)
         else:
-            applied, duplicates = _merge_frames(machine, decode_frames(data))
+            applied, duplicates = _merge_frames(machine, given)
     keys = tuple(sorted({t.key for t in touched}, key=str.encode))
     return MergeResult(applied, duplicates, machine.replica.journal.total - conflicts, keys), machine.log.end()
 

@@ -6,6 +6,8 @@ ahead log, and recovery replays from the position that the engine's last batch r
 is the same, except that its bytes are there already. An append that fails leaves the overlay ahead of the log: the
 machine is then *failed*, and answers nothing more; opening the store again recovers to what the log holds.
 
+A *sent bound*, where the store sets one, keeps own commits above it from leaving until it is raised: see `identity`.
+
 It is also the port that replication sees: the embedded store, the node and the simulator all drive this one class.
 """
 
@@ -73,9 +75,16 @@ class Machine:
         """The engine starts empty at each opening: nothing may come to it but by the log."""
         self.flushed = 0
         """The log position up to which the engine is known to be on the disk; the log is not dropped beyond it."""
+        self.sent_bound: int | None = None
+        """Own commits above this seq may not leave yet; None: no bound. Raised by `raise_bound`."""
+        self.when_beyond: Callable[[], None] = lambda: None
+        """Called when an own commit above the bound was appended: whoever keeps the bound should raise it."""
+        self._beyond: deque[tuple[int, int]] = deque()  # position and last seq of own frames above the bound
         self._unfolded_bytes = 0  # frames appended since the engine was written
         self._gathered_bytes = 0  # commits of the frame in the making, while they gather
-        self.replayed = self._replay()
+        self.is_engine_ahead = self.replica.position > log.end()
+        """The engine holds what the log has lost: nothing may be done before `begin_incarnation`."""
+        self.replayed = 0 if self.is_engine_ahead else self._replay()
         if log.synced() < log.end():
             log.sync()  # a killed process leaves frames that only the kernel has; nothing may be promised on them before
         # What is in the log, and what of it is fsynced: the latter follows `log.synced()` when somebody asks.
@@ -89,7 +98,7 @@ class Machine:
     def _replay(self) -> int:
         """Apply what the log has and the engine has not; how many frames that were."""
         replica, log = self.replica, self.log
-        if replica.position > log.end() or replica.position < log.start():
+        if replica.position < log.start():
             raise CorruptionError(
                 f"the state engine stands at log position {replica.position}, but the log holds {log.start()} to {log.end()}: part of the "
                 "directory was lost or restored; move the directory away and start again, so that the data comes back from a peer"
@@ -110,6 +119,48 @@ class Machine:
             if replica.state.pending >= self.fold_records_max:
                 replica.fold()
         return replayed
+
+    # -- identity -------------------------------------------------------------------------------------------------
+
+    def begin_incarnation(self, origin: Origin) -> None:
+        """Go on under another id, which must be on record already; the engine has it when this returns.
+
+        What the engine has and the log has lost (`is_engine_ahead`) then counts as installed: peers that lack it get it by a snapshot.
+        """
+        self.check()
+        replica, log = self.replica, self.log
+        if replica.making:
+            self.seal()
+        try:
+            if self.is_engine_ahead:
+                here = log.vv().join(log.floor())
+                log.reset_floor(VersionVector({o: n for o, n in replica.vv().items() if n > here.seq(o)}))
+                replica.position = log.end()
+            replica.begin_incarnation(origin)
+            replica.fold()
+            log.sync()  # before the engine, which must never be ahead
+            self.engine.flush()
+        except BaseException as e:
+            self.fail(e)
+            raise
+        self.is_engine_ahead = False
+        self.origin = origin
+        self._unfolded_bytes = 0
+        # What was held back was of the former id: nobody continues it, so it may leave, and be lost, like what was received.
+        self._beyond.clear()
+        if self.sent_bound is not None:
+            self.sent_bound = 0
+
+    def own_seq(self) -> int:
+        """The last own commit in the log."""
+        return self._logged.get(self.origin, 0)
+
+    def raise_bound(self, seq: int) -> None:
+        """Own commits up to `seq` may leave: that they may is on the disk. A lesser one than before, if none above it has been made."""
+        assert self.sent_bound is not None and seq >= min(self.sent_bound, self.own_seq())
+        self.sent_bound = seq
+        while self._beyond and self._beyond[0][1] <= seq:
+            self._beyond.popleft()
 
     # -- local transactions ---------------------------------------------------------------------------------------
 
@@ -191,6 +242,10 @@ class Machine:
         for frame in frames:
             logged[frame.origin] = frame.last_seq
             self._unfolded_bytes += frame.size
+        if self.sent_bound is not None and (own := logged.get(self.origin, 0)) > self.sent_bound:
+            if frames[-1].origin == self.origin:  # own frames are appended one by one
+                self._beyond.append((end - 1, own))
+            self.when_beyond()
         if self.replica.state.pending >= self.fold_records_max or self._unfolded_bytes >= FOLD_BYTES_MAX:
             try:
                 self.fold()
@@ -330,7 +385,8 @@ class Machine:
             return synced
         while self._held_back and self._held_back[0] < synced:
             self._held_back.popleft()
-        return self._held_back[0] if self._held_back else self.log.end()
+        end = self._held_back[0] if self._held_back else self.log.end()
+        return min(end, self._beyond[0][0]) if self._beyond else end
 
     def hlc(self) -> int:
         return self.replica.clock.mark

@@ -1,33 +1,37 @@
 """Opening a store: the directory, its identity, the log and the engine, and the machine on them.
 
-A directory holds `LOCK`, `replica.json` (format, cluster, region, shard, engine, origin), `log/` and `state/`. The
-identity is written, fsynced, before the first commit; it is kept for ever after, except where the directory is known
-not to be the one that wrote it.
+A directory holds `LOCK`, `replica.json` (format, cluster, region, shard, engine, origin), `INSTANCE`, `log/` and `state/`.
+Under which id it goes on is decided here, before the first write (`identity` has the rules): the one it had, or a new
+*incarnation*, where own commits may be missing. A new id is in `replica.json` before the engine has it, and in both
+before anything is written under it, so a crash in between only means that the next opening goes on with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crdtkv.core.causality import Origin, check_origin, check_region, make_origin, region_of
+from crdtkv.core.causality import Origin, check_origin, check_region, make_origin, next_generation, region_of
 from crdtkv.core.clock import HybridClock
 from crdtkv.errors import ConfigError, CorruptionError, StorageError
 from crdtkv.storage.engine import MemoryEngine, StateEngine
 from crdtkv.storage.lock import DirectoryLock
 from crdtkv.storage.log import CommitLog, FileLog
 from crdtkv.storage.memory_log import MemoryLog
+from crdtkv.store.identity import TRUST, Instance, why_new
 from crdtkv.store.machine import Machine
 from crdtkv.store.settings import Settings
 
+LOGGER = logging.getLogger("crdtkv.store")
 ENGINES = ("memory", "rocksdb", "lmdb")
 IDENTITY_NAME = "replica.json"
 FORMAT = 1
@@ -35,13 +39,37 @@ FORMAT = 1
 
 @dataclass(slots=True)
 class Opened:
-    """A machine and what must be closed with it."""
+    """A machine and what must be closed with it. `instance` keeps the sent bound; None in memory."""
 
     machine: Machine
     region: str
     engine_name: str
     path: Path | None
     lock: DirectoryLock | None
+    instance: Instance | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    incarnation_reason: str | None = None
+    """Why a new incarnation was taken since the process opened it; None: none was."""
+
+    def begin_incarnation(self, reason: str) -> Origin:
+        """Take a new incarnation, from now on, everything written; its origin. With the store's lock held.
+
+        Raises:
+            StorageError: it could not be written down; nothing may be written any more.
+        """
+        machine = self.machine
+        former = machine.origin
+        known = (*machine.replica.vv(), former)
+        origin = new_origin(self.region, next_generation(self.region, known))
+        if self.path is not None:
+            self.identity = {**self.identity, "origin": origin, "former": former}
+            _write_identity(self.path / IDENTITY_NAME, self.identity)
+        machine.begin_incarnation(origin)
+        if self.instance is not None:
+            self.instance.open(origin, 0, is_new=True)
+        self.incarnation_reason = reason
+        LOGGER.warning("region %s takes a new incarnation, %s after %s: %s", self.region, origin, former, reason)
+        return origin
 
     def close(self) -> None:
         try:
@@ -50,6 +78,8 @@ class Opened:
             try:
                 self.machine.engine.close()
             finally:
+                if self.instance is not None:
+                    self.instance.close()
                 if self.lock is not None:
                     self.lock.release()
 
@@ -81,17 +111,27 @@ def open_machine(
     opened: list[Any] = []
     try:
         identity = _identity(directory, region, name, settings)
+        instance: Instance | None = None
+        if identity is None:
+            instance = Instance(directory, settings.instance_dir)
+            opened.append(instance)
+            # The record first: a directory with an identity and without one is suspect.
+            instance.open(origin := new_origin(region), 0, is_new=True)
+            identity = _make_identity(directory / IDENTITY_NAME, region, name, settings, origin)
         log = FileLog(directory / "log", segment_bytes=settings.log_segment_bytes, wall_ms=wall_ms)
         opened.append(log)
         state = _engine(directory, name)
         opened.append(state)
         machine = _machine(log, state, check_origin(identity["origin"]), clock, settings, durability)
-        if machine.origin != identity["origin"]:
-            raise CorruptionError(
-                f"{directory}: {IDENTITY_NAME} names {identity['origin']}, the state engine {machine.origin}: parts of two directories?"
-            )
+        if instance is None:
+            instance = Instance(directory, settings.instance_dir)
+            opened.append(instance)
+        found = Opened(machine, region, name, directory, lock, instance, identity)
+        _decide(found)
+        if durability != "sync":
+            machine.sent_bound = machine.own_seq()
         machine.engine_is_rebuilt = name == "memory"
-        return Opened(machine, region, name, directory, lock)
+        return found
     except BaseException:
         for part in reversed(opened):
             part.close()
@@ -129,11 +169,35 @@ def create_directory(directory: Path, origin: Origin, engine: str, settings: Set
         log.sync()
         machine.replica.fold()
         state.flush()
+        # As if it had been trusted so far: whoever opens it first keeps its token.
+        instance = Instance(directory, TRUST)
+        opened.append(instance)
+        instance.open(origin, 0, is_new=True)
         _make_identity(directory / IDENTITY_NAME, region_of(origin), engine, named, origin)
     finally:
         for part in reversed(opened):
             part.close()
         lock.release()
+
+
+def _decide(found: Opened) -> None:
+    """Go on under the id that the directory had, or take a new one; its records are renewed."""
+    machine, instance, identity = found.machine, found.instance, found.identity
+    assert instance is not None
+    origin = check_origin(identity["origin"])
+    if machine.origin != origin:
+        if machine.origin != identity.get("former"):
+            raise CorruptionError(
+                f"{found.path}: {IDENTITY_NAME} names {origin}, the state engine {machine.origin}: parts of two directories?"
+            )
+        # A change of id was cut short: nothing was written under the new one, so whatever the reason was, it still holds.
+        found.begin_incarnation("a change of incarnation was cut short")
+        return
+    reason = why_new(instance.evidence(origin, machine.replica.seq(origin), is_engine_ahead=machine.is_engine_ahead))
+    if reason is not None:
+        found.begin_incarnation(reason)
+    else:
+        instance.open(origin, machine.own_seq(), is_new=False)
 
 
 def new_origin(region: str, generation: int = 1) -> Origin:
@@ -168,8 +232,8 @@ def _engine(directory: Path, name: str) -> StateEngine:
     return LmdbEngine(directory / "state")
 
 
-def _identity(directory: Path, region: str, engine: str, settings: Settings) -> dict[str, Any]:
-    """The identity of a directory, made and fsynced if it has none."""
+def _identity(directory: Path, region: str, engine: str, settings: Settings) -> dict[str, Any] | None:
+    """The identity of a directory; None if it is new."""
     path = directory / IDENTITY_NAME
     try:
         text = path.read_bytes()
@@ -178,12 +242,13 @@ def _identity(directory: Path, region: str, engine: str, settings: Settings) -> 
             raise CorruptionError(
                 f"{directory} holds a log or state but no {IDENTITY_NAME}: restore it, or move the directory away"
             ) from None
-        return _make_identity(path, region, engine, settings, new_origin(region))
+        return None
     except OSError as e:
         raise StorageError(f"cannot read {path}: {e.strerror}", path=str(path)) from e
     try:
         identity = json.loads(text)
         found = {name: identity[name] for name in ("format", "cluster", "region", "shard", "engine", "origin")}
+        found["former"] = identity.get("former")
     except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise CorruptionError(f"{path} is damaged: restore it, or move the directory away", path=str(path)) from e
     if found["format"] != FORMAT:
@@ -208,7 +273,7 @@ def _identity(directory: Path, region: str, engine: str, settings: Settings) -> 
 
 
 def _make_identity(path: Path, region: str, engine: str, settings: Settings, origin: Origin) -> dict[str, Any]:
-    identity = {
+    identity: dict[str, Any] = {
         "format": FORMAT,
         "cluster": settings.cluster,
         "region": region,
@@ -216,13 +281,22 @@ def _make_identity(path: Path, region: str, engine: str, settings: Settings, ori
         "engine": engine,
         "origin": origin,
     }
+    try:
+        (path.parent / "log").mkdir(exist_ok=True)  # before the identity: whoever has one without a log has lost it
+    except OSError as e:
+        raise StorageError(f"cannot make {path.parent / 'log'}: {e.strerror}", path=str(path.parent)) from e
+    _write_identity(path, identity)
+    return identity
+
+
+def _write_identity(path: Path, identity: dict[str, Any]) -> None:
+    """Replace `replica.json`, fsynced; after a crash it holds the old text or the new one."""
     temporary = path.with_suffix(".new")
     try:
         with temporary.open("w") as file:
             file.write(json.dumps(identity, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        (path.parent / "log").mkdir(exist_ok=True)  # before the identity: whoever has one without a log has lost it
         temporary.replace(path)
         fd = os.open(path.parent, os.O_RDONLY)
         try:
@@ -231,4 +305,3 @@ def _make_identity(path: Path, region: str, engine: str, settings: Settings, ori
             os.close(fd)
     except OSError as e:
         raise StorageError(f"cannot write {path}: {e.strerror}", path=str(path)) from e
-    return identity

@@ -29,6 +29,8 @@ class Settings(CoreSettings):
         log_bytes_max: above it the oldest part goes even if a member lacks it: that one then needs a snapshot.
         watch_changes_max: changes that may wait for one watcher; a slower one is cut with a token to resume by.
         purge_slots: how many slots of a large cleared collection are dropped at a time.
+        instance_dir: where the instance tokens of data directories are kept, by which a restored or copied one is noticed: a directory
+            that outlives them, or "trust" to keep none; None: `$XDG_STATE_HOME/crdtkv/instances`, else `~/.local/state/crdtkv/instances`.
     """
 
     cluster: str = "crdtkv"
@@ -43,6 +45,7 @@ class Settings(CoreSettings):
     log_bytes_max: int = 8 << 30
     watch_changes_max: int = 100_000
     purge_slots: int = 2000
+    instance_dir: str | None = None
 
     def validate(self) -> None:
         """Raise `ConfigError` naming the first field that is out of range."""
@@ -67,6 +70,10 @@ class Settings(CoreSettings):
             raise ConfigError(
                 f"setting log_keep_bytes: must be at most log_bytes_max, {self.log_bytes_max:,}, got {self.log_keep_bytes:,}",
                 setting="log_keep_bytes",
+            )
+        if self.instance_dir is not None and (type(self.instance_dir) is not str or not self.instance_dir):
+            raise ConfigError(
+                f"setting instance_dir: must be a path, or 'trust' to keep no token, got {self.instance_dir!r}", setting="instance_dir"
             )
         if type(self.shard) is not int or self.shard < 0:
             raise ConfigError(f"setting shard: must be a whole number of at least 0, got {self.shard!r}", setting="shard")

@@ -31,9 +31,10 @@ from crdtkv.errors import ClockSkewError, InvalidValueError, StorageError, Store
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
 from crdtkv.storage.retention import Acknowledgement, RetentionPolicy
 from crdtkv.store.batch import Batch
-from crdtkv.store.exchange import delta_since, merge
+from crdtkv.store.exchange import decode, delta_since, known_of_own, merge
 from crdtkv.store.handles import CounterHandle, MapHandle, SetHandle
 from crdtkv.store.housekeeping import Housekeeper
+from crdtkv.store.identity import LEAP
 from crdtkv.store.machine import Machine
 from crdtkv.store.opening import Opened
 from crdtkv.store.port import StorePort
@@ -47,6 +48,8 @@ from crdtkv.store.transaction import Transaction, check_commit_size
 from crdtkv.store.watching import Subscription, Watches
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
+REST_S = 30.0
+"""After so long without an own commit the sent bound is drawn back, so that a power failure at rest costs no incarnation."""
 DELETE_PREFIX_KEYS = 1000
 RETENTION_MS = 1000
 """How often it is asked what of the log may go."""
@@ -92,9 +95,14 @@ class Store:
         self.cluster = self._machine.cluster
         self.shard = self._machine.shard
         self._machine.when_failed = self._show_nothing
+        self._own_seen = (self._machine.own_seq(), time.monotonic())
+        """The last own commit that `_keep_bound` saw, and since when it is the last."""
+        self._bound_lock = threading.Lock()  # of `keep_bound`; taken before `_lock`
         _stores.add(self)
         if self.path is not None or self._replica.purges:
             self._keep_house()
+            assert self._housekeeper is not None
+            self._machine.when_beyond = self._housekeeper.wake
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -103,7 +111,7 @@ class Store:
         housekeeper = self._housekeeper
         if housekeeper is not None:
             housekeeper.stop()
-        with self._lock:
+        with self._bound_lock, self._lock:
             if self._closed is not None:
                 return
             self._watches.close()
@@ -113,6 +121,8 @@ class Store:
                     self._machine.log.sync()
                     self._machine.fold()
                     self._machine.engine.flush()
+                    if self._opened.instance is not None:
+                        self._opened.instance.close_clean(self.origin, self._machine.own_seq())
             finally:
                 self._closed = "the store is closed"
                 self._record = self._closed_record
@@ -157,6 +167,36 @@ class Store:
 
     def _forked(self) -> None:
         self._closed = "the store belongs to the parent process of this fork"
+
+    def begin_incarnation(self, reason: str) -> Origin:
+        """Go on under a new id; its origin. What was written stays, under the former one. See docs/operations.md for when.
+
+        The store does it by itself where its directory may have lost commits. By hand it is the cure for a clock that ran far ahead.
+        """
+        with self._lock:
+            self._settled()
+            origin = self._opened.begin_incarnation(reason)
+            self.origin = origin
+            self._own_seen = (0, time.monotonic())
+        for callback in self._callbacks:
+            callback()
+        return origin
+
+    @property
+    def incarnation_reason(self) -> str | None:
+        """Why a new incarnation was taken since the store was opened, or at its opening; None: none was."""
+        return self._opened.incarnation_reason
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What an operator should know of this replica; empty when all is well."""
+        found = []
+        if self._opened.incarnation_reason is not None:
+            found.append(f"this replica took a new incarnation, {self.origin}: {self._opened.incarnation_reason}")
+        if self._opened.instance is not None and self._opened.instance.warning is not None:
+            found.append(self._opened.instance.warning)
+        with self._lock:
+            return (*found, *self._retention.warnings())
 
     # -- registers and keys ---------------------------------------------------------------------------------------
 
@@ -561,16 +601,22 @@ class Store:
         """
         if vv is not None and not isinstance(vv, VersionVector):
             raise InvalidValueError(f"vv: must be a VersionVector or None, got a {type(vv).__name__}", field="vv")
-        with self._lock:
-            self._settled()
-            return delta_since(self._machine, vv or EMPTY_VV)
+        while True:
+            with self._lock:
+                self._settled()
+                bound = self._machine.sent_bound
+                if bound is None or self._machine.own_seq() <= bound:
+                    return delta_since(self._machine, vv or EMPTY_VV)
+            self.keep_bound()
 
     def merge(self, data: bytes) -> MergeResult:
         """Take in what another replica's `delta_since` gave: all or nothing, and once however often it is repeated.
 
         Raises:
             CorruptionError: not such bytes. MissingHistoryError: they rest on commits that are not here.
-            WrongClusterError: they are of another cluster. StorageError: they show that this directory has lost commits of its own.
+            WrongClusterError: they are of another cluster.
+
+        If they know more of this replica than it does itself, it has lost commits; it takes a new incarnation first, and gets them back.
         """
         with self._lock:
             result, position = self._merge(data)
@@ -585,7 +631,11 @@ class Store:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidValueError(f"merge: needs bytes, got a {type(data).__name__}", field="data")
         self._settled()
-        found = merge(self._machine, bytes(data), self._watches)
+        given = decode(bytes(data))
+        origin, seq = self.origin, self._machine.own_seq()
+        if (known := known_of_own(given, self._machine)) > seq:
+            self.begin_incarnation(f"what was given to merge knows {origin} up to {known}, and here it ended at {seq}: commits were lost")
+        found = merge(self._machine, given, self._watches)
         if self._replica.purges:
             self._keep_house()
         return found
@@ -649,12 +699,12 @@ class Store:
                 log_bytes=retained() if retained is not None else 0,
                 log_floor=machine.log.floor(),
                 log_kept_for=self._retention.last.held_by,
-                warnings=self._retention.warnings(),
                 state_bytes=machine.engine.size_bytes(),
                 held_frames=replica.held[0],
                 conflicts=replica.journal.total,
                 watchers=self._watches.count,
                 pid=os.getpid(),
+                warnings=self.warnings,
             )
 
     # -- housekeeping ---------------------------------------------------------------------------------------------
@@ -663,6 +713,38 @@ class Store:
         """Start the thread that fsyncs, expires and purges, if it is not running yet."""
         if self._housekeeper is None:
             self._housekeeper = Housekeeper(self)
+
+    def keep_bound(self) -> None:
+        """Keep the sent bound ahead of what is written, and draw it back at rest; see `identity`. The store's thread calls it."""
+        instance = self._opened.instance
+        if instance is None:
+            return
+        with self._bound_lock:
+            with self._lock:
+                self._check()
+                machine = self._machine
+                origin, seq, bound = machine.origin, machine.own_seq(), machine.sent_bound
+                if bound is None:
+                    instance.note(origin, machine.durable_vv().seq(origin))
+                    return
+                last, since_s = self._own_seen
+                if seq != last:
+                    self._own_seen = seq, time.monotonic()
+                rests = seq == last and bound > seq and time.monotonic() - since_s >= REST_S
+                if rests and machine.log.synced() == machine.log.end():
+                    machine.raise_bound(seq)  # what is written from here on waits for the next raise
+            if seq > bound or 0 < bound - seq < LEAP // 2:
+                if instance.set_bound(origin, seq + LEAP):
+                    with self._lock:
+                        if machine.origin == origin:
+                            machine.raise_bound(seq + LEAP)
+                for callback in self._callbacks:
+                    callback()
+            elif machine.sent_bound == seq < bound:
+                instance.set_bound(origin, seq)
+            elif rests:
+                machine.log.sync()
+            instance.note(origin, seq)
 
     def maintain(self) -> None:
         """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""
