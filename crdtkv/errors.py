@@ -139,6 +139,14 @@ class RegionUnavailableError(CrdtkvError):
     retryable = True
 
 
+class SessionLostError(CrdtkvError):
+    """A token has seen commits of a region that was removed, or of an incarnation that ended, which the cluster does not have."""
+
+
+class RegionRemovedError(CrdtkvError):
+    """The region was removed from the cluster, or the incarnation has ended: what it writes after that is not taken."""
+
+
 class OverloadedError(CrdtkvError):
     """A bounded queue is full; try again after `retry_after_ms`."""
 

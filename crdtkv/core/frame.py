@@ -26,14 +26,16 @@ from typing import Any, Final
 
 import msgspec
 
-from crdtkv.core.causality import SEQ_MAX, Origin, VersionVector, check_origin
+from crdtkv.core.causality import SEQ_MAX, Origin, VersionVector, check_origin, check_region
 from crdtkv.core.clock import STAMP_MAX
 from crdtkv.core.codec import KEY_BYTES_MAX, TYPE_NAMES, SlotType, check_value
-from crdtkv.errors import CorruptionError, IncompatibleFormatError, ValueTooLargeError
+from crdtkv.errors import ConfigError, CorruptionError, IncompatibleFormatError, ValueTooLargeError
 
 MAGIC: Final = b"\xc1"
 FORMAT_VERSION: Final = 1
-KNOWN_FEATURES: Final = frozenset[str]()
+CONTROL_FEATURE: Final = "control"
+"""Required by frames that close an origin or record a member: a reader that ignored them would misread later contexts."""
+KNOWN_FEATURES: Final = frozenset({CONTROL_FEATURE})
 FRAME_BYTES_MAX: Final = 8 << 20
 """The largest frame, 8 MiB: what one message must be able to carry."""
 HASH_BYTES: Final = 16
@@ -57,6 +59,8 @@ class DeltaKind:
     MAP_DELETE = 8  # [kind, key, field]
     MAP_CLEAR = 9  # [kind, key]
     EXPIRE = 10  # [kind, key, type, subkey, [[origin, seq], …]]
+    CLOSE = 11  # [kind, origin, seq]                       control: touches no key; see `control`
+    MEMBER = 12  # [kind, region, state, address, epoch]    the same
 
 
 Delta = list[Any]
@@ -75,6 +79,9 @@ _KINDS_WITH_ORDER = {
     DeltaKind.REGISTER_DELETE: SlotType.REGISTER,
 }
 _CLEARS = (DeltaKind.SET_CLEAR, DeltaKind.MAP_CLEAR, DeltaKind.COUNTER_RESET)
+CONTROL_KINDS: Final = (DeltaKind.CLOSE, DeltaKind.MEMBER)
+MEMBER_STATES: Final = ("active", "draining", "removed")
+ADDRESS_CHARS_MAX: Final = 255
 _WHOLE: Final = 0
 """Stands for a whole collection among its slots; not text or bytes, which a field or an element may be."""
 _KEYED = (DeltaKind.SET_ADD, DeltaKind.SET_REMOVE, DeltaKind.MAP_PUT, DeltaKind.MAP_DELETE)
@@ -130,6 +137,8 @@ class Frame(msgspec.Struct, gc=False, eq=False):
     previous: bytes
     hash: bytes
     size: int
+    is_control: bool = False
+    """Whether it may hold control deltas: it requires the feature."""
     _rows: msgspec.Raw | None = None
     _commits: list[Row] | None = None
 
@@ -190,6 +199,7 @@ class Frame(msgspec.Struct, gc=False, eq=False):
             header.previous,
             hash_of(data),
             len(data),
+            CONTROL_FEATURE in header.requires,
             wire.rows,
         )
 
@@ -223,7 +233,7 @@ class Frame(msgspec.Struct, gc=False, eq=False):
             raise CorruptionError(f"frame: {len(rows)} commits where the header says {self.count}")
         offset = -1
         for index, row in enumerate(rows):
-            _check_row(row, self.first_seq + index, self.hlc)
+            _check_row(row, self.first_seq + index, self.hlc, self.is_control)
             if row[0] <= offset:
                 raise CorruptionError("frame: stamps do not increase from commit to commit")
             offset = row[0]
@@ -253,15 +263,17 @@ class Frame(msgspec.Struct, gc=False, eq=False):
 class FrameTemplate:
     """The part of a header that stays the same while nothing is received: encoded once, not once a commit."""
 
-    __slots__ = ("_after", "_before", "cluster", "context", "origin", "shard")
+    __slots__ = ("_after", "_before", "cluster", "context", "is_control", "origin", "shard")
 
-    def __init__(self, cluster: str, shard: int, origin: Origin, context: VersionVector) -> None:
+    def __init__(self, cluster: str, shard: int, origin: Origin, context: VersionVector, *, control: bool = False) -> None:
         assert origin not in context, "a context leaves out the frame's own origin"
         self.cluster = cluster
         self.shard = shard
         self.origin = origin
         self.context = context
-        self._before = _START + b"\x9a\x90" + _encode(cluster) + _encode(shard) + _encode(origin)
+        self.is_control = control
+        requires = _encode([CONTROL_FEATURE] if control else [])
+        self._before = _START + b"\x9a" + requires + _encode(cluster) + _encode(shard) + _encode(origin)
         self._after = _encode(context.flat())
 
     def build(self, first_seq: int, hlc: int, previous: bytes, rows: list[Row]) -> Frame:
@@ -275,10 +287,23 @@ class FrameTemplate:
             raise ValueTooLargeError(f"frame: {len(data):,} bytes, the limit is {FRAME_BYTES_MAX:,}", limit=FRAME_BYTES_MAX)
         last_seq = first_seq + count - 1
         digest = _blake2b(data, digest_size=HASH_BYTES).digest()
-        return Frame(data, self.cluster, self.shard, self.origin, first_seq, last_seq, hlc, self.context, previous, digest, len(data))
+        return Frame(
+            data,
+            self.cluster,
+            self.shard,
+            self.origin,
+            first_seq,
+            last_seq,
+            hlc,
+            self.context,
+            previous,
+            digest,
+            len(data),
+            self.is_control,
+        )
 
 
-def _check_row(row: Row, seq: int, base: int) -> None:
+def _check_row(row: Row, seq: int, base: int, control: bool) -> None:
     if len(row) < 3:
         raise CorruptionError("frame: a commit without deltas")
     if type(row[0]) is not int or not 0 <= row[0] <= STAMP_MAX - base:
@@ -286,11 +311,11 @@ def _check_row(row: Row, seq: int, base: int) -> None:
     if row[1] is not None and not isinstance(row[1], dict):
         raise CorruptionError("frame: a commit's meta is not a map")
     if len(row) == 3:
-        _check_delta(row[2], seq)
+        _check_delta(row[2], seq, control)
         return
     seen: set[tuple[Any, ...]] = set()
     for delta in row[2:]:
-        slot = _check_delta(delta, seq)
+        slot = _check_delta(delta, seq, control)
         if slot in seen:
             raise CorruptionError("frame: two deltas for one slot in a commit")
         if delta[0] in _CLEARS and (delta[1], _KINDS_WITH_ORDER[delta[0]], None) in seen:
@@ -299,7 +324,7 @@ def _check_row(row: Row, seq: int, base: int) -> None:
         seen.add((delta[1], slot[1], None))
 
 
-def _check_delta(delta: Any, seq: int) -> tuple[Any, ...]:
+def _check_delta(delta: Any, seq: int, control: bool) -> tuple[Any, ...]:
     """Check one delta's form; the slot that it touches, for the net-effect rule."""
     if not isinstance(delta, list) or len(delta) < 2:
         raise CorruptionError("frame: not a delta")
@@ -338,6 +363,8 @@ def _check_delta(delta: Any, seq: int) -> tuple[Any, ...]:
         return key, SlotType.COUNTER, _WHOLE
     if kind == DeltaKind.EXPIRE:
         return _check_expire(delta)
+    if kind in CONTROL_KINDS and control:
+        return _check_control(delta)
     raise CorruptionError(f"frame: unknown kind of delta {str(kind)[:20]!r}")
 
 
@@ -387,3 +414,26 @@ def _check_expire(delta: Delta) -> tuple[Any, ...]:
             raise CorruptionError("frame: a field is not text")
         return delta[1], SlotType.MAP, field
     return delta[1], delta[2], delta[3]
+
+
+def _check_control(delta: Delta) -> tuple[Any, ...]:
+    if delta[0] == DeltaKind.CLOSE:
+        if len(delta) != 3 or type(delta[2]) is not int or not 0 < delta[2] <= SEQ_MAX:
+            raise CorruptionError("frame: not a closing")
+        return check_origin(delta[1]), "close", b""
+    if len(delta) != 5:
+        raise CorruptionError("frame: not a member")
+    check_member(*delta[1:])
+    return delta[1], "member", b""
+
+
+def check_member(region: object, state: object, address: object, epoch: object) -> None:
+    """Raise `CorruptionError` unless these may stand in a member's record."""
+    try:
+        check_region(region)
+    except ConfigError as e:
+        raise CorruptionError(f"member: {e}") from e
+    if state not in MEMBER_STATES or not isinstance(address, str) or len(address) > ADDRESS_CHARS_MAX:
+        raise CorruptionError("member: a state or address that is none")
+    if type(epoch) is not int or not 0 < epoch <= SEQ_MAX:
+        raise CorruptionError("member: an epoch out of range")

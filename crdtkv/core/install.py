@@ -57,6 +57,7 @@ def install(replica: Replica, theirs: Snapshot) -> Installed:
     jumped = VersionVector({o: n for o, n in theirs.vv.items() if n > mine.vv.seq(o)})
     applied = theirs.vv.missing_from(mine.vv)
     replica.jump(joined.vv, joined.hashes)
+    replica.agree(joined.agreed, joined.hashes)
     return Installed(applied, jumped, touched)
 
 

@@ -29,7 +29,8 @@ import msgspec
 from crdtkv.core.causality import SEQ_MAX, Origin, VersionVector, check_origin
 from crdtkv.core.clock import STAMP_MAX
 from crdtkv.core.codec import KEY_BYTES_MAX, SLOT_SPACE, SlotType, check_value, decode_value, slot_of, split_slot, successor
-from crdtkv.core.frame import HASH_BYTES
+from crdtkv.core.control import NOTHING_AGREED, Agreed
+from crdtkv.core.frame import CONTROL_FEATURE, HASH_BYTES
 from crdtkv.core.replica import Replica, enters_digest
 from crdtkv.core.state import hash_record
 from crdtkv.core.types.base import Entry, decode_entries, encode_entries, join_entries
@@ -38,7 +39,7 @@ from crdtkv.errors import CorruptionError, IncompatibleFormatError, WrongCluster
 
 MAGIC: Final = b"\xc1\x53"
 FORMAT_VERSION: Final = 1
-KNOWN_FEATURES: Final = frozenset[str]()
+KNOWN_FEATURES: Final = frozenset({CONTROL_FEATURE})
 CHECKSUM_BYTES: Final = 16
 _HEADER_BYTES: Final = len(MAGIC) + 1 + CHECKSUM_BYTES
 _DIGEST_MASK: Final = (1 << 128) - 1
@@ -49,9 +50,10 @@ class Snapshot:
     """One causally closed state. Both mappings are in the order of their keys.
 
     Attributes:
-        vv: what is applied.
+        vv: what is applied, closed origins included.
         hashes: for each origin in `vv` the hash of the frame that ends at its seq.
         slots: slot → its canonical record; every dot in it is covered by `vv`.
+        agreed: closed origins and members.
     """
 
     cluster: str
@@ -59,6 +61,7 @@ class Snapshot:
     vv: VersionVector
     hashes: Mapping[Origin, bytes]
     slots: Mapping[bytes, bytes]
+    agreed: Agreed = NOTHING_AGREED
 
     def canonical(self) -> dict[bytes, bytes]:
         """The records that count as state: all but the runs that are not live. Equal vectors mean equal canonical states."""
@@ -71,8 +74,9 @@ class Snapshot:
     def to_bytes(self) -> bytes:
         """Canonical bytes: equal snapshots give equal bytes."""
         flat = [part for pair in self.slots.items() for part in pair]
-        fields: tuple[object, ...] = ([], self.cluster, self.shard, self.vv.flat(), [self.hashes[o] for o in self.vv], flat, None)
-        body = msgspec.msgpack.encode(fields)
+        hashes = [self.hashes[o] for o in self.vv]
+        requires, extensions = ([], None) if self.agreed == NOTHING_AGREED else ([CONTROL_FEATURE], {"control": self.agreed.to_wire()})
+        body = msgspec.msgpack.encode((requires, self.cluster, self.shard, self.vv.flat(), hashes, flat, extensions))
         return MAGIC + bytes([FORMAT_VERSION]) + _checksum(body) + body
 
     @classmethod
@@ -115,7 +119,7 @@ class Snapshot:
             check_slot(slot, record, vv)
             slots[slot] = record
             last = slot
-        return cls(wire.cluster, wire.shard, vv, dict(zip(vv, wire.hashes, strict=True)), slots)
+        return cls(wire.cluster, wire.shard, vv, dict(zip(vv, wire.hashes, strict=True)), slots, _agreed(wire, vv))
 
 
 def is_snapshot(data: bytes) -> bool:
@@ -134,7 +138,7 @@ def snapshot_of(replica: Replica) -> Snapshot:
         else:
             slots[slot] = record
     vv = replica.vv()
-    return Snapshot(replica.cluster, replica.shard, vv, {o: replica.last_hash(o)[1] for o in vv}, slots)
+    return Snapshot(replica.cluster, replica.shard, vv, {o: replica.last_hash(o)[1] for o in vv}, slots, replica.control.agreed())
 
 
 def join(a: Snapshot, b: Snapshot) -> Snapshot:
@@ -157,7 +161,7 @@ def join(a: Snapshot, b: Snapshot) -> Snapshot:
         record = mine if mine == theirs else _join_records(slot, mine, a.vv, theirs, b.vv)
         if record is not None:
             slots[slot] = record
-    return Snapshot(a.cluster, a.shard, vv, {o: _join_hash(o, a, b) for o in vv}, slots)
+    return Snapshot(a.cluster, a.shard, vv, {o: _join_hash(o, a, b) for o in vv}, slots, a.agreed.join(b.agreed))
 
 
 def difference(before: Snapshot, after: Snapshot) -> dict[bytes, bytes | None]:
@@ -207,6 +211,20 @@ class _Wire(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _decode_wire = msgspec.msgpack.Decoder(_Wire).decode
 _DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, TypeError, OverflowError)
+
+
+def _agreed(wire: _Wire, vv: VersionVector) -> Agreed:
+    raw = (wire.extensions or {}).get("control")
+    if raw is None:
+        return NOTHING_AGREED
+    try:
+        agreed = Agreed.from_wire(msgspec.msgpack.decode(raw))
+    except _DECODE_ERRORS as e:
+        raise CorruptionError(f"snapshot: {e}") from e
+    for origin, closes in agreed.closed.items():
+        if any(vv.seq(origin) < c.seq or vv.seq(c.by) < c.at for c in closes):
+            raise CorruptionError("snapshot: a closing is not covered by its version vector")
+    return agreed
 
 
 def _checksum(body: bytes) -> bytes:

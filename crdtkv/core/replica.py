@@ -28,7 +28,8 @@ from crdtkv.core.apply import EXPIRY_SPACE, Applier, Purges, Touched
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.clock import HybridClock, ms_of
 from crdtkv.core.codec import SLOT_SPACE, SlotType, encode_value, register_slot, slot_of, split_slot
-from crdtkv.core.frame import NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
+from crdtkv.core.control import Agreed, Control, MemberState, removed_text
+from crdtkv.core.frame import CONTROL_KINDS, NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
 from crdtkv.core.heads import Heads, head_key
 from crdtkv.core.journal import Journal, JournalCounts
 from crdtkv.core.removals import Removals
@@ -38,7 +39,7 @@ from crdtkv.core.state import Base, State
 from crdtkv.core.types.base import Entry, encode_entries, rank, winner
 from crdtkv.core.types.counter import DEAD_SPACE, decode_run, list_dead, run_name, run_slot
 from crdtkv.core.types.registry import APPLY
-from crdtkv.errors import CorruptionError, StorageError, WrongClusterError
+from crdtkv.errors import CorruptionError, CrdtkvError, RegionRemovedError, RegionUnavailableError, StorageError, WrongClusterError
 
 META_KEY = b"m"
 EXPIRIES_LOOKED_AT_MAX = 4096
@@ -125,6 +126,17 @@ class Replica:
         self._kept: dict[Origin, list[tuple[int, bytes]]] = meta.kept if meta else {}
         self._stamps: dict[Origin, int] = meta.stamps if meta else {}
         """The stamp of each origin's last commit; unknown after a snapshot that brought it."""
+        self.control = Control(self.state)
+        """Closed origins and members. `vv` and everything reckoned with here are *full* vectors; see `control`."""
+        self.refusal: CrdtkvError | None = None
+        """Why no writes are taken: the region is drained or removed. (Closings and members' records are still made.)"""
+        self._vv = dict(self.control.complete(VersionVector.adopt(self._vv)).items()) if self.control else self._vv
+        for closed in self.control.closed:
+            if closed not in self._hashes and (kept := self.control.hash_of_closed(closed)) is not None:
+                self._hashes[closed] = (self._vv[closed], kept)
+        for frozen in self.control.frozen:
+            self.control.frozen[frozen] = self._vv.get(frozen, 0)
+        self._find_refusal()
         if meta:
             clock.restore(meta.mark)
         self.heads = Heads(self.state)
@@ -160,7 +172,7 @@ class Replica:
         self._first_hlc = 0
         self._due_from = EXPIRY_SPACE
         self._context: VersionVector | None = None
-        self._template: FrameTemplate | None = None  # both hold until a frame of another origin is applied
+        self._template: FrameTemplate | None = None  # both hold until a frame of another origin, or a control frame, is applied
 
     def begin_incarnation(self, origin: Origin) -> None:
         """Go on under another id. What was written under the former one stays, as another origin's. Fold and flush before writing."""
@@ -173,7 +185,7 @@ class Replica:
     # -- what is applied ------------------------------------------------------------------------------------------
 
     def vv(self) -> VersionVector:
-        """What is applied here, own commits of a frame in the making included."""
+        """What is applied here, own commits of a frame in the making included; closed origins too (`control.show` leaves them out)."""
         return VersionVector(self._vv)
 
     def seq(self, origin: Origin) -> int:
@@ -181,9 +193,9 @@ class Replica:
         return self._vv.get(origin, 0)
 
     def context(self) -> VersionVector:
-        """What has been applied of other origins: the context of a frame made now. O(1) until a frame comes in."""
+        """What has been applied of other origins: the context of a frame made now, as it is shown. O(1) until a frame comes in."""
         if self._context is None:
-            self._context = VersionVector.adopt({o: n for o, n in self._vv.items() if o != self.origin})
+            self._context = self.control.show(self._vv).without(self.origin)
         return self._context
 
     def digest(self) -> int:
@@ -232,8 +244,11 @@ class Replica:
 
         Raises:
             ClockSkewError: the clock's mark is too far ahead of the wall clock; nothing changed.
+            RegionUnavailableError, RegionRemovedError: the region is drained or removed; nothing changed.
         """
         origin = self.origin
+        if self.refusal is not None:
+            raise self.refusal
         hlc = self.clock.issue()
         seq = self._vv.get(origin, 0) + 1
         if not self._rows:
@@ -250,12 +265,60 @@ class Replica:
         self._rows.append([hlc - self._first_hlc, meta, *deltas])
         return seq, hlc
 
+    def commit_control(self, deltas: list[Delta]) -> tuple[int, int]:
+        """Make one commit of CLOSE and MEMBER deltas, the only one of its frame; its `(seq, hlc)`.
+
+        A CLOSE must be made exactly where its origin has been applied up to its seq.
+        """
+        assert not self._rows, "a frame is being made"
+        assert all(d[0] == DeltaKind.MEMBER or self._vv.get(d[1], 0) == d[2] for d in deltas), "a closing covers what it closes"
+        context = self.context()  # before the closing takes anything out of it
+        hlc = self._first_hlc = self.clock.issue()
+        seq = self._vv[self.origin] = self._vv.get(self.origin, 0) + 1
+        for delta in deltas:
+            self._apply_control(delta, self.origin, seq, hlc)
+        self._rows.append([0, None, *deltas])
+        self._template = FrameTemplate(self.cluster, self.shard, self.origin, context, control=True)
+        return seq, hlc
+
+    def _apply_control(self, delta: Delta, by: Origin, at: int, hlc: int) -> None:
+        if delta[0] == DeltaKind.CLOSE:
+            origin = Origin(delta[1])
+            known, hash_of_last = self.last_hash(origin)
+            self.control.apply(delta, by, at, hlc, hash_of_last if known == delta[2] else NO_HASH)
+            self._kept.pop(origin, None)
+            self._stamps.pop(origin, None)
+        else:
+            self.control.apply(delta, by, at, hlc, NO_HASH)
+        self._find_refusal()
+
+    def agree(self, agreed: Agreed, hashes: Mapping[Origin, bytes]) -> None:
+        """Take over the closings and members of a snapshot, after `jump`."""
+        self.control.absorb(agreed, hashes)
+        self._context = None
+        self._template = None
+        self._find_refusal()
+
+    def _find_refusal(self) -> None:
+        region, last = region_of(self.origin), self.control.last(self.origin)
+        member = self.control.members.get(region)
+        self.refusal = None
+        if last is not None or (member is not None and member.is_removed):
+            text = removed_text(self.origin, self._vv.get(self.origin, 0) if last is None else last)
+            self.refusal = RegionRemovedError(text, origin=self.origin)
+        elif member is not None and member.state == MemberState.DRAINING:
+            self.refusal = RegionUnavailableError(
+                f"region {region} is being drained and takes no writes: use another region", region=region
+            )
+
     def commit_put(self, key: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
         """`commit` of one register put without expiry that nobody watches: the commonest commit, written out.
 
         A local write has seen whatever is there, so nothing is read; see `Applier.write`.
         """
         origin = self.origin
+        if self.refusal is not None:
+            raise self.refusal
         hlc = self.clock.issue()
         seq = self._vv.get(origin, 0) + 1
         rows = self._rows
@@ -273,6 +336,8 @@ class Replica:
     def commit_add(self, key: bytes, delta: Delta) -> tuple[int, int]:
         """`commit` of one element's add without expiry that nobody watches, written out like `commit_put`."""
         origin = self.origin
+        if self.refusal is not None:
+            raise self.refusal
         hlc = self.clock.issue()
         seq = self._vv.get(origin, 0) + 1
         rows = self._rows
@@ -316,6 +381,9 @@ class Replica:
         self._stamps[self.origin] = hlc + rows[-1][0]
         self._keep_hash(frame)
         self.position += 1
+        if frame.is_control:
+            self._context = None
+            self._template = None
         return frame
 
     # -- received frames ------------------------------------------------------------------------------------------
@@ -337,7 +405,7 @@ class Replica:
         assert not self._rows, "a frame is being made"
         applied = [] if applied is None else applied
         outcome = self.ready(frame)
-        if outcome is Outcome.HELD:
+        if outcome is Outcome.HELD or (outcome is Outcome.APPLIED and self._is_beyond(frame)):
             outcome = self._hold(frame)
         elif outcome is Outcome.APPLIED:
             self.apply(frame)
@@ -347,7 +415,7 @@ class Replica:
         return outcome, applied
 
     def ready(self, frame: Frame) -> Outcome:
-        """What would become of a frame now: APPLIED, DUPLICATE or HELD. Changes nothing."""
+        """What would become of a frame now, limits aside: APPLIED, DUPLICATE or HELD. Changes nothing."""
         if frame.cluster != self.cluster or frame.shard != self.shard:
             raise WrongClusterError(
                 f"a frame of cluster {frame.cluster!r} shard {frame.shard} came to cluster {self.cluster!r} shard {self.shard}",
@@ -355,6 +423,17 @@ class Replica:
                 shard=frame.shard,
             )
         return self._readiness(frame, self._vv)
+
+    def _is_beyond(self, frame: Frame) -> bool:
+        """Whether a frame goes beyond what is taken of its origin, which is frozen or closed."""
+        limit = self.control.limit(frame.origin)
+        return limit is not None and frame.last_seq > limit
+
+    def raise_limit(self, origin: Origin, limit: int) -> None:
+        """Take an origin that is frozen or closed up to `limit`, if that is more than before: what is held of it may be ready then."""
+        if self.control.raise_limit(origin, limit):
+            for frame in self._held.get(origin, {}).values():
+                self._wait(frame)
 
     @staticmethod
     def _readiness(frame: Frame, applied: dict[Origin, int]) -> Outcome:
@@ -422,28 +501,49 @@ class Replica:
                 seq=frame.first_seq,
             )
         step = self._applier
-        seen: dict[Origin, int] = dict(frame.context.items())
+        past = frame.context
+        if self.control:
+            past = self.control.complete(past.advance(origin, frame.first_seq - 1))
+        seen: dict[Origin, int] = dict(past.items())
+        if frame.is_control:
+            self._check_closings(frame, seen)
         own = origin == self.origin
         for seq, hlc, meta, deltas in frame.commits():
             seen[origin] = seq - 1
             step.begin(origin, seq, hlc, seen, False)
             for delta in deltas:
-                APPLY[delta[0]](step, delta)
+                if delta[0] in CONTROL_KINDS:
+                    self._apply_control(delta, origin, seq, hlc)
+                else:
+                    APPLY[delta[0]](step, delta)
             if meta is not None and type(meta.get("r")) is bytes:
                 self._requests.note(meta["r"], origin, seq, hlc)
         if own:
             self.clock.restore(hlc)
         else:
             self.clock.absorb(hlc)
+            self._seen_by[origin] = past
+        if frame.is_control or not own:
             self._context = None
             self._template = None
-            self._seen_by[origin] = frame.context
         self._vv[origin] = frame.last_seq
         self._stamps[origin] = hlc
         self._keep_hash(frame)
         self.position += 1
         if self._held:
             self._release_covered(origin, frame.first_seq, frame.last_seq)
+
+    @staticmethod
+    def _check_closings(frame: Frame, seen: Mapping[Origin, int]) -> None:
+        """A closing that its writer had not seen the end of would make vectors cover what nobody has applied."""
+        for seq, _, _, deltas in frame.commits():
+            for delta in deltas:
+                if delta[0] == DeltaKind.CLOSE and (seq - 1 if delta[1] == frame.origin else seen.get(delta[1], 0)) < delta[2]:
+                    raise CorruptionError(
+                        f"frame {frame.origin}:{frame.first_seq} closes {delta[1]} at {delta[2]}, which its writer had not applied",
+                        origin=frame.origin,
+                        seq=frame.first_seq,
+                    )
 
     def touches(self, frames: Iterable[Frame]) -> list[bytes]:
         """The records that applying frames will read: what `State.load` should fetch in one multi-get."""
@@ -464,8 +564,10 @@ class Replica:
         return Outcome.HELD
 
     def _wait(self, frame: Frame) -> None:
-        """List a held frame under the first thing that it waits for, or as ready."""
+        """List a held frame under the first thing that it waits for, or as ready; nowhere while it is beyond a limit."""
         applied = self._vv
+        if self.control.limit(frame.origin) is not None and self._is_beyond(frame):
+            return
         if frame.first_seq > applied.get(frame.origin, 0) + 1:
             self._wait_for(frame.origin, frame.first_seq - 1, frame)
             return
@@ -552,9 +654,11 @@ class Replica:
         winner and of the siblings that it beat: a refreshed or concurrent entry survives, and a second removal of
         the same does nothing.
         """
+        if self.refusal is not None:
+            return
         now = self.now_ms()
         end = EXPIRY_SPACE + (now + 1).to_bytes(8, "big")
-        members = sorted(set(self._vv) | {self.origin})
+        members = sorted({*self.control.show(self._vv), self.origin})
         issued = size = 0
         # So many at a time, from where the last call stopped: the records of other regions' expiries may be many.
         found = list(islice(self.state.scan(self._due_from, end), EXPIRIES_LOOKED_AT_MAX))
@@ -617,6 +721,8 @@ class Replica:
         """Whether an origin is known to have applied something, and all that it made before is applied here."""
         if origin == self.origin or not what.without(origin):
             return what <= self.vv()
+        if self.control.last(origin) is not None:
+            return True  # closed, so all that it ever made is applied here
         if acknowledged is not None and what <= acknowledged and acknowledged.seq(origin) <= self.seq(origin):
             return True
         seen = self._seen_by.get(origin)
@@ -663,13 +769,14 @@ class Replica:
         self.state.fold(lambda digest: {META_KEY: _encode(self._meta(digest))})
 
     def _meta(self, digest: int) -> Meta:
+        shown = self.control.show(self._vv)  # what is closed has records of its own, written once
         return Meta(
             1,
             self.cluster,
             self.shard,
             self.origin,
-            self.vv().flat(),
-            dict(self._hashes),
+            shown.flat(),
+            {o: h for o, h in self._hashes.items() if o in shown} if self.control else dict(self._hashes),
             dict(self._kept),
             self.clock.mark,
             digest.to_bytes(16, "big"),
@@ -699,6 +806,8 @@ def _read_meta(raw: bytes) -> Meta:
 
 def _records_of(delta: Delta, frame: Frame) -> Iterator[bytes]:
     kind, key = delta[0], delta[1].encode()
+    if kind in CONTROL_KINDS:
+        return
     if kind in (DeltaKind.REGISTER_PUT, DeltaKind.REGISTER_DELETE):
         yield slot_of(key, SlotType.REGISTER)
         return

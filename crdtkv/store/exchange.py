@@ -11,18 +11,19 @@ The checksum (8 bytes) finds damage on the way; each frame names its cluster, an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from crdtkv.core.apply import Touched
-from crdtkv.core.causality import VersionVector
+from crdtkv.core.causality import Origin, VersionVector
+from crdtkv.core.control import removed_text
 from crdtkv.core.frame import Frame
 from crdtkv.core.install import install
 from crdtkv.core.join import Snapshot, is_snapshot, snapshot_of
 from crdtkv.core.replica import Outcome
-from crdtkv.errors import CorruptionError, IncompatibleFormatError, MissingHistoryError, StorageError
+from crdtkv.errors import CorruptionError, IncompatibleFormatError, MissingHistoryError, RegionRemovedError, StorageError
 from crdtkv.results import MergeResult
 from crdtkv.store.machine import Machine
 from crdtkv.store.watching import Watches
@@ -44,7 +45,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def delta_since(machine: Machine, vv: VersionVector) -> bytes:
     """The frames that `vv` lacks, or a snapshot if the log no longer has them all. O(what is given)."""
-    log = machine.log
+    log, vv = machine.log, machine.control.complete(vv)
     if not log.floor() <= vv:
         return snapshot_of(machine.replica).to_bytes()
     frames: list[bytes] = []
@@ -121,6 +122,7 @@ def merge(machine: Machine, given: Snapshot | list[Frame], watches: Watches) -> 
 def _merge_frames(machine: Machine, frames: list[Frame]) -> tuple[int, int]:
     replica = machine.replica
     duplicates = sum(f.count for f in frames if replica.ready(f) is Outcome.DUPLICATE)
+    _refuse_beyond(machine, {f.origin: f.last_seq for f in frames if replica.ready(f) is not Outcome.DUPLICATE})
     order, needs = replica.plan(frames)
     if needs:
         raise MissingHistoryError(
@@ -131,6 +133,14 @@ def _merge_frames(machine: Machine, frames: list[Frame]) -> tuple[int, int]:
     _check_chain(machine, order)
     machine.apply(order)
     return sum(f.count for f in order), duplicates
+
+
+def _refuse_beyond(machine: Machine, seqs: Mapping[Origin, int]) -> None:
+    """What a removed region, or an ended incarnation, wrote after it was closed enters by no door."""
+    for origin, seq in seqs.items():
+        limit = machine.control.limit(origin)
+        if limit is not None and seq > limit:
+            raise RegionRemovedError(removed_text(origin, limit), origin=origin, seq=seq, limit=limit)
 
 
 def _check_chain(machine: Machine, order: list[Frame]) -> None:
@@ -150,6 +160,7 @@ def _merge_snapshot(machine: Machine, snapshot: Snapshot, touched: list[Touched]
             "merge: the bytes hold a snapshot, and a directory with engine 'memory' keeps commits only: use rocksdb or lmdb, or ask the "
             "other replica earlier, while its log has them"
         )
+    _refuse_beyond(machine, snapshot.vv)
     installed = install(machine.replica, snapshot)
     machine.installed(installed.jumped)
     touched.extend(installed.touched)

@@ -15,17 +15,28 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.clock import HybridClock
+from crdtkv.core.control import Control
 from crdtkv.core.frame import Delta, Frame
 from crdtkv.core.replica import Applied, Outcome, Replica
 from crdtkv.core.settings import CoreSettings
-from crdtkv.errors import ClockSkewError, CorruptionError, CrdtkvError, StorageError, WrongClusterError
+from crdtkv.errors import (
+    ClockSkewError,
+    CorruptionError,
+    CrdtkvError,
+    RegionRemovedError,
+    RegionUnavailableError,
+    StorageError,
+    WrongClusterError,
+)
 from crdtkv.storage.engine import StateEngine
 from crdtkv.storage.log import CommitLog
 
+REFUSED = (ClockSkewError, RegionUnavailableError, RegionRemovedError)
+"""What a commit may be refused with before anything changes."""
 FOLD_BYTES_MAX = 32 << 20
 """The engine is written once so many bytes of frames wait: it bounds the replay after a crash, however few the records."""
 GATHER_BYTES_MAX = 64 << 10
@@ -168,7 +179,7 @@ class Machine:
         """Make one commit, of a frame that `seal` will close; its `(seq, hlc)`. Nobody may be told before."""
         try:
             return self.replica.commit(deltas, request_id)
-        except ClockSkewError:
+        except REFUSED:
             raise  # nothing has changed
         except BaseException as e:
             self.fail(e)
@@ -180,7 +191,7 @@ class Machine:
             return self.transact([delta], request_id)
         try:
             return self.replica.commit_put(key, delta, request_id)
-        except ClockSkewError:
+        except REFUSED:
             raise  # nothing has changed
         except BaseException as e:
             self.fail(e)
@@ -192,7 +203,7 @@ class Machine:
             return self.transact([delta])
         try:
             return self.replica.commit_add(key, delta)
-        except ClockSkewError:
+        except REFUSED:
             raise  # nothing has changed
         except BaseException as e:
             self.fail(e)
@@ -341,6 +352,55 @@ class Machine:
                     keys += self.replica.touches((frame,))
         self.replica.state.load(keys)
 
+    def commit_control(self, deltas: list[Delta]) -> int:
+        """Commit closings and members' records as a frame of their own; the log's end. See `Replica.commit_control`."""
+        self.check()
+        if self.replica.making:
+            self.seal()
+        try:
+            self.replica.commit_control(deltas)
+        except REFUSED:
+            raise  # nothing has changed
+        except BaseException as e:
+            self.fail(e)
+            raise
+        return self.seal()
+
+    def freeze(self, origins: Iterable[Origin]) -> None:
+        """Take no more of these origins than is applied now, across restarts too: what is told of them afterwards stays true."""
+        self.check()
+        if self.replica.making:
+            self.seal()
+        try:
+            for origin in origins:
+                self.replica.control.freeze(origin, self._logged.get(origin, 0))
+            self.log.sync()
+            self.replica.fold()
+            self.engine.flush()
+        except BaseException as e:
+            self.fail(e)
+            raise
+        self._unfolded_bytes = 0
+
+    def raise_limits(self, limits: Mapping[Origin, int]) -> None:
+        """Take so much more of origins that are frozen; what was held of them is applied if it is ready by that."""
+        self.check()
+        if self.replica.making:
+            self.seal()
+        for origin, limit in limits.items():
+            self.replica.raise_limit(origin, limit)
+        waited: list[Frame] = []
+        try:
+            self.replica.apply_held(waited)
+        finally:
+            if waited and self.failed is None:
+                self._append(waited, False)
+
+    @property
+    def control(self) -> Control:
+        """Closed origins, members and frozen origins."""
+        return self.replica.control
+
     def installed(self, jumped: VersionVector) -> None:
         """After a snapshot was installed: the engine must have it before anything rests on it, for the log has not."""
         try:
@@ -358,7 +418,7 @@ class Machine:
             self._append(waited, False)
 
     def vv(self) -> VersionVector:
-        """What is applied and in the log: it never names a commit of a frame in the making."""
+        """What is applied and in the log, closed origins included: it never names a commit of a frame in the making."""
         return VersionVector(self._logged)
 
     def durable_vv(self) -> VersionVector:

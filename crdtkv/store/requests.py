@@ -285,7 +285,7 @@ _READS: dict[str, Callable[..., Any]] = {
     "siblings": lambda g, key: [[encode_value(s.value), s.origin, s.dot.seq, s.hlc] for s in g._store.siblings(key)],
     "explain": lambda g, key: g._store.explain(key).to_wire(),
     "conflicts": lambda g, prefix="", since=None, limit=None: [c.to_wire() for c in g._store.conflicts(prefix, since=since, limit=limit)],
-    "vv": lambda g: g._machine.replica.vv().to_bytes(),
+    "vv": lambda g: g._store.vv().to_bytes(),
     "digest": _Group.digest,
     "status": _Group.status,
     "merge": _Group.merge,

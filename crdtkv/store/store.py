@@ -576,10 +576,10 @@ class Store:
     # -- replication by hand --------------------------------------------------------------------------------------
 
     def vv(self) -> VersionVector:
-        """What is applied here."""
+        """What is applied here. Origins that are closed are left out: whoever has applied their closing has applied them."""
         with self._lock:
             self._settled()
-            return self._machine.vv()
+            return self._machine.control.show(self._machine.vv())
 
     def digest(self) -> str:
         """The digest of the state, 32 hex digits: equal version vectors give equal digests, on every engine.
@@ -689,8 +689,8 @@ class Store:
                 engine=self.engine_name,
                 durability=self.durability,
                 path=None if self.path is None else str(self.path),
-                vv=machine.vv(),
-                durable_vv=machine.durable_vv(),
+                vv=machine.control.show(machine.vv()),
+                durable_vv=machine.control.show(machine.durable_vv()),
                 digest=None if found is None else found[1],
                 hlc=replica.clock.mark,
                 wall_ms=self._wall_ms(),

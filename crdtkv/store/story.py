@@ -79,7 +79,7 @@ def explain(machine: Machine, reader: Reader, raw: bytes) -> Explanation:
         writes=tuple(writes),
         rule=rule,
         replica=replica.origin,
-        vv=machine.vv(),
+        vv=machine.control.show(machine.vv()),
         conflicts=tuple(_conflict(r) for r in met[-CONFLICTS_MAX:]),
         notes=tuple(notes),
     )
@@ -152,5 +152,5 @@ def _commit(machine: Machine, origin: Origin, seq: int) -> tuple[int, VersionVec
         return 0, None
     for number, hlc, _, _ in frame.commits():
         if number == seq:
-            return hlc, frame.context.advance(origin, seq - 1)
-    return frame.hlc, frame.context
+            return hlc, machine.control.complete(frame.context.advance(origin, seq - 1))
+    return frame.hlc, machine.control.complete(frame.context)

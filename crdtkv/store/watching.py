@@ -19,7 +19,7 @@ from typing import Any
 
 from crdtkv.core.apply import Touched
 from crdtkv.core.codec import TYPE_NAMES, SlotType, encode_value, number_to_wire, slot_of
-from crdtkv.core.frame import DeltaKind, Frame
+from crdtkv.core.frame import CONTROL_KINDS, DeltaKind, Frame
 from crdtkv.core.token import Token, decode_token
 from crdtkv.errors import OverloadedError, StoreClosedError, TokenExpiredError
 from crdtkv.results import Change
@@ -50,6 +50,8 @@ def touched_by(frame: Frame) -> Iterator[Touched]:
     """What a frame's deltas touch, in order."""
     for seq, hlc, _, deltas in frame.commits():
         for delta in deltas:
+            if delta[0] in CONTROL_KINDS:
+                continue
             if delta[0] == DeltaKind.EXPIRE:
                 yield Touched(delta[1], delta[2], delta[3], "expire", frame.origin, seq, hlc)
                 continue
@@ -124,7 +126,7 @@ class Watches:
 
     def token(self, position: int) -> str:
         """The token of a place in this log."""
-        return Token(self._machine.shard, self._machine.origin, position, self._machine.vv()).encode()
+        return Token(self._machine.shard, self._machine.origin, position, self._machine.control.show(self._machine.vv())).encode()
 
     def subscribe(
         self, lock: threading.RLock, prefix: str, since: str | None, limit: int, notify: Callable[[], None] | None
@@ -140,6 +142,7 @@ class Watches:
         token = decode_token(since)
         log = self._machine.log
         start, end = log.start(), log.end()
+        self._machine.control.check_session(token.vv)
         advice = "read the keys anew with scan(), then watch from now"
         if token.owner != self._machine.origin or token.shard != self._machine.shard:
             raise TokenExpiredError(

@@ -43,6 +43,8 @@ _STATUS: Final[dict[type[CrdtkvError], grpc.StatusCode]] = {
     errors.IncompatibleFormatError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.TokenExpiredError: grpc.StatusCode.OUT_OF_RANGE,
     errors.NotHomeError: grpc.StatusCode.UNAVAILABLE,
+    errors.SessionLostError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RegionRemovedError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RegionUnavailableError: grpc.StatusCode.UNAVAILABLE,
     errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
