@@ -31,6 +31,8 @@ VALUE_BYTES_MAX = 1 << 20
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
+decode_checked = _decode
+"""`decode_value` for bytes that were checked when they came in, on the path of every read; raises whatever the decoder does."""
 _pack_header = msgpack.Packer(autoreset=True)
 _NAN = b"\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00"
 
@@ -203,6 +205,8 @@ SLOT_SPACE = b"d"
 _KEY_END = b"\x00\x00"
 _SUFFIX = {code: _KEY_END + bytes([code]) for code in TYPE_NAMES}
 REGISTER_SUFFIX = _SUFFIX[SlotType.REGISTER]
+_SLOT_TEXT, _REGISTER_TEXT = SLOT_SPACE.decode(), REGISTER_SUFFIX.decode()
+_KEY_CHARACTERS_SURE = KEY_BYTES_MAX // 4
 
 
 def encode_key(key: str) -> bytes:
@@ -252,11 +256,15 @@ def register_slot(key: bytes) -> bytes:
 
 
 def register_slot_of(key: str) -> bytes:
-    """`register_slot(encode_key(key))`, the same errors included, in one call for the path of every read."""
-    if type(key) is str and key.isascii():
-        raw = key.encode()
-        if 0 < len(raw) <= KEY_BYTES_MAX and b"\x00" not in raw:
-            return SLOT_SPACE + raw + REGISTER_SUFFIX
+    """`register_slot(encode_key(key))`, the same errors included, in one step for the path of every put and get.
+
+    A key of so few characters is within its limit of bytes, whatever they are.
+    """
+    if type(key) is str and 0 < len(key) <= _KEY_CHARACTERS_SURE and "\x00" not in key:
+        try:
+            return f"{_SLOT_TEXT}{key}{_REGISTER_TEXT}".encode()
+        except UnicodeEncodeError:
+            pass  # a lone surrogate: `encode_key` says so
     return register_slot(encode_key(key))
 
 

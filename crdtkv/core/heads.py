@@ -68,6 +68,10 @@ class Heads:
         record = self._state.side_get(where)
         return None if record is None else _decode(record)
 
+    def counting(self, where: bytes) -> Head | None:
+        """The head at `head_key(key)` if it has changed since the last fold: then whoever adds a slot may count it there."""
+        return self._changed.get(where)
+
     def count(self, key: bytes, type_code: int, change: int, expires: bool = False) -> None:
         """Note that `change` slots of a collection came (or, negative, went)."""
         head = self._to_change(key)

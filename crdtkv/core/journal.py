@@ -4,11 +4,14 @@ Whenever a write meets a write, or a write a removal, that had not seen it, the 
 stamps and values on both sides, the rule and the winner. So no acknowledged write loses in silence. The journal is
 local bookkeeping, outside state and digest: which replica records a conflict, and in which order, depends on what
 arrived where first. It is bounded by count, bytes and age; counts per rule survive the trimming.
+
+A record's age counts from when it was made here, by the *time of the log*: the greatest stamp of what is applied. That is the same
+when the log is replayed; and what a region wrote weeks ago, away, is new when it comes back and meets something.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -38,7 +41,7 @@ class Update(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One conflict. `hlc` is the stamp of the update that arrived last; `number` its place in this journal."""
+    """One conflict. `hlc` is the time of the log when it was recorded; `number` its place in this journal."""
 
     number: int
     key: bytes
@@ -69,11 +72,16 @@ def _where(number: int) -> bytes:
 
 
 class Journal:
-    """The journal of one replica, in side records of its state."""
+    """The journal of one replica, in side records of its state.
 
-    __slots__ = ("_count_max", "_size_max", "_state", "counts")
+    Args:
+        log_time: the greatest stamp of what is applied, the commit being applied perhaps not among it.
+    """
 
-    def __init__(self, state: State, counts: JournalCounts, *, count_max: int, bytes_max: int) -> None:
+    __slots__ = ("_count_max", "_log_time", "_size_max", "_state", "counts")
+
+    def __init__(self, state: State, counts: JournalCounts, *, log_time: Callable[[], int], count_max: int, bytes_max: int) -> None:
+        self._log_time = log_time
         self._state = state
         self.counts = counts
         self._count_max = count_max
@@ -99,9 +107,10 @@ class Journal:
         hlc: int,
         installed: bool = False,
     ) -> None:
-        """Append one conflict; the oldest go while there are too many."""
+        """Append one conflict, found while applying a commit with the stamp `hlc`; the oldest go while there are too many."""
         counts = self.counts
-        data = _encode(Record(counts.following, key, type_code, subkey, rule, winner, losers, hlc, installed))
+        made_at = max(hlc, self._log_time())
+        data = _encode(Record(counts.following, key, type_code, subkey, rule, winner, losers, made_at, installed))
         self._state.side_put(_where(counts.following), data)
         counts.following += 1
         counts.size_bytes += len(data)
@@ -111,8 +120,12 @@ class Journal:
         ):
             self._drop_first()
 
-    def trim_older(self, before_ms: int) -> int:
-        """Drop the records that were made before a time, oldest first; how many that were."""
+    def trim(self, age_ms: int, wall_ms: int) -> int:
+        """Drop the records that are older than `age_ms`, oldest first; how many that were.
+
+        By the time of the log, or by the wall clock if that is behind it: a stamp from the future makes nothing old.
+        """
+        before_ms = min(ms_of(self._log_time()), wall_ms) - age_ms
         dropped = 0
         while len(self):
             data = self._state.side_get(_where(self.counts.first))

@@ -27,10 +27,10 @@ import msgspec
 from crdtkv.core.apply import EXPIRY_SPACE, Applier, Purges, Touched
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.clock import HybridClock, ms_of
-from crdtkv.core.codec import SLOT_SPACE, SlotType, encode_value, register_slot, slot_of, split_slot
+from crdtkv.core.codec import SLOT_SPACE, SlotType, encode_value, slot_of, split_slot
 from crdtkv.core.control import Agreed, Control, MemberState, removed_text
 from crdtkv.core.frame import CONTROL_KINDS, NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
-from crdtkv.core.heads import Heads, head_key
+from crdtkv.core.heads import Head, Heads, head_key
 from crdtkv.core.journal import Journal, JournalCounts
 from crdtkv.core.removals import Removals
 from crdtkv.core.requests import Made, RequestWindow
@@ -143,6 +143,7 @@ class Replica:
         self.journal = Journal(
             self.state,
             meta.journal if meta else JournalCounts(),
+            log_time=self.log_time,
             count_max=self.settings.journal_records_max,
             bytes_max=self.settings.journal_bytes_max,
         )
@@ -197,6 +198,10 @@ class Replica:
         if self._context is None:
             self._context = self.control.show(self._vv).without(self.origin)
         return self._context
+
+    def log_time(self) -> int:
+        """The greatest stamp among the last frames of all origins: what time it is by the log, the same at each replay. O(origins)."""
+        return max(self._stamps.values(), default=0)
 
     def digest(self) -> int:
         """The digest of the state, 128 bits. Settled only while `purges` is empty."""
@@ -311,10 +316,10 @@ class Replica:
                 f"region {region} is being drained and takes no writes: use another region", region=region
             )
 
-    def commit_put(self, key: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
+    def commit_put(self, slot: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
         """`commit` of one register put without expiry that nobody watches: the commonest commit, written out.
 
-        A local write has seen whatever is there, so nothing is read; see `Applier.write`.
+        A local write has seen whatever is there, so nothing is read; see `Applier.write`. `slot` is the register's.
         """
         origin = self.origin
         if self.refusal is not None:
@@ -324,7 +329,7 @@ class Replica:
         rows = self._rows
         if not rows:
             self._first_hlc = hlc
-        self.state.put(register_slot(key), encode_entries((Entry(origin, seq, hlc, delta[2], None),)))
+        self.state.put(slot, encode_entries((Entry(origin, seq, hlc, delta[2], None),)))
         self._vv[origin] = seq
         if request_id is None:
             rows.append([hlc - self._first_hlc, None, delta])
@@ -333,8 +338,11 @@ class Replica:
             self._requests.note(request_id, origin, seq, hlc)
         return seq, hlc
 
-    def commit_add(self, key: bytes, delta: Delta) -> tuple[int, int]:
-        """`commit` of one element's add without expiry that nobody watches, written out like `commit_put`."""
+    def commit_add(self, slot: bytes, head: Head, delta: Delta) -> tuple[int, int]:
+        """`commit` of one element's add without expiry that nobody watches, written out like `commit_put`.
+
+        `slot` is the element's, `head` its set's, from `Heads.counting`.
+        """
         origin = self.origin
         if self.refusal is not None:
             raise self.refusal
@@ -343,10 +351,9 @@ class Replica:
         rows = self._rows
         if not rows:
             self._first_hlc = hlc
-        slot = slot_of(key, SlotType.SET, delta[2])
         state = self.state
         if state.get(slot) is None:
-            self.heads.count(key, SlotType.SET, 1)
+            head.set_slots += 1
         state.put(slot, encode_entries((Entry(origin, seq, hlc, b"", None),)))
         self._vv[origin] = seq
         rows.append([hlc - self._first_hlc, None, delta])
@@ -686,7 +693,7 @@ class Replica:
 
     def maintain(self, now_ms: int) -> None:
         """Trim what is kept only for a time."""
-        self.journal.trim_older(now_ms - self.settings.journal_age_s * 1000)
+        self.journal.trim(self.settings.journal_age_s * 1000, now_ms)
         self._requests.trim(now_ms)
 
     def forget_stable(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from crdtkv.core.codec import SlotType, check_size, decode_value, encode_key, encode_value, slot_of
+from crdtkv.core.heads import head_key
 from crdtkv.errors import InvalidValueError, missing_element, missing_field
 from crdtkv.results import Commit
 from crdtkv.store.scanning import open_collection
@@ -23,11 +24,13 @@ def encode_field(name: object) -> bytes:
 
 
 class _Handle:
-    __slots__ = ("_raw", "_store", "key")
+    """`raw`: the key's bytes."""
+
+    __slots__ = ("_store", "key", "raw")
 
     def __init__(self, store: Store, key: str) -> None:
         self._store = store
-        self._raw = encode_key(key)
+        self.raw = encode_key(key)
         self.key = key
 
     def __repr__(self) -> str:
@@ -40,14 +43,24 @@ class _Handle:
 
 
 class SetHandle(_Handle):
-    """An OR-set (add wins). An element is any value; identity is its canonical encoding, so 1, 1.0 and True differ."""
+    """An OR-set (add wins). An element is any value; identity is its canonical encoding, so 1, 1.0 and True differ.
 
-    __slots__ = ()
+    `first` is what the slots of all its elements begin with, `head` the key of its head.
+    """
+
+    __slots__ = ("first", "head")
+
+    def __init__(self, store: Store, key: str) -> None:
+        super().__init__(store, key)
+        self.first = slot_of(self.raw, SlotType.SET)
+        self.head = head_key(self.raw)
 
     def add(self, *elements: Any, ttl: float | None = None, durability: str | None = None) -> Commit | None:
         """Add elements in one commit. O(elements), whatever the size of the set. None if none are given."""
+        if len(elements) == 1 and ttl is None and durability is None and self._store._gathers:
+            return self._store._add_one(self, self._encode(elements[0], "element"))
         encoded = [self._encode(e, "element") for e in elements]
-        return self._store._add(self.key, self._raw, encoded, ttl, durability)
+        return self._store._add(self.key, self.raw, encoded, ttl, durability)
 
     def discard(self, *elements: Any, durability: str | None = None) -> Commit | None:
         """Remove what is there of these; None if nothing was."""
@@ -64,7 +77,7 @@ class SetHandle(_Handle):
     def contains(self, element: Any) -> bool:
         """Whether an element is there. O(1)."""
         data = encode_value(element)
-        if self._store._reader.entry(slot_of(self._raw, SlotType.SET, data)) is not None and not self._store.closed:
+        if self._store._reader.entry(slot_of(self.raw, SlotType.SET, data)) is not None and not self._store.closed:
             return True
         self._store._check()
         self._store._not_another_type(self.key, SlotType.SET)
@@ -85,7 +98,7 @@ class SetHandle(_Handle):
 
     def size(self) -> int:
         """How many elements there are. O(1), unless some may have expired or a clear is in progress."""
-        return _size(self._store, self.key, self._raw, SlotType.SET)
+        return _size(self._store, self.key, self.raw, SlotType.SET)
 
     def clear(self, *, durability: str | None = None) -> Commit | None:
         """Remove every element that is seen here; concurrent adds survive. O(1) for large sets, then in slices."""
@@ -109,7 +122,7 @@ class CounterHandle(_Handle):
         """The value, 0 if the counter does not exist. O(runs): one per region that has counted since the last reset."""
         with self._store._lock:
             self._store._check()
-            value = self._store._reader.counter(self._raw)
+            value = self._store._reader.counter(self.raw)
         if value is None:
             self._store._not_another_type(self.key, SlotType.COUNTER)
         return value or 0
@@ -131,7 +144,7 @@ class MapHandle(_Handle):
 
     def get(self, name: str, default: Any = None) -> Any:
         """A field's value, or `default`. O(1)."""
-        entry = self._store._reader.entry(slot_of(self._raw, SlotType.MAP, encode_field(name)))
+        entry = self._store._reader.entry(slot_of(self.raw, SlotType.MAP, encode_field(name)))
         if entry is not None and not self._store.closed:
             return decode_value(entry.value)
         self._store._check()
@@ -188,7 +201,7 @@ class MapHandle(_Handle):
 
     def size(self) -> int:
         """How many fields there are. O(1), unless some may have expired or a clear is in progress."""
-        return _size(self._store, self.key, self._raw, SlotType.MAP)
+        return _size(self._store, self.key, self.raw, SlotType.MAP)
 
     def clear(self, *, durability: str | None = None) -> Commit | None:
         """Remove every field that is seen here; concurrent puts survive."""

@@ -21,6 +21,7 @@ from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.control import Control
 from crdtkv.core.frame import Delta, Frame
+from crdtkv.core.heads import Head
 from crdtkv.core.replica import Applied, Outcome, Replica
 from crdtkv.core.settings import CoreSettings
 from crdtkv.errors import (
@@ -185,24 +186,24 @@ class Machine:
             self.fail(e)
             raise
 
-    def transact_put(self, key: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
-        """`transact` of one register put without expiry; `key` are the bytes of the delta's key."""
+    def transact_put(self, slot: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
+        """`transact` of one register put without expiry; `slot` is the register's."""
         if self.replica.is_watched:
             return self.transact([delta], request_id)
         try:
-            return self.replica.commit_put(key, delta, request_id)
+            return self.replica.commit_put(slot, delta, request_id)
         except REFUSED:
             raise  # nothing has changed
         except BaseException as e:
             self.fail(e)
             raise
 
-    def transact_add(self, key: bytes, delta: Delta) -> tuple[int, int]:
-        """`transact` of one element's add without expiry; `key` are the bytes of the delta's key."""
+    def transact_add(self, slot: bytes, head: Head, delta: Delta) -> tuple[int, int]:
+        """`transact` of one element's add without expiry; see `Replica.commit_add`."""
         if self.replica.is_watched:
             return self.transact([delta])
         try:
-            return self.replica.commit_add(key, delta)
+            return self.replica.commit_add(slot, head, delta)
         except REFUSED:
             raise  # nothing has changed
         except BaseException as e:

@@ -14,7 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crdtkv.core.codec import SlotType, check_size, check_value, decode_value, encode_key, encode_value, number_to_wire, slot_of
+from crdtkv.core.codec import (
+    SlotType,
+    check_size,
+    check_value,
+    decode_value,
+    encode_key,
+    encode_value,
+    number_to_wire,
+    register_slot_of,
+    slot_of,
+)
 from crdtkv.core.frame import DeltaKind
 from crdtkv.errors import CorruptionError, CrdtkvError, InvalidValueError, missing_element
 from crdtkv.store.handles import encode_field
@@ -115,13 +125,13 @@ class _Group:
             if known is not None:
                 return known
         self.check(value)
-        raw = encode_key(key)
+        slot = register_slot_of(key)
         if self._replica.heads.exist:
-            self._reader.require(raw, SlotType.REGISTER)
-        self.bytes += len(value) + len(raw) + 32
+            self._reader.require(encode_key(key), SlotType.REGISTER)
+        self.bytes += len(value) + len(slot) + 32
         delta = [DeltaKind.REGISTER_PUT, key, value]
         if ttl is None:
-            seq, hlc = self._machine.transact_put(raw, delta, rid)
+            seq, hlc = self._machine.transact_put(slot, delta, rid)
         else:
             delta.append(self.expiry(ttl))
             seq, hlc = self._machine.transact([delta], rid)

@@ -23,7 +23,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
-from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_prefix, encode_value, register_slot_of
+from crdtkv.core.codec import (
+    TYPE_NAMES,
+    SlotType,
+    check_size,
+    decode_checked,
+    decode_value,
+    encode_key,
+    encode_prefix,
+    encode_value,
+    register_slot_of,
+)
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.replica import Applied
 from crdtkv.core.types.base import decode_entries
@@ -213,19 +223,19 @@ class Store:
         data = encode_value(value)
         if len(data) > self._value_max:
             check_size(data, self._value_max)
-        raw = encode_key(key)
+        slot = register_slot_of(key)
         delta: Delta = [DeltaKind.REGISTER_PUT, key, data]
         with self._lock:
-            self._begin()
+            self._begin(durability)
             if self._heads.exist:
-                self._reader.require(raw, SlotType.REGISTER)
+                self._reader.require(encode_key(key), SlotType.REGISTER)
             if ttl is not None:
                 delta.append(self._expiry(ttl))
                 commit = self._finish([delta], len(data), durability)
             else:
                 context = self._replica.context()
-                seq, hlc = self._machine.transact_put(raw, delta)
-                if self._gathers:
+                seq, hlc = self._machine.transact_put(slot, delta)
+                if self._gathers and durability is None:
                     return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(len(data)), context, True))
                 commit = self._sealed(seq, hlc, context, durability)
         return self._settle(commit, durability)
@@ -242,7 +252,10 @@ class Store:
             entry = entries[0]
             # What is written out here is `Reader.entry` of a slot that holds one entry for good.
             if len(entries) == 1 and entry.expiry is None and not self._purges.active:
-                return decode_value(entry.value)
+                try:
+                    return decode_checked(entry.value)
+                except Exception:
+                    return decode_value(entry.value)  # says what is wrong with it
             chosen = self._reader.register(encode_key(key))
             if chosen is not None:
                 return decode_value(chosen.value)
@@ -309,7 +322,7 @@ class Store:
         """
         raw = encode_key(key)
         with self._lock:
-            self._begin()
+            self._begin(durability)
             self._reader.require(raw, SlotType.REGISTER)
             entry = self._reader.register(raw)
             if entry is None:
@@ -380,7 +393,7 @@ class Store:
 
     def _change(self, build: Callable[[Transaction], bool], durability: str | None) -> Commit | None:
         """`_transact` with the lock held, up to the append: `_settle`, which may wait, follows without it."""
-        self._begin()
+        self._begin(durability)
         transaction = Transaction(self._replica, self._reader)
         if not build(transaction):
             return None
@@ -389,8 +402,6 @@ class Store:
 
     def _add(self, key: str, raw: bytes, elements: list[bytes], ttl: float | None, durability: str | None) -> Commit | None:
         """Add elements to a set in one commit: what a transaction of adds comes to, without one."""
-        if len(elements) == 1 and ttl is None and self._gathers:
-            return self._add_one(key, raw, elements[0])
         if not elements:
             return None
         deltas: list[Delta] = [[DeltaKind.SET_ADD, key, element] for element in dict.fromkeys(elements)]
@@ -398,7 +409,7 @@ class Store:
         if len(deltas) > 1:
             check_commit_size(size, self.settings.commit_bytes_max)
         with self._lock:
-            self._begin()
+            self._begin(durability)
             self._reader.require(raw, SlotType.SET)
             if ttl is not None:
                 expiry = self._expiry(ttl)
@@ -407,14 +418,18 @@ class Store:
             commit = self._finish(deltas, size, durability)
         return self._settle(commit, durability)
 
-    def _add_one(self, key: str, raw: bytes, element: bytes) -> Commit:
+    def _add_one(self, handle: SetHandle, element: bytes) -> Commit:
         """The commonest add, of a store whose commits gather."""
-        delta: Delta = [DeltaKind.SET_ADD, key, element]
+        delta: Delta = [DeltaKind.SET_ADD, handle.key, element]
         with self._lock:
-            self._begin()
-            self._reader.require(raw, SlotType.SET)
+            self._begin(None)
             context = self._replica.context()
-            seq, hlc = self._machine.transact_add(raw, delta)
+            head = self._heads.counting(handle.head)
+            if head is not None and head.set_slots and not head.set_expires and not self._purges.active:
+                seq, hlc = self._machine.transact_add(handle.first + element, head, delta)  # a set is visible there
+            else:
+                self._reader.require(handle.raw, SlotType.SET)
+                seq, hlc = self._machine.transact([delta])
             if self._gathers:
                 return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(len(element)), context, True))
             commit = self._sealed(seq, hlc, context, None)  # somebody has come to follow the log since
@@ -424,7 +439,7 @@ class Store:
         """Commit and append, with the lock held; `_settle` follows without it."""
         context = self._replica.context()
         seq, hlc = self._machine.transact(deltas)
-        if self._gathers:
+        if self._gathers and durability is None:
             return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(size), context, True))
         return self._sealed(seq, hlc, context, durability)
 
@@ -434,13 +449,16 @@ class Store:
             self._watches.publish(position)
         return Commit(self.origin, seq, hlc, (self.shard, position, context))
 
-    def _begin(self) -> None:
-        """Before a write, with the lock held: check, and seal what an interrupt (Ctrl-C) left between its commit and its frame.
+    def _begin(self, durability: str | None) -> None:
+        """Before a write, with the lock held: check that it may be made, as durable as it asks to be.
 
-        Such a commit is visible, and may not share a frame with one that was not made with it.
+        Also seal what an interrupt (Ctrl-C) left between its commit and its frame. Such a commit is visible, and may not share a
+        frame with one that was not made with it.
         """
         if self._closed is not None or self._machine.failed is not None:
             self._check()
+        if durability is not None:
+            check_durability(durability)
         if not self._gathers and self._replica.making:
             self._machine.seal(sync=self._sync_default)
 
@@ -645,7 +663,7 @@ class Store:
     def execute(self, requests: Sequence[Sequence[Any]]) -> Executed:
         """Run a group of requests (rows `[id, op, args, opts]`): its writes are one frame and one append."""
         with self._lock:
-            self._begin()
+            self._begin(None)
             executed = execute(self, requests)
         if executed.sync:
             self._wait_synced(executed.position)
@@ -750,7 +768,7 @@ class Store:
         """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""
         callbacks: tuple[Callable[[], None], ...] = ()
         with self._lock:
-            self._begin()
+            self._begin(None)
             machine, replica = self._machine, self._replica
             position = machine.log.end()
             due = list(replica.due(1000))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from crdtkv.core.causality import Origin, VersionVector, make_origin
-from crdtkv.core.clock import HybridClock, stamp
+from crdtkv.core.clock import HybridClock, ms_of, stamp
 from crdtkv.core.codec import encode_value
 from crdtkv.core.frame import HASH_INTERVAL, DeltaKind, Frame
 from crdtkv.core.journal import Journal, JournalCounts, Update
@@ -19,7 +19,7 @@ from crdtkv.core.state import DictBase, State
 from crdtkv.core.types.counter import Run, join_runs
 from crdtkv.errors import CorruptionError, WrongClusterError
 from tests.frames import AP, EU, US
-from tests.stores import Clock
+from tests.stores import Clock, store_at
 
 
 def replica(origin: Origin = US, base: DictBase | None = None, **settings: int) -> Replica:
@@ -230,7 +230,11 @@ def test_runs_join_by_the_greater_seq_of_each_pair() -> None:
 
 def test_the_journal_is_bounded_by_count_bytes_and_age_and_its_counts_survive() -> None:
     def journal(count_max: int = 100, bytes_max: int = 10**6) -> Journal:
-        return Journal(State(DictBase(), lambda *_: True), JournalCounts(), count_max=count_max, bytes_max=bytes_max)
+        return Journal(
+            State(DictBase(), lambda *_: True), JournalCounts(), log_time=lambda: log_time, count_max=count_max, bytes_max=bytes_max
+        )
+
+    log_time = 0
 
     def fill(into: Journal) -> Journal:
         for n in range(10):
@@ -245,9 +249,36 @@ def test_the_journal_is_bounded_by_count_bytes_and_age_and_its_counts_survive() 
     assert small.counts.size_bytes <= size // 2 and 0 < len(small) < 10
     assert len(fill(journal(bytes_max=1))) == 1, "the newest record is kept, however large"
     old = fill(journal())
-    assert old.trim_older(4) == 4 and [r.number for r in old.records()] == [4, 5, 6, 7, 8, 9] and old.trim_older(4) == 0
-    assert [r.number for r in old.records(since=8)] == [8, 9]
-    assert old.trim_older(10**9) == 6 and len(old) == 0 and old.counts.size_bytes == 0 and old.total == 10
+    log_time = stamp(10)
+    assert old.trim(6, wall_ms=10**9) == 4 and [r.number for r in old.records()] == [4, 5, 6, 7, 8, 9]
+    assert old.trim(6, wall_ms=10**9) == 0 and [r.number for r in old.records(since=8)] == [8, 9]
+    fill(old)
+    assert {r.hlc for r in old.records()} == {*(stamp(n) for n in range(4, 10)), stamp(10)}, "what is recorded now is of now"
+    log_time = stamp(10**9)
+    assert old.trim(6, wall_ms=10) == 0, "a stamp from the future makes nothing old"
+    assert old.trim(6, wall_ms=10**9) == 16 and len(old) == 0 and old.counts.size_bytes == 0 and old.total == 20
+
+
+def test_what_a_region_wrote_long_ago_is_a_conflict_of_now_when_it_comes_back() -> None:
+    """The journal's age counted from the stamp of the commit that met another: housekeeping forgot such conflicts at once."""
+    day_ms = 86_400_000
+    clock = Clock()
+    with store_at(clock, "us") as us, store_at(clock, "eu") as away:
+        us.put("k", "here")
+        away.put("k", "away")
+        clock.ms += 8 * day_ms
+        us.put("other", 1)
+        us.merge(away.delta_since(us.vv()))
+        us.maintain()
+        (conflict,) = us.conflicts()
+        assert {conflict.winner.value, conflict.losers[0].value} == {"here", "away"}
+        assert ms_of(conflict.hlc) == clock.ms
+        clock.ms += 8 * day_ms
+        us.maintain()
+        assert us.conflicts(), "nothing was written since: by the log, no time has passed"
+        us.put("other", 2)
+        us.maintain()
+        assert us.conflicts() == [] and us.status().conflicts == 1
 
 
 def test_the_index_of_removals_forgets_the_oldest_and_the_stable() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import random
 import threading
 from typing import Any
 
@@ -560,3 +561,44 @@ def test_a_watch_from_inside_a_gathered_frame_begins_after_its_commit(store: Sto
     tokens = [store.put(f"k{i}", i).token for i in range(100)]
     for i in (0, 1, 62, 63, 64, 98, 99):
         assert [c.value for c in store.watch("k", since=tokens[i], timeout=0.001)] == list(range(i + 1, 100))
+
+
+def test_a_store_without_a_disk_takes_a_durability_like_any_other() -> None:
+    with crdtkv.open() as store:
+        for call in (lambda d: store.put("k", 1, durability=d), lambda d: store.set("s").add(1, durability=d)):
+            with pytest.raises(ConfigError, match="durability: must be one of memory, async, sync, got 'soon'"):
+                call("soon")
+        assert list(store.scan()) == []
+        assert store.put("k", 1, durability="async").seq == 1
+
+
+def test_adds_one_by_one_are_the_adds_of_a_transaction() -> None:
+    """The written-out add against its naive twin, over everything that may be at the key: state, length and digest."""
+    steps = [
+        lambda s: s.set("s").discard("a"),
+        lambda s: s.set("s").clear(),
+        lambda s: s.delete("s"),
+        lambda s: s.set("s").add("expiring", ttl=1000),
+        lambda s: s.digest(),
+        lambda s: s.counter("s2").increment(),
+        lambda s: None,
+    ]
+    fast, plain = crdtkv.open(region="us"), crdtkv.open(region="us")
+    with fast, plain:
+        dice = random.Random(5)
+        for _ in range(600):
+            element, step = dice.choice("abcdefgh"), dice.choice(steps)
+            fast.set("s").add(element)
+            with plain.batch() as batch:
+                batch.set("s").add(element)
+            for store in (fast, plain):
+                step(store)
+            assert fast.set("s").members() == plain.set("s").members()
+            assert len(fast.set("s")) == len(plain.set("s")) == len(fast.set("s").members())
+        fast.counter("other").increment()
+        with pytest.raises(WrongTypeError):
+            fast.set("other").add(1)
+        other = crdtkv.open(region="eu")
+        with other:
+            other.merge(fast.delta_since(None))
+            assert other.digest() == fast.digest() and other.set("s").members() == fast.set("s").members()
