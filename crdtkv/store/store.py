@@ -422,7 +422,7 @@ class Store:
         """The commonest add, of a store whose commits gather."""
         delta: Delta = [DeltaKind.SET_ADD, handle.key, element]
         with self._lock:
-            self._begin(None)
+            self._begin()
             context = self._replica.context()
             head = self._heads.counting(handle.head)
             if head is not None and head.set_slots and not head.set_expires and not self._purges.active:
@@ -449,7 +449,7 @@ class Store:
             self._watches.publish(position)
         return Commit(self.origin, seq, hlc, (self.shard, position, context))
 
-    def _begin(self, durability: str | None) -> None:
+    def _begin(self, durability: str | None = None) -> None:
         """Before a write, with the lock held: check that it may be made, as durable as it asks to be.
 
         Also seal what an interrupt (Ctrl-C) left between its commit and its frame. Such a commit is visible, and may not share a
@@ -663,7 +663,7 @@ class Store:
     def execute(self, requests: Sequence[Sequence[Any]]) -> Executed:
         """Run a group of requests (rows `[id, op, args, opts]`): its writes are one frame and one append."""
         with self._lock:
-            self._begin(None)
+            self._begin()
             executed = execute(self, requests)
         if executed.sync:
             self._wait_synced(executed.position)
@@ -768,7 +768,7 @@ class Store:
         """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""
         callbacks: tuple[Callable[[], None], ...] = ()
         with self._lock:
-            self._begin(None)
+            self._begin()
             machine, replica = self._machine, self._replica
             position = machine.log.end()
             due = list(replica.due(1000))
