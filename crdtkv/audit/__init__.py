@@ -6,6 +6,7 @@ What is here knows views of stores (`store.view`), not where they are: in this p
 from __future__ import annotations
 
 from crdtkv.audit.comparing import Certificate, Difference, verify
-from crdtkv.audit.sides import LocalSide, Side
+from crdtkv.audit.repairing import Mended, Repair, repair
+from crdtkv.audit.sides import LocalSide, MendableSide, Side
 
-__all__ = ["Certificate", "Difference", "LocalSide", "Side", "verify"]
+__all__ = ["Certificate", "Difference", "LocalSide", "MendableSide", "Mended", "Repair", "Side", "repair", "verify"]

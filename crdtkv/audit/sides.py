@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from crdtkv.core.causality import EMPTY_VV, VersionVector
 from crdtkv.errors import DeadlineExceededError
+from crdtkv.store.mending import Adopted, Settled, adopt_records, settle
 from crdtkv.store.store import Store
 from crdtkv.store.view import StateView, View
 
@@ -30,6 +32,16 @@ class Side(Protocol):
         """
 
 
+class MendableSide(Side, Protocol):
+    """A replica that can be mended, too."""
+
+    def adopt(self, offered: Mapping[bytes, bytes | None], vv: VersionVector, donor: str) -> Adopted:
+        """See `store.mending.adopt_records`."""
+
+    def settle(self) -> Settled:
+        """See `store.mending.settle`."""
+
+
 class LocalSide:
     """A store in this process. `pace` as for `StateView`."""
 
@@ -48,6 +60,12 @@ class LocalSide:
                 raise not_covered(self.name, vv, covers, wait_s)
             time.sleep(_POLL_S)
         return StateView(self.store, self.pace)
+
+    def adopt(self, offered: Mapping[bytes, bytes | None], vv: VersionVector, donor: str) -> Adopted:
+        return adopt_records(self.store, offered, vv, donor)
+
+    def settle(self) -> Settled:
+        return settle(self.store, self.pace)
 
 
 def not_covered(name: str, vv: VersionVector, covers: VersionVector, wait_s: float) -> DeadlineExceededError:

@@ -1,4 +1,4 @@
-"""Proving that regions hold the same, and mending them: verify."""
+"""Proving that regions hold the same, and mending them: verify, repair."""
 
 from __future__ import annotations
 
@@ -126,3 +126,61 @@ def as_lines(found: Certificate) -> Iterator[str]:
     for s in found.unsound:
         yield f"{s.region}: its records give digest {s.scanned}, with every commit it kept {s.kept}: it was changed behind its back"
     yield f"{found.count} slots differ between {regions}: mend them with `crdtkv repair`"
+
+
+@click.command()
+@click.option("--from", "donor", metavar="REGION", help="The region whose records are right, if you know.")
+@click.option("--dry-run", is_flag=True, help="Only say who would take over what from whom.")
+@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds for regions to catch up.")
+@output_option
+@nodes_options
+def repair(
+    at: str | None,
+    directory: Path,
+    tls_ca: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    donor: str | None,
+    dry_run: bool,
+    wait_s: float,
+    output: str,
+) -> int:
+    """Mend what `verify` finds, while the regions serve: a damaged record is replaced by that of a sound region.
+
+    Whose is damaged is told by the record itself, by the digest that a region keeps with every commit, or by the majority of three; where
+    nothing tells, nothing is touched, and --from REGION decides. What was taken over is printed, and is in that region's journal of
+    conflicts. Status 1 if something still differs at the end.
+    """
+    from crdtkv.audit import repair as mend
+
+    with opened_nodes(at, directory, (tls_ca, tls_cert, tls_key)) as sides:
+        done = mend(sides, donor=donor, wait_s=wait_s, dry_run=dry_run)
+    assert done.certificate is not None
+    if output == JSON:
+        emit_json(
+            {
+                "mended": [{"slot": m.text, "slot_hex": m.slot.hex(), "region": m.region, "donor": m.donor} for m in done.mended],
+                "undecided": [_difference(d) for d in done.undecided],
+                "settled": {region: plain(settled) for region, settled in done.settled.items()},
+                "dry_run": dry_run,
+                "certificate": as_json(done.certificate),
+            }
+        )
+        return DONE if done.holds or (dry_run and not done.undecided) else FAILED
+    for m in done.mended:
+        emit(f"{m.text}: {m.region} {'would take' if dry_run else 'took'} over the record of {m.donor}")
+    for d in done.undecided:
+        emit(
+            f"{d.text}: {d.regions[0]} and {d.regions[1]} differ, and nothing tells whose record is damaged: name the sound one with --from"
+        )
+    if dry_run:
+        emit(f"{len(done.mended)} records would be taken over; nothing was changed")
+        return FAILED if done.undecided else DONE
+    for region, settled in done.settled.items():
+        emit(
+            f"{region}: digest {settled.scanned} counted from its records, it had {settled.kept}; "
+            f"{settled.beside} records beside them put right"
+        )
+    for line in as_lines(done.certificate):
+        emit(line)
+    return DONE if done.holds else FAILED

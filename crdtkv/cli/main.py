@@ -60,6 +60,7 @@ _SECTIONS: Final[tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...]] = (
         "Keep",
         (
             ("verify", "audit:verify", "Compare regions while they are written to: a certificate, or what differs."),
+            ("repair", "audit:repair", "Mend what verify finds, from the regions that are sound."),
             ("backup", "backup:backup", "Make, list, check and restore backups."),
         ),
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -15,12 +15,16 @@ from crdtkv.client.endpoints import check_endpoints, credentials
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.errors import CorruptionError, CrdtkvError
 from crdtkv.pb.v1 import admin_pb2, admin_pb2_grpc
+from crdtkv.store.mending import Adopted, Settled
 from crdtkv.store.view import PAGE_BYTES, FramePage, Moment, Page, Part
 from crdtkv.transport import channel_options
 from crdtkv.transport.errors import rpc_errors
 
 READ_S: Final = 120.0
 """How long one step of reading a view may take."""
+SETTLE_S: Final = 3600.0
+"""How long a recount of the whole state may take."""
+_encode = msgspec.msgpack.Encoder().encode
 _decode_rows = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
@@ -58,6 +62,17 @@ class NodeSide:
         """See `Side.view`."""
         request = admin_pb2.OpenViewRequest(covers=_vector(covers), wait_ms=round(wait_s * 1000))
         return NodeView(self, self._call(self._stub.OpenView, request, wait_s + READ_S))
+
+    def adopt(self, offered: Mapping[bytes, bytes | None], vv: VersionVector, donor: str) -> Adopted:
+        """See `MendableSide.adopt`."""
+        rows = _encode([part for pair in offered.items() for part in pair])
+        reply = self._call(self._stub.Adopt, admin_pb2.AdoptRequest(donor=donor, vv=_vector(vv), rows=rows))
+        return Adopted(tuple(reply.adopted), tuple(reply.touched))
+
+    def settle(self) -> Settled:
+        """See `MendableSide.settle`."""
+        reply = self._call(self._stub.Settle, admin_pb2.SettleRequest(), SETTLE_S)
+        return Settled(reply.kept, reply.scanned, reply.beside)
 
     def _call(self, method: Callable[..., Any], request: Any, timeout_s: float = READ_S) -> Any:
         with rpc_errors(where=self.endpoint):

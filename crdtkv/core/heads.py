@@ -12,6 +12,7 @@ import msgspec
 from crdtkv.core.causality import Origin
 from crdtkv.core.codec import SlotType, escape
 from crdtkv.core.state import State
+from crdtkv.errors import CorruptionError
 
 HEAD_SPACE = b"h"
 
@@ -38,6 +39,14 @@ class Head(msgspec.Struct, array_like=True, gc=False):
 
 _decode = msgspec.msgpack.Decoder(Head).decode
 encode_head = msgspec.msgpack.Encoder().encode
+
+
+def decode_head(record: bytes) -> Head:
+    """A head's record, checked: `CorruptionError` for anything else."""
+    try:
+        return _decode(record)
+    except (msgspec.DecodeError, ValueError) as e:
+        raise CorruptionError(f"a head does not decode: {e}") from e
 
 
 def head_key(key: bytes) -> bytes:
@@ -99,6 +108,11 @@ class Heads:
         head = self._to_change(key)
         assert (origin, run) in head.runs, "a run that its head does not name"
         head.runs = [r for r in head.runs if r != (origin, run)]
+
+    def replace(self, key: bytes, head: Head) -> None:
+        """Put a head that was counted anew."""
+        self._changed[head_key(key)] = head
+        self.exist = True
 
     def fold(self) -> None:
         """Put the heads that changed into the state's side records. O(changed)."""

@@ -26,6 +26,8 @@ RULE_LWW = "greatest (hlc, origin) of concurrent writes"
 RULE_ADD_WINS = "add wins over a concurrent remove"
 RULE_WRITE_SURVIVES = "a write survives a concurrent removal that had not seen it"
 RULE_INCREMENT_SURVIVES = "increments survive a concurrent reset that had not seen them"
+RULE_REPAIR = "repaired: the record here was damaged, and was taken over from"
+"""Followed by the donor's region."""
 RULE_ELEMENT = "greatest (hlc, origin) of concurrent adds with different expiry"
 
 

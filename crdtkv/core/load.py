@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from itertools import islice
 
-from crdtkv.core.apply import expiry_key
 from crdtkv.core.causality import VersionVector
-from crdtkv.core.codec import SlotType, split_slot
 from crdtkv.core.compare import digest_share
 from crdtkv.core.heads import Head, encode_head, head_key
 from crdtkv.core.join import check_slot
-from crdtkv.core.types.base import decode_entries
-from crdtkv.core.types.counter import run_name
+from crdtkv.core.mend import Beside
 from crdtkv.errors import CorruptionError
 
 _MASK = (1 << 128) - 1
@@ -32,8 +29,7 @@ class Loader:
     def __init__(self, vv: VersionVector) -> None:
         self._vv = vv
         self._last = b""
-        self._key = b""
-        self._head = Head()
+        self._beside = Beside()
         self.slots = 0
         self._digest = 0
 
@@ -59,34 +55,18 @@ class Loader:
             self.slots += 1
             self._digest += digest_share(slot, record)
             batch[slot] = record
-            self._beside(slot, record, batch)
+            done, listed = self._beside.take(slot, record)
+            _put_head(done, batch)
+            batch.update(dict.fromkeys(listed, b""))
         return batch
 
     def finish(self) -> dict[bytes, bytes | None]:
         """The last batch, after all pages."""
         batch: dict[bytes, bytes | None] = {}
-        self._close_head(batch)
+        _put_head(self._beside.finish(), batch)
         return batch
 
-    def _beside(self, slot: bytes, record: bytes, batch: dict[bytes, bytes | None]) -> None:
-        key, type_code, subkey = split_slot(slot)
-        if key != self._key:
-            self._close_head(batch)
-            self._key, self._head = key, Head()
-        head = self._head
-        if type_code == SlotType.COUNTER:
-            head.runs = [*head.runs, run_name(subkey)]
-            return
-        expiries = [e.expiry for e in decode_entries(record) if e.expiry is not None]
-        for expiry in expiries:
-            batch[expiry_key(expiry, slot)] = b""
-        if type_code == SlotType.SET:
-            head.set_slots += 1
-            head.set_expires = head.set_expires or bool(expiries)
-        elif type_code == SlotType.MAP:
-            head.map_slots += 1
-            head.map_expires = head.map_expires or bool(expiries)
 
-    def _close_head(self, batch: dict[bytes, bytes | None]) -> None:
-        if self._key and not self._head.is_empty:
-            batch[head_key(self._key)] = encode_head(self._head)
+def _put_head(done: tuple[bytes, Head] | None, batch: dict[bytes, bytes | None]) -> None:
+    if done is not None and not done[1].is_empty:
+        batch[head_key(done[0])] = encode_head(done[1])

@@ -6,24 +6,30 @@ What is not known of a peer is absent in the answer, never 0: a lag of a peer th
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from crdtkv.core.causality import Origin, VersionVector
-from crdtkv.errors import RegionUnavailableError
+from crdtkv.errors import InvalidValueError, RegionUnavailableError
 from crdtkv.node.kv import Context, KeyValueService, unary
+from crdtkv.node.logging import event
 from crdtkv.node.peers import Peers
-from crdtkv.node.views import Views, from_vector
+from crdtkv.node.views import PACE, Views, from_vector
 from crdtkv.node.views import vector as _vector
 from crdtkv.node.worker import StorageWorker
 from crdtkv.pb.v1 import admin_pb2, admin_pb2_grpc
 from crdtkv.replication import PeerStatistics
 from crdtkv.results import PeerLag, Status
+from crdtkv.store.mending import SLOTS_MAX, adopt_records, settle
 
 if TYPE_CHECKING:
     from crdtkv.store.store import Store
 
+_decode_rows = msgspec.msgpack.Decoder(list[bytes | None]).decode
 _PEER_FIELDS = tuple(field.name for field in dataclasses.fields(PeerLag))
 _STATUS_FIELDS = tuple(
     field.name
@@ -144,6 +150,30 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def CloseView(self, request: Any, context: Context) -> Any:
         self._views.close(request.view)
         return admin_pb2.CloseViewReply()
+
+    # -- repair ---------------------------------------------------------------------------------------------------
+
+    @unary
+    async def Adopt(self, request: Any, context: Context) -> Any:
+        store, worker = self._serving()
+        try:
+            flat = _decode_rows(request.rows)
+        except msgspec.DecodeError as e:
+            raise InvalidValueError(f"rows: not a list of slots and records: {e}", field="rows") from e
+        if len(flat) % 2 or len(flat) > 2 * SLOTS_MAX or None in flat[::2]:
+            raise InvalidValueError(f"rows: must be up to {SLOTS_MAX} pairs of slot and record", field="rows")
+        offered: dict[bytes, bytes | None] = dict(zip(flat[::2], flat[1::2], strict=True))  # type: ignore[arg-type]  # checked above
+        done = await worker.read(adopt_records, store, offered, from_vector(request.vv), request.donor)
+        worker.poke()
+        event(logging.WARNING, "repaired", donor=request.donor, adopted=len(done.adopted), touched=len(done.touched))
+        return admin_pb2.AdoptReply(adopted=done.adopted, touched=done.touched)
+
+    @unary
+    async def Settle(self, request: Any, context: Context) -> Any:
+        store, worker = self._serving()
+        done = await worker.read(settle, store, PACE)
+        event(logging.WARNING, "settled", kept=done.kept, scanned=done.scanned, beside=done.beside)
+        return admin_pb2.SettleReply(kept=done.kept, scanned=done.scanned, beside=done.beside)
 
 
 def _peer(lag: PeerLag, row: PeerStatistics | None, own: Origin) -> Any:

@@ -120,3 +120,25 @@ def test_a_view_over_grpc_is_that_of_the_store_and_ends_when_it_is_closed(region
         view._number = number
         with pytest.raises(StoreClosedError, match="not held here"):
             view.parts(FIRST, LAST, 50)
+
+
+def test_repair_mends_a_damaged_region_while_all_of_them_write(regions: Regions, capsys: pytest.CaptureFixture[str]) -> None:
+    for n in range(200):
+        regions.stores["us"].put(f"k/{n}", n)
+    settled(regions)
+    eu = regions.stores["eu"]
+    eu.digest()
+    record = eu._machine.engine.get(register_slot_of("k/77"))
+    assert record is not None
+    eu._machine.engine.write({register_slot_of("k/77"): record[:-2] + bytes([record[-2] ^ 1]) + record[-1:], register_slot_of("k/9"): None})
+    assert main(["repair", "--at", addresses(regions), "--dry-run"]) == 0
+    assert "2 records would be taken over; nothing was changed" in capsys.readouterr().out
+    with under_load(regions):
+        assert main(["repair", "--at", addresses(regions), "-o", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {(m["slot"], m["region"]) for m in found["mended"]} == {("k/77 (register)", "eu"), ("k/9 (register)", "eu")}
+    assert found["certificate"]["agree"] and list(found["settled"]) == ["eu"]
+    assert (eu["k/77"], eu["k/9"]) == (77, 9)
+    settled(regions)
+    assert len({store.digest() for store in regions.stores.values()}) == 1
+    assert {c.key for c in eu.conflicts("k/")} == {"k/77", "k/9"}

@@ -277,3 +277,35 @@ class CloseViewRequest(_message.Message):
 class CloseViewReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class AdoptRequest(_message.Message):
+    __slots__ = ("donor", "vv", "rows")
+    DONOR_FIELD_NUMBER: _ClassVar[int]
+    VV_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    donor: str
+    vv: VersionVector
+    rows: bytes
+    def __init__(self, donor: _Optional[str] = ..., vv: _Optional[_Union[VersionVector, _Mapping]] = ..., rows: _Optional[bytes] = ...) -> None: ...
+
+class AdoptReply(_message.Message):
+    __slots__ = ("adopted", "touched")
+    ADOPTED_FIELD_NUMBER: _ClassVar[int]
+    TOUCHED_FIELD_NUMBER: _ClassVar[int]
+    adopted: _containers.RepeatedScalarFieldContainer[bytes]
+    touched: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, adopted: _Optional[_Iterable[bytes]] = ..., touched: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class SettleRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SettleReply(_message.Message):
+    __slots__ = ("kept", "scanned", "beside")
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    SCANNED_FIELD_NUMBER: _ClassVar[int]
+    BESIDE_FIELD_NUMBER: _ClassVar[int]
+    kept: str
+    scanned: str
+    beside: int
+    def __init__(self, kept: _Optional[str] = ..., scanned: _Optional[str] = ..., beside: _Optional[int] = ...) -> None: ...

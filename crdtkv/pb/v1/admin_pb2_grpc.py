@@ -84,6 +84,16 @@ class AdminStub(object):
                 request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewRequest.SerializeToString,
                 response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewReply.FromString,
                 _registered_method=True)
+        self.Adopt = channel.unary_unary(
+                '/crdtkv.v1.Admin/Adopt',
+                request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.AdoptRequest.SerializeToString,
+                response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.AdoptReply.FromString,
+                _registered_method=True)
+        self.Settle = channel.unary_unary(
+                '/crdtkv.v1.Admin/Settle',
+                request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleRequest.SerializeToString,
+                response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -153,6 +163,19 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Adopt(self, request, context):
+        """Repair: take over records from a sound region; recount what is kept beside them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Settle(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -205,6 +228,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.CloseView,
                     request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewRequest.FromString,
                     response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewReply.SerializeToString,
+            ),
+            'Adopt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Adopt,
+                    request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.AdoptRequest.FromString,
+                    response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.AdoptReply.SerializeToString,
+            ),
+            'Settle': grpc.unary_unary_rpc_method_handler(
+                    servicer.Settle,
+                    request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleRequest.FromString,
+                    response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -477,6 +510,60 @@ class Admin(object):
             '/crdtkv.v1.Admin/CloseView',
             crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewRequest.SerializeToString,
             crdtkv_dot_pb_dot_v1_dot_admin__pb2.CloseViewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Adopt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdtkv.v1.Admin/Adopt',
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.AdoptRequest.SerializeToString,
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.AdoptReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Settle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdtkv.v1.Admin/Settle',
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleRequest.SerializeToString,
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleReply.FromString,
             options,
             channel_credentials,
             insecure,
