@@ -96,6 +96,12 @@ class StorageError(CrdtkvError):
     """The disk or the state engine failed."""
 
 
+class DiskFullError(StorageError):
+    """There is no room on the disk. Nothing was applied; reads go on, and writes are taken again by themselves once there is room."""
+
+    retryable = True
+
+
 class CorruptionError(CrdtkvError):
     """Bytes are not what their checksum, hash or format says; names where."""
 

@@ -47,6 +47,11 @@ EXPIRIES_LOOKED_AT_MAX = 4096
 KEPT_HASHES_MAX = 1024
 """Hashes kept per origin, one per `HASH_INTERVAL` commits: forks up to a million commits back are found by hash."""
 
+_PARTS = {"control", "settings", "clock", "state", "heads", "journal", "purges", "_removals", "_requests", "_applier", "_vv"}
+_HELD = {"_held", "_held_frames", "_held_bytes", "_waiting", "_surfaced"}
+_STAYS = frozenset(_PARTS | _HELD)
+"""What `Replica.adopt` leaves in place, or takes over by its contents."""
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -182,6 +187,38 @@ class Replica:
         self.clock.begin_incarnation()
         self._context = None
         self._template = None
+
+    def adopt(self, other: Replica) -> None:
+        """Become what another replica on the same base is, in place: for those who hold references to this one or its parts.
+
+        What is held stays, and is looked at anew when something is applied. The clock is the same, and never goes back.
+        """
+        self.state.adopt(other.state)
+        version = self.control.version
+        for mine, its in (
+            (self.control, other.control),
+            (self.heads, other.heads),
+            (self.journal, other.journal),
+            (self.purges, other.purges),
+            (self._removals, other._removals),
+            (self._requests, other._requests),
+        ):
+            for name in getattr(type(mine), "__slots__", None) or vars(its):
+                if name not in ("_state", "_log_time", "frozen"):  # what is frozen is decided here, not by the log
+                    setattr(mine, name, getattr(its, name))
+        self.control.version = max(version, other.control.version) + 1
+        self._vv.clear()
+        self._vv.update(other._vv)
+        for name, value in vars(other).items():
+            if name not in _STAYS:
+                setattr(self, name, value)
+        if self._applier.touched is not None:
+            self._applier.touched.clear()
+
+    def hold(self, frames: Iterable[Frame]) -> None:
+        """Hold frames again that had been held and whose application was undone."""
+        for frame in frames:
+            self._hold(frame)
 
     # -- what is applied ------------------------------------------------------------------------------------------
 

@@ -17,7 +17,10 @@ they find faults, not forgers, so the hash is XXH3 (128 bits), five times as fas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from heapq import merge
+from operator import itemgetter
+from types import TracebackType
+from typing import Protocol, Self
 
 from xxhash import xxh3_128_intdigest
 
@@ -33,6 +36,14 @@ class Base(Protocol):
     def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
     def write(self, batch: Mapping[bytes, bytes | None]) -> None: ...
     def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]: ...
+
+
+class View(Protocol):
+    """A view of a base of one moment."""
+
+    def get(self, key: bytes, /) -> bytes | None: ...
+    def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]: ...
+    def close(self) -> None: ...
 
 
 def hash_record(slot: bytes, record: bytes) -> int:
@@ -129,6 +140,17 @@ class State:
             if newer is not None:
                 yield key, newer
 
+    def overlaid(self, view: View) -> Overlaid:
+        """A view of the base of this moment with the overlay of this moment over it: what a view would be after a fold. O(overlay)."""
+        return Overlaid(view, {**self._slots, **self._side})
+
+    def adopt(self, other: State) -> None:
+        """Take over the overlay of another state on the same base. Readers see each record before or after."""
+        self._known = {}
+        self._digest = other._digest
+        self._slots = other._slots
+        self._side = other._side
+
     def digest(self) -> int:
         """The digest with everything in the overlay counted. O(changed slots)."""
         return (self._digest + self._change()) & _MASK
@@ -171,6 +193,38 @@ class State:
         self._digest = digest
         self._slots = {}
         self._side = {}
+
+
+class Overlaid:
+    """A view of a base with what had changed and was not folded laid over it: see `State.overlaid`."""
+
+    __slots__ = ("_base", "_over")
+
+    def __init__(self, base: View, over: dict[bytes, bytes | None]) -> None:
+        self._base = base
+        self._over = over
+
+    def get(self, key: bytes, /) -> bytes | None:
+        return self._over[key] if key in self._over else self._base.get(key)
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.get(key) for key in keys]
+
+    def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        over = self._over
+        changed = sorted((k for k in over if start <= k and (end is None or k < end)), reverse=reverse)
+        newer = ((key, record) for key in changed if (record := over[key]) is not None)
+        older = (item for item in self._base.scan(start, end, reverse=reverse) if item[0] not in over)
+        return merge(newer, older, key=itemgetter(0), reverse=reverse)
+
+    def close(self) -> None:
+        self._base.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
 class DictBase:

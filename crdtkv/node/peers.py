@@ -26,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from crdtkv.core.causality import region_of
-from crdtkv.errors import CrdtkvError, RegionUnavailableError
+from crdtkv.errors import CrdtkvError, DiskFullError, RegionUnavailableError
 from crdtkv.node.logging import event
 from crdtkv.node.worker import StorageWorker, as_crdtkv_error
 from crdtkv.replication import Backoff, Code, Drive, Event, EventKind, PeerStatistics, Relay, ReplicationSettings, State
@@ -175,6 +175,8 @@ class _Core:
                 break
             try:
                 drive.applied(self._port.apply(work.apply), _now_ms())
+            except DiskFullError:
+                drive.apply_deferred(_now_ms())
             except Exception as e:
                 if not isinstance(e, CrdtkvError):
                     event(logging.ERROR, "apply_failed", error=f"{type(e).__name__}: {e}")

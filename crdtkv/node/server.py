@@ -54,6 +54,8 @@ from crdtkv.transport.loop import new_event_loop
 
 KEY_VALUE: Final = "crdtkv.v1.KeyValue"
 SERVICES: Final = (KEY_VALUE, "crdtkv.v1.Replication", "crdtkv.v1.Admin")
+HEALTH_S: Final = 0.2
+"""How often it is looked whether the store takes writes."""
 SWITCH_INTERVAL_S: Final = 0.0005
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 
@@ -83,6 +85,7 @@ class NodeServer:
         self._peers = Peers(peers, transport, replication)
         self._worker: StorageWorker | None = None
         self._follows: Callable[[], None] | None = None  # ends it
+        self._watching: asyncio.Task[None] | None = None
         self.failed = asyncio.Event()
         """The store can no longer keep its promises (a failed fsync): stop the node."""
         self.address = ""
@@ -131,6 +134,20 @@ class NodeServer:
         self._kv.open(store, worker)
         self._admin.open(store, worker)
         await self._health.set(KEY_VALUE, health_pb2.HealthCheckResponse.SERVING)
+        self._watching = asyncio.create_task(self._watch_room(store))
+
+    async def _watch_room(self, store: Store) -> None:
+        """Not ready while the store takes no writes, though it reads: whoever can should go elsewhere."""
+        told = ""
+        while True:
+            await asyncio.sleep(HEALTH_S)
+            why = store.read_only
+            if bool(why) == bool(told):
+                continue
+            told = why
+            status = health_pb2.HealthCheckResponse
+            await self._health.set(KEY_VALUE, status.NOT_SERVING if why else status.SERVING)
+            event(logging.WARNING if why else logging.INFO, "read_only" if why else "writes_again", reason=why)
 
     @property
     def peers(self) -> Peers:
@@ -142,6 +159,8 @@ class NodeServer:
         began = time.monotonic()
         grace_s = self._limits.shutdown_grace_ms / 1000
         await self._health.enter_graceful_shutdown()
+        if self._watching is not None:
+            self._watching.cancel()
         self._kv.close()
         try:
             async with asyncio.timeout(grace_s):

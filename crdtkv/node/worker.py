@@ -35,7 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from crdtkv.errors import CrdtkvError, DeadlineExceededError, OverloadedError, StorageError, StoreClosedError
+from crdtkv.errors import CrdtkvError, DeadlineExceededError, DiskFullError, OverloadedError, StorageError, StoreClosedError
 from crdtkv.node.logging import LOGGER, event
 
 if TYPE_CHECKING:
@@ -336,7 +336,7 @@ class StorageWorker:
             except Exception as e:
                 if not isinstance(e, CrdtkvError):
                     _report("execute_failed", e)
-                if isinstance(e, StorageError):
+                if isinstance(e, StorageError) and not isinstance(e, DiskFullError):
                     # The store answers nothing more until it is opened again, which recovers it to what its log holds.
                     self._post((self._on_failed,))
                 failure = as_crdtkv_error(e)

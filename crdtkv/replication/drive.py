@@ -123,6 +123,8 @@ class Drive:
         """Groups that failed together, now one link each: who is to blame shows."""
         self._applying: tuple[_Arrival, ...] | None = None
         self._apply_began_ms = self._applied_by_ms = now_ms
+        self._apply_at_ms = now_ms
+        """Nothing is applied before: the replica could not take it."""
 
         self._direct: frozenset[Origin] = frozenset()
         """Origins whose own stream comes over a live link."""
@@ -232,6 +234,16 @@ class Drive:
             return []
         return [peer.session for peer in self._peers.values() if peer.session.waits_with(origin, seq)]
 
+    def apply_deferred(self, now_ms: float) -> None:
+        """The last `Work.apply` could not be done for now (a full disk) and changed nothing: it is due again a little later.
+
+        What it holds keeps its credit, so that peers stop sending, and nothing is lost.
+        """
+        self._begin(now_ms)
+        group = self._end_apply()
+        self._queue[:0] = [arrival for arrival in group if not arrival.session.ended]
+        self._apply_at_ms = self._now + self._settings.apply_retry_ms
+
     def set_writable(self, link: Link, writable: bool, now_ms: float) -> None:
         """Whether the link takes messages: while it does not, what is to be sent gathers, and stays bounded."""
         self._begin(now_ms)
@@ -277,6 +289,8 @@ class Drive:
                 wakes.append(ready.wake_at_ms)
             if session.ended:
                 closed.append(Closed(link, session.origin, session.close_code or ""))
+        if self._now < self._apply_at_ms and (self._queue or self._alone):
+            wakes.append(self._apply_at_ms)
         arrivals = self._next_group()
         frames = tuple(frame for arrival in arrivals for frame in arrival.frames)
         return Work(messages, frames, tuple(closed), tuple(self._events), min(wakes, default=None), readies, arrivals)
@@ -330,7 +344,7 @@ class Drive:
 
     def _next_group(self) -> tuple[_Arrival, ...]:
         """What is applied next: whole messages in order of arrival, up to `apply_bytes_max`."""
-        if self._applying is not None:
+        if self._applying is not None or self._now < self._apply_at_ms:
             return ()
         if self._alone:
             return tuple(self._alone[0])

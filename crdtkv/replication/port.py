@@ -52,6 +52,7 @@ class ReplicaPort(Protocol):
         """Apply frames in this order; those not ready are held within a bound, duplicates are no-ops.
 
         Raises:
+            DiskFullError: there is no room for them now; nothing changed. To be given again, all of them.
             CorruptionError: a frame's bytes, or the hash of its predecessor, are not what they should be. Nothing before
                 it is lost; it and what follows may be given again.
         """

@@ -39,6 +39,7 @@ class ReplicationSettings:
         read_bytes_max: how much of the log one turn reads for one peer that catches up.
         tail_bytes_max: how much of the newest own frames stays in memory, shared by all peers.
         apply_bytes_max: how much received is applied as one group, unless one message is longer.
+        apply_retry_ms: when what the replica had no room for on its disk is given to it again.
         relay_delay_ms: how long something missing may take to come by itself before a peer is asked to relay.
         relay_timeout_ms: a relay that brings nothing of what is waited for within this time: another peer is asked.
         relay_linger_ms: how long an open relay that is no longer needed is kept.
@@ -65,6 +66,7 @@ class ReplicationSettings:
     read_bytes_max: int = 4 * MIB
     tail_bytes_max: int = 8 * MIB
     apply_bytes_max: int = 4 * MIB
+    apply_retry_ms: int = 200
     relay_delay_ms: int = 100
     relay_timeout_ms: int = 1_000
     relay_linger_ms: int = 2_000

@@ -11,6 +11,7 @@ from sortedcontainers import SortedDict
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.frame import Frame
 from crdtkv.core.replica import META_KEY, Meta
+from crdtkv.errors import DiskFullError
 from crdtkv.storage.engine import EngineSnapshot
 from crdtkv.storage.memory_log import expired
 from crdtkv.storage.retention import LogPart
@@ -30,6 +31,7 @@ class SimulatedLog:
         self.vv_at: list[VersionVector] = [EMPTY_VV]
         self._start = 0
         self._synced = 0
+        self.is_full = False
 
     def end(self) -> int:
         return len(self.frames)
@@ -60,6 +62,8 @@ class SimulatedLog:
         return next((f for f in kept if f.origin == origin and f.first_seq <= seq <= f.last_seq), None)
 
     def append(self, frames: Sequence[Frame], /) -> int:
+        if self.is_full:
+            raise DiskFullError("the simulated log has no room")
         for frame in frames:
             self.frames.append(frame)
             self.vv_at.append(self.vv_at[-1].advance(*_last(frame)))
@@ -116,11 +120,14 @@ class SimulatedEngine:
         self.records: SortedDict[bytes, bytes] = SortedDict()
         self.get = self.records.get
         self.folds: list[dict[bytes, bytes]] = [{}]
+        self.is_full = False
 
     def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return [self.records.get(key) for key in keys]
 
     def write(self, batch: Mapping[bytes, bytes | None]) -> None:
+        if self.is_full:
+            raise DiskFullError("the simulated engine has no room")
         for key, record in batch.items():
             if record is None:
                 self.records.pop(key, None)

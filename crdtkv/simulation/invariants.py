@@ -335,6 +335,16 @@ class Auditor:
         if len(kept) < len(followed.order):
             self._rewind(member, followed, kept)
 
+    def undone(self, member: Member, dots: list[Dot]) -> None:
+        """3: commits that found no room: nothing of them is left, here or anywhere, and nothing else has changed."""
+        followed = self._followed[member.index]
+        self._history.forget(dots)
+        for dot in dots:
+            self._requests.pop(dot, None)
+        self._stamps[member.origin] = max((c.hlc for dot, c in self._history.commits.items() if dot.origin == member.origin), default=0)
+        followed.runs, followed.checked = {}, EMPTY_VV
+        self.recovered(member)
+
     def _rewind(self, member: Member, followed: _Followed, kept: list[Frame]) -> None:
         """Part of the log was lost, with whatever it had done."""
         own = [commit.hlc for dot, commit in self._history.commits.items() if dot.origin == member.origin]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +11,7 @@ from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import TYPE_NAMES
 from crdtkv.core.frame import Frame
 from crdtkv.core.types.counter import DEAD_SPACE
-from crdtkv.errors import ClockSkewError, CrdtkvError
+from crdtkv.errors import ClockSkewError, CrdtkvError, DiskFullError
 from crdtkv.replication.backoff import Backoff
 from crdtkv.replication.drive import Drive
 from crdtkv.replication.messages import CannotRelay, Frames, encode
@@ -104,7 +105,11 @@ class Member:
 
     def serve(self, fill: Callable[[Transaction], tuple[list[list[object]], tuple[Operation, ...]]], count: int) -> None:
         """Commit a group of transactions as one frame; acknowledge them as the durability level allows."""
+        if self.machine.full is not None:
+            return
         made: list[Dot] = []
+        if self.log.is_full:
+            self._world.auditor.crashing(self)  # what an undo, too, must give again
         for _ in range(count):
             deltas, operations = fill(Transaction(self.machine.replica, self.reader))
             if deltas:
@@ -128,7 +133,12 @@ class Member:
     def _seal(self, made: list[Dot]) -> None:
         if not made:
             return
-        end = self.machine.seal()
+        try:
+            end = self.machine.seal()
+        except DiskFullError:
+            self._world.rare["commit_undone"] += 1
+            self._world.auditor.undone(self, made)
+            return
         self._unacknowledged += [(end, dot) for dot in made]
         self._released()
         self._sync_later()
@@ -157,7 +167,9 @@ class Member:
     def _housekeep(self) -> None:
         """Issue removals of what expired, clear a slice, fold, now and then."""
         world, replica = self._world, self.machine.replica
-        due = list(replica.due(EXPIRIES_AT_ONCE))
+        if self.machine.full is not None and not self.log.is_full:
+            self.machine.retry()
+        due = list(replica.due(EXPIRIES_AT_ONCE)) if not self.log.is_full and self.machine.full is None else []
         if due:
             operations = [
                 Expire((key, TYPE_NAMES[code], subkey), tuple(Dot(origin, seq) for origin, seq in dots))
@@ -168,7 +180,8 @@ class Member:
         if replica.purges:
             replica.purge_slice(1 + world.dice.below(3))
         if world.dice.chance(world.options.folds / 10):
-            self.machine.fold()
+            with contextlib.suppress(DiskFullError):
+                self.machine.fold()
         self._later(world.dice.between(20, 120), self._housekeep)
         world.changed(self)
 
@@ -186,7 +199,8 @@ class Member:
         self._drop(retention, due)
 
     def _drop(self, retention: Retention, due: Due) -> None:
-        if due.position:
+        # A round that the engine's disk stops half-way is due again, but has changed what replay is compared with.
+        if due.position and not self.engine.is_full:
             before = self.engine.records.copy()
             retention.run(due)
             self._world.rare["dead_runs_dropped"] += sum(1 for key in before if key[:1] == DEAD_SPACE and key not in self.engine.records)
@@ -231,6 +245,12 @@ class Member:
         world = self._world
         try:
             result = self.machine.apply(frames)
+        except DiskFullError:
+            world.rare["apply_deferred"] += 1
+            self.drive.apply_deferred(world.now_ms)
+            self.poke()
+            world.changed(self)
+            return
         except CrdtkvError as e:
             world.violation(f"{self.region}: a frame could not be applied: {e}")
             return

@@ -35,7 +35,7 @@ class Options:
         hop: how often a client's session goes on in another region.
         skew_ms: how far wall clocks are off; `jumps` says how often one is set, `grain_ms` how coarse they are.
         delay_ms: one-way delay of a link; each message adds up to `jitter` times as much.
-        cuts, resets, crashes, truncations, folds: rates of faults.
+        cuts, resets, crashes, truncations, folds, fulls: rates of faults.
         bridge: when everything heals, two regions stay cut off from each other, and must converge through a third.
         weights: how often clients do what.
     """
@@ -58,6 +58,7 @@ class Options:
     resets: float = 0.3
     crashes: float = 0.15
     truncations: float = 0.0
+    fulls: float = 0.0
     bridge: bool = False
     folds: float = 1.0
     fold_records_max: int = 64
@@ -176,6 +177,11 @@ def _holding(options: Options) -> Options:
     return replace(options, regions=max(3, options.regions), core=core, replication=replication, jitter=5.0, hop=0.9, cuts=0.5)
 
 
+def _full(options: Options) -> Options:
+    """Disks that fill up and are freed again, while everybody writes, and now and then die meanwhile."""
+    return replace(options, fulls=2.5, crashes=0.5, truncations=2.0, hop=0.9, transactions=40)
+
+
 SCENARIOS: Final = {
     "mixed": _mixed,
     "ties": _ties,
@@ -186,5 +192,6 @@ SCENARIOS: Final = {
     "crashes": _crashes,
     "expiry": _expiry,
     "holding": _holding,
+    "full": _full,
 }
 """What each scenario is biased to; the seed draws the rest."""

@@ -147,6 +147,7 @@ class World:
             (options.crashes, self._crash),
             (options.truncations, self._truncate),
             (options.jumps, self._jump),
+            (options.fulls, self._fill),
             (2.0, self._join),
         )
         for rate, fault in faults:
@@ -232,6 +233,17 @@ class World:
         self.trace("truncate", member.index, member.log.start())
         self.changed(member)
 
+    def _fill(self) -> None:
+        """No room on a member's disk, for its log or for its engine as well, until later."""
+        member = self.dice.pick(self.members)
+        member.log.is_full = True
+        member.engine.is_full = self.dice.chance(0.5)
+        self.trace("full", member.index, member.engine.is_full)
+        self.after(self.dice.between(5, 700), self._free, member)
+
+    def _free(self, member: Member) -> None:
+        member.log.is_full = member.engine.is_full = False
+
     def _jump(self) -> None:
         member = self.dice.pick(self.members)
         member.wall.jump(int(self.dice.between(-3_000, 3_000)))
@@ -247,6 +259,8 @@ class World:
     def _heal(self) -> None:
         """No more faults, no more writes: from now on there is only catching up."""
         self._healed()
+        for member in self.members:
+            self._free(member)
         self.trace("heal")
         self._settle(self.now_ms + self.options.quiet_s * 1000)
 

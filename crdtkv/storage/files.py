@@ -12,9 +12,10 @@ Not Created Equal" (OSDI 2014) for why a new name needs its directory synced.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class File(Protocol):
@@ -128,6 +129,24 @@ class OsFiles:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+class Space(NamedTuple):
+    """Bytes of a file system: free for this user, and in all."""
+
+    free: int
+    total: int
+
+
+def space_of(directory: Path) -> Space:
+    """The room on the file system of a directory."""
+    found = os.statvfs(directory)
+    return Space(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an operation failed for want of room (or of quota), and may succeed once there is some."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_all(file: File, data: bytes) -> None:

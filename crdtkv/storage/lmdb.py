@@ -33,8 +33,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from crdtkv.errors import ConfigError, CorruptionError, CrdtkvError, StorageError, StoreLockedError
+from crdtkv.errors import ConfigError, CorruptionError, CrdtkvError, DiskFullError, StorageError, StoreLockedError
 from crdtkv.storage.engine import SCAN_CHUNK, closed_error
+from crdtkv.storage.files import space_of
 
 try:
     import lmdb
@@ -51,6 +52,7 @@ T = TypeVar("T")
 MAP_BYTES: Final = 1 << 40
 MAP_BYTES_MIN: Final = 1 << 30
 READERS_MAX: Final = 1024
+NO_ROOM_BYTES: Final = 1 << 20
 KEY_BYTES_MAX: Final = 511
 _LINK: Final = b"\x01"
 _BEYOND_LINK: Final = b"\x02"
@@ -114,7 +116,13 @@ class LmdbEngine:
                 return StoreLockedError(f"the state engine in {path} is in use: close the store that owns it first", path=path)
             case lmdb.ReadersFullError():
                 return StorageError(f"more than {READERS_MAX} snapshots and scans are open: close some", path=path, retryable=True)
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error) or self._had_no_room(error):
+            return DiskFullError(f"the state engine in {path} has no room: {error}", path=path)
         return StorageError(f"the state engine in {path} failed: {error}", path=path)
+
+    def _had_no_room(self, error: Exception) -> bool:
+        """A page that the file system takes only in part is an I/O error to LMDB."""
+        return "Input/output error" in str(error) and space_of(self.path).free < NO_ROOM_BYTES
 
     def _read(self, what: Callable[[Transaction], T]) -> T:
         with self._lock:

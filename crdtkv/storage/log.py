@@ -14,7 +14,7 @@ index (each segment's beginning, and in segments read so far each 64 KiB) leads 
 on where it stopped seeks nothing. The same index, with its version vectors, answers `position_after` and `find`. Segments
 other than the last are verified when they are read, not on opening.
 
-**Failing.** An append that fails is cut back, so the log is what it was, and may be tried again when there is room. A failed
+**Failing.** An append that fails is cut back, so the log is what it was; for want of room (`DiskFullError`) it may be tried again. A failed
 sync fails the log for ever: what the kernel had not written it may have forgotten, and the next sync would succeed without it.
 
 Appends and `roll` come from one thread at a time, `truncate` from one at a time that may be another; everything else from any.
@@ -34,8 +34,8 @@ from zlib import crc32
 
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.frame import Frame
-from crdtkv.errors import CorruptionError, StorageError, StoreClosedError
-from crdtkv.storage.files import FileLayer, OsFiles, write_all, write_atomically
+from crdtkv.errors import CorruptionError, DiskFullError, StorageError, StoreClosedError
+from crdtkv.storage.files import FileLayer, OsFiles, is_full, write_all, write_atomically
 from crdtkv.storage.memory_log import FrameWindow, MemoryLog, expired
 from crdtkv.storage.retention import LogPart
 from crdtkv.storage.segments import (
@@ -96,6 +96,7 @@ class CommitLog(LogReader, Protocol):
         """Add frames at the end, all or none; returns the new end. What is appended survives the process, not power loss.
 
         Raises:
+            DiskFullError: nothing was appended; try again when there is room.
             StorageError: nothing was appended.
         """
 
@@ -315,6 +316,11 @@ class FileLog:
             file.sync()
             try:
                 self._files.rename(temporary, path)
+            except OSError as e:
+                if not is_full(e):  # then it was not done
+                    self._failure = "beginning a segment failed half-way"
+                raise
+            try:
                 self._files.sync_directory(self.directory)
             except BaseException:
                 # The segment may be there after a crash: the one before it must not grow any more.
@@ -322,6 +328,8 @@ class FileLog:
                 raise
         except BaseException:
             file.close()
+            with contextlib.suppress(OSError):
+                self._files.remove(temporary)
             raise
         index = [(first, len(header), before)]
         segment = _Segment(path, first, first, len(header), begun_ms, index, is_indexed=True, synced=len(header))
@@ -333,7 +341,9 @@ class FileLog:
     # -- errors -----------------------------------------------------------------------------------------------
 
     def _error(self, verb: str, error: OSError) -> StorageError:
-        return StorageError(f"cannot {verb} the commit log in {self.directory}: {error.strerror or error}", path=str(self.directory))
+        # Of a failed sync nothing is known, whatever the reason given.
+        kind = DiskFullError if is_full(error) and self._failure is None else StorageError
+        return kind(f"cannot {verb} the commit log in {self.directory}: {error.strerror or error}", path=str(self.directory))
 
     def _corruption(self, segment: _Segment, offset: int, reason: str) -> CorruptionError:
         return CorruptionError(

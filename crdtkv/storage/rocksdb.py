@@ -38,7 +38,7 @@ from rocksdict import (
     WriteOptions,
 )
 
-from crdtkv.errors import CorruptionError, CrdtkvError, StorageError, StoreLockedError
+from crdtkv.errors import CorruptionError, CrdtkvError, DiskFullError, StorageError, StoreLockedError
 from crdtkv.storage.engine import SCAN_CHUNK, closed_error
 
 BLOCK_CACHE_BYTES = 64 << 20
@@ -90,6 +90,8 @@ def _mapped(error: Exception, path: Path) -> CrdtkvError:
         return StoreLockedError(f"the state engine in {path} is in use: close the store that owns it first", path=str(path))
     if text.startswith("Corruption") or "Corruption:" in text:
         return CorruptionError(f"the state engine in {path} is damaged: {text}", path=str(path))
+    if "No space left on device" in text or "Disk quota exceeded" in text or "NoSpace" in text:
+        return DiskFullError(f"the state engine in {path} has no room: {text}", path=str(path))
     return StorageError(f"the state engine in {path} failed: {text}", path=str(path))
 
 
@@ -265,7 +267,8 @@ class RocksDbEngine:
         try:
             self._db.close()
         except Exception as e:
-            raise _mapped(e, self.path) from e
+            if not isinstance(error := _mapped(e, self.path), DiskFullError):  # what its memtable held, the log has
+                raise error from e
 
 
 class RocksDbSnapshot:

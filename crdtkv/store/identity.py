@@ -41,7 +41,8 @@ from zlib import crc32
 import msgspec
 
 from crdtkv.core.causality import Origin
-from crdtkv.errors import StorageError
+from crdtkv.errors import DiskFullError, StorageError
+from crdtkv.storage.files import is_full
 
 INSTANCE_NAME: Final = "INSTANCE"
 TRUST: Final = "trust"
@@ -385,7 +386,8 @@ class Instance:
         try:
             self._inside.write(record)
         except OSError as e:
-            raise StorageError(f"cannot write {self._inside.path}: {e.strerror}", path=str(self._inside.path)) from e
+            kind = DiskFullError if is_full(e) else StorageError
+            raise kind(f"cannot write {self._inside.path}: {e.strerror}", path=str(self._inside.path)) from e
         self._record = record
         if thrice:
             # From here on a copy from before this opening is told from what is written now.

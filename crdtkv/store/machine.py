@@ -6,6 +6,10 @@ ahead log, and recovery replays from the position that the engine's last batch r
 is the same, except that its bytes are there already. An append that fails leaves the overlay ahead of the log: the
 machine is then *failed*, and answers nothing more; opening the store again recovers to what the log holds.
 
+A full disk is the exception, for it passes: the machine then does that recovery by itself, in place (`_undo`), and is *full*:
+it reads, but takes nothing, until `retry` finds that there is room. So nothing of a refused write is left. Frames received
+meanwhile are refused as well, and stay with whoever has them. An engine that has no room is only late: the log has what it lacks.
+
 A *sent bound*, where the store sets one, keeps own commits above it from leaving until it is raised: see `identity`.
 
 It is also the port that replication sees: the embedded store, the node and the simulator all drive this one class.
@@ -28,12 +32,13 @@ from crdtkv.errors import (
     ClockSkewError,
     CorruptionError,
     CrdtkvError,
+    DiskFullError,
     RegionRemovedError,
     RegionUnavailableError,
     StorageError,
     WrongClusterError,
 )
-from crdtkv.storage.engine import StateEngine
+from crdtkv.storage.engine import EngineSnapshot, StateEngine
 from crdtkv.storage.log import CommitLog
 
 REFUSED = (ClockSkewError, RegionUnavailableError, RegionRemovedError)
@@ -82,6 +87,10 @@ class Machine:
         self.fold_records_max = fold_records_max
         self.gather_commits_max = gather_commits_max
         self.failed: BaseException | None = None
+        self.full: DiskFullError | None = None
+        """Why nothing is taken, as long as that is so."""
+        self.blocked = False
+        """Failed or full: what a write looks at first."""
         self.when_failed: Callable[[], None] = lambda: None
         self.engine_is_rebuilt = False
         """The engine starts empty at each opening: nothing may come to it but by the log."""
@@ -96,7 +105,7 @@ class Machine:
         self._gathered_bytes = 0  # commits of the frame in the making, while they gather
         self.is_engine_ahead = self.replica.position > log.end()
         """The engine holds what the log has lost: nothing may be done before `begin_incarnation`."""
-        self.replayed = 0 if self.is_engine_ahead else self._replay()
+        self.replayed = 0 if self.is_engine_ahead else self._replay(self.replica)
         if log.synced() < log.end():
             log.sync()  # a killed process leaves frames that only the kernel has; nothing may be promised on them before
         # What is in the log, and what of it is fsynced: the latter follows `log.synced()` when somebody asks.
@@ -107,9 +116,9 @@ class Machine:
 
     # -- recovery -------------------------------------------------------------------------------------------------
 
-    def _replay(self) -> int:
+    def _replay(self, replica: Replica, *, folding: bool = True) -> int:
         """Apply what the log has and the engine has not; how many frames that were."""
-        replica, log = self.replica, self.log
+        log = self.log
         if replica.position < log.start():
             raise CorruptionError(
                 f"the state engine stands at log position {replica.position}, but the log holds {log.start()} to {log.end()}: part of the "
@@ -128,8 +137,12 @@ class Machine:
                 replica.apply(frame)
             replayed += len(frames)
             replica.state.forget()
-            if replica.state.pending >= self.fold_records_max:
-                replica.fold()
+            if folding and replica.state.pending >= self.fold_records_max:
+                try:
+                    replica.fold()
+                except DiskFullError as e:
+                    folding = False
+                    self.refuse(e)
         return replayed
 
     # -- identity -------------------------------------------------------------------------------------------------
@@ -229,6 +242,7 @@ class Machine:
         """Close the frame in the making and append it; the log's end. `sync`: it may leave only once fsynced.
 
         Raises:
+            DiskFullError: the log has no room for it; nothing of it is left.
             StorageError: the log could not take it; the machine is failed from now on.
         """
         self.check()  # else a group whose commits were lost with a failed append would seem to be written
@@ -236,6 +250,9 @@ class Machine:
         try:
             frame = self.replica.close_frame()
             return self.log.end() if frame is None else self._append((frame,), sync)
+        except DiskFullError as e:
+            self._undo(e)
+            raise
         except BaseException as e:  # an interrupt too: the replica would be ahead of the log, which would get a hole
             self.fail(e)
             raise
@@ -245,6 +262,8 @@ class Machine:
             raise self._failure()
         try:
             end = self.log.append(frames)
+        except DiskFullError:
+            raise
         except BaseException as e:
             self.fail(e)
             raise
@@ -261,6 +280,8 @@ class Machine:
         if self.replica.state.pending >= self.fold_records_max or self._unfolded_bytes >= FOLD_BYTES_MAX:
             try:
                 self.fold()
+            except DiskFullError:
+                pass  # the log has it; that the next write is refused is enough
             except CrdtkvError as e:
                 e.maybe_applied = True  # the log has it
                 raise
@@ -275,6 +296,9 @@ class Machine:
         if self.replica.state.pending:
             try:
                 self.replica.fold()
+            except DiskFullError as e:
+                self.refuse(e)
+                raise
             except BaseException as e:
                 self.fail(e)
                 raise
@@ -286,6 +310,9 @@ class Machine:
             if self.log.synced() < position:
                 self.log.sync()  # first: an engine that is ahead of its log would look like a log that was rolled back
             self.engine.flush()
+        except DiskFullError as e:
+            self.refuse(e)
+            raise
         except BaseException as e:
             self.fail(e)
             raise
@@ -299,14 +326,59 @@ class Machine:
             self.fail(e)
             raise
         if self.replica.state.pending >= self.fold_records_max:
-            self.fold()
+            with contextlib.suppress(DiskFullError):
+                self.fold()
         return more
 
     def fail(self, error: BaseException) -> None:
         """Something broke half way: answer nothing more."""
         if self.failed is None:
             self.failed = error
+            self.blocked = True
             self.when_failed()
+
+    # -- a full disk ----------------------------------------------------------------------------------------------
+
+    def refuse(self, why: DiskFullError) -> None:
+        """Take nothing until `retry` finds room."""
+        self.full = why
+        self.blocked = True
+
+    def retry(self) -> None:
+        """There may be room again: take writes, unless the engine still has none for what waits for it."""
+        if self.full is not None and self.failed is None:
+            with contextlib.suppress(DiskFullError):
+                self.fold()
+                self.full = None
+                self.blocked = False
+
+    def check_writable(self) -> None:
+        """Raise if the machine has failed (`StorageError`) or takes nothing for want of room (`DiskFullError`)."""
+        self.check()
+        if self.full is not None:
+            raise DiskFullError(
+                f"no room on the disk, so nothing is written until there is some: {self.full.message}",
+                **self.full.details,
+                retry_after_ms=1000,
+            )
+
+    def _undo(self, why: DiskFullError) -> None:
+        """Go back to what engine and log hold, as a restart would, and refuse what comes. O(what was not folded).
+
+        Another replica is made from them, and its contents are taken over: readers see what was undone, or not.
+        """
+        try:
+            mine = self.replica
+            again = Replica(
+                self.engine, origin=self.origin, cluster=self.cluster, shard=self.shard, clock=mine.clock, settings=mine.settings
+            )
+            self._replay(again, folding=False)
+            mine.adopt(again)
+        except BaseException as e:
+            self.fail(e)
+            raise
+        self._gathered_bytes = 0
+        self.refuse(why)
 
     def _failure(self) -> StorageError:
         return StorageError(f"the store failed and must be opened again: {self.failed}", cause=str(self.failed))
@@ -320,7 +392,7 @@ class Machine:
 
     def apply(self, frames: Sequence[Frame]) -> Applied:
         """Apply received frames, append what became part of the state to the log; see `ReplicaPort.apply`."""
-        self.check()
+        self.check_writable()
         replica = self.replica
         if replica.making:
             self.seal()
@@ -341,8 +413,17 @@ class Machine:
             # Whatever stopped us, what was applied before it must be in the log.
             replica.state.forget()
             if applied and self.failed is None:
-                self._append(applied, False)
+                self._append_received(frames, applied)
         return Applied(len(applied), replica.held[0], self.log.end(), dropped)
+
+    def _append_received(self, frames: Sequence[Frame], applied: Sequence[Frame]) -> None:
+        try:
+            self._append(applied, False)
+        except DiskFullError as e:
+            self._undo(e)
+            given = set(map(id, frames))
+            self.replica.hold(frame for frame in applied if id(frame) not in given)  # these nobody will send again by himself
+            raise
 
     def _read_ahead(self, frames: Sequence[Frame]) -> None:
         """Fetch in one multi-get what a group of frames will touch. A damaged frame is left for `apply` to refuse."""
@@ -455,8 +536,19 @@ class Machine:
     def digest(self) -> tuple[VersionVector, str] | None:
         if self.replica.purges:
             return None
-        self.fold()  # the digest is then at hand
+        with contextlib.suppress(DiskFullError):
+            if self.full is None:
+                self.fold()  # the digest is then at hand
         return self.vv(), f"{self.replica.digest():032x}"
+
+    def snapshot(self) -> EngineSnapshot:
+        """A view of all that is applied. Folds first; if the engine has no room, what waits for it is laid over its view."""
+        with contextlib.suppress(DiskFullError):
+            if self.full is None:
+                self.fold()
+        self.check()
+        view, state = self.engine.snapshot(), self.replica.state
+        return state.overlaid(view) if state.pending else view
 
     def frame_hash(self, origin: Origin, seq: int) -> bytes | None:
         return self.replica.hash_at(origin, seq)

@@ -126,6 +126,8 @@ class _Group:
                 return known
         self.check(value)
         slot = register_slot_of(key)
+        if self._machine.blocked:
+            self._machine.check_writable()
         if self._replica.heads.exist:
             self._reader.require(encode_key(key), SlotType.REGISTER)
         self.bytes += len(value) + len(slot) + 32
@@ -141,6 +143,8 @@ class _Group:
         known = self._known(rid)
         if known is not None:
             return known
+        if self._machine.blocked:
+            self._machine.check_writable()
         transaction = Transaction(self._replica, self._reader)
         if not change(transaction):
             return None

@@ -42,8 +42,7 @@ class _View:
     def __init__(self, store: Store) -> None:
         with store._lock:
             store._check()
-            store._machine.fold()
-            self.snapshot = store._machine.engine.snapshot()
+            self.snapshot = store._machine.snapshot()
             self.cleared = dict(store._replica.purges.vvs)
             self.now_ms = store._replica.now_ms()
 

@@ -27,6 +27,8 @@ class Settings(CoreSettings):
             as soon as every member has acknowledged it. Longer serves watches and regions that were away from the log
             instead of from a snapshot.
         log_bytes_max: above it the oldest part goes even if a member lacks it: that one then needs a snapshot.
+        disk_reserve_bytes: with less room on the disk than this, or than a twentieth of it if that is less, writes are refused
+            until there is more: so that what is under way, and the making of room, find some.
         watch_changes_max: changes that may wait for one watcher; a slower one is cut with a token to resume by.
         purge_slots: how many slots of a large cleared collection are dropped at a time.
         instance_dir: where the instance tokens of data directories are kept, by which a restored or copied one is noticed: a directory
@@ -43,6 +45,7 @@ class Settings(CoreSettings):
     log_keep_s: int = 86_400
     log_keep_bytes: int = 1 << 30
     log_bytes_max: int = 8 << 30
+    disk_reserve_bytes: int = 64 << 20
     watch_changes_max: int = 100_000
     purge_slots: int = 2000
     instance_dir: str | None = None
@@ -60,6 +63,7 @@ class Settings(CoreSettings):
             "log_keep_s",
             "log_keep_bytes",
             "log_bytes_max",
+            "disk_reserve_bytes",
             "watch_changes_max",
             "purge_slots",
         ):

@@ -11,6 +11,7 @@ crash loses nothing; a power failure may lose what was not fsynced, at `async` a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -37,8 +38,9 @@ from crdtkv.core.codec import (
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.replica import Applied
 from crdtkv.core.types.base import decode_entries
-from crdtkv.errors import ClockSkewError, InvalidValueError, StorageError, StoreClosedError, missing_key
+from crdtkv.errors import ClockSkewError, DiskFullError, InvalidValueError, StorageError, StoreClosedError, missing_key
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
+from crdtkv.storage.files import space_of
 from crdtkv.storage.retention import Acknowledgement, RetentionPolicy
 from crdtkv.store.batch import Batch
 from crdtkv.store.exchange import decode, delta_since, known_of_own, merge
@@ -61,6 +63,8 @@ _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 REST_S = 30.0
 """After so long without an own commit the sent bound is drawn back, so that a power failure at rest costs no incarnation."""
 DELETE_PREFIX_KEYS = 1000
+RETRY_S = 0.5
+"""How often a store that found the disk full looks whether it can write again."""
 RETENTION_MS = 1000
 """How often it is asked what of the log may go."""
 """How many keys one commit of `delete_prefix` removes."""
@@ -95,6 +99,8 @@ class Store:
         self._port: StorePort | None = None
         policy = RetentionPolicy(settings.log_keep_s * 1000, settings.log_keep_bytes, settings.log_bytes_max)
         self._retention = Retention(self._machine, policy)
+        self._space = space_of
+        self._retry_at = 0.0
         self._retained_ms = wall_ms()  # a node that is about to open says who the members are
         self.settings = settings
         self.durability = durability
@@ -129,8 +135,9 @@ class Store:
                 if self._machine.failed is None:
                     self._machine.seal()
                     self._machine.log.sync()
-                    self._machine.fold()
-                    self._machine.engine.flush()
+                    with contextlib.suppress(DiskFullError):  # the log has what the engine lacks
+                        self._machine.fold()
+                        self._machine.engine.flush()
                     if self._opened.instance is not None:
                         self._opened.instance.close_clean(self.origin, self._machine.own_seq())
             finally:
@@ -200,7 +207,7 @@ class Store:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What an operator should know of this replica; empty when all is well."""
-        found = []
+        found = [f"read only: {self.read_only}"] if self.read_only else []
         if self._opened.incarnation_reason is not None:
             found.append(f"this replica took a new incarnation, {self.origin}: {self._opened.incarnation_reason}")
         if self._opened.instance is not None and self._opened.instance.warning is not None:
@@ -455,12 +462,20 @@ class Store:
         Also seal what an interrupt (Ctrl-C) left between its commit and its frame. Such a commit is visible, and may not share a
         frame with one that was not made with it.
         """
-        if self._closed is not None or self._machine.failed is not None:
+        if self._closed is not None or self._machine.blocked:
             self._check()
+            self._machine.check_writable()
         if durability is not None:
             check_durability(durability)
         if not self._gathers and self._replica.making:
             self._machine.seal(sync=self._sync_default)
+
+    def _open_for_reads(self) -> None:
+        """`_begin` for what need not write: on a full disk it goes on."""
+        if self._machine.full is None:
+            self._begin()
+        else:
+            self._check()
 
     def _settled(self) -> None:
         """With the lock held: check, and seal what has gathered, for someone who will look at it."""
@@ -663,7 +678,7 @@ class Store:
     def execute(self, requests: Sequence[Sequence[Any]]) -> Executed:
         """Run a group of requests (rows `[id, op, args, opts]`): its writes are one frame and one append."""
         with self._lock:
-            self._begin()
+            self._open_for_reads()
             executed = execute(self, requests)
         if executed.sync:
             self._wait_synced(executed.position)
@@ -717,6 +732,7 @@ class Store:
                 log_bytes=retained() if retained is not None else 0,
                 log_floor=machine.log.floor(),
                 log_kept_for=self._retention.last.held_by,
+                read_only=self.read_only,
                 state_bytes=machine.engine.size_bytes(),
                 held_frames=replica.held[0],
                 conflicts=replica.journal.total,
@@ -733,6 +749,13 @@ class Store:
             self._housekeeper = Housekeeper(self)
 
     def keep_bound(self) -> None:
+        """`_keep_bound`; for which there may be no room: then what is above the bound waits."""
+        try:
+            self._keep_bound()
+        except DiskFullError as e:
+            self._machine.refuse(e)
+
+    def _keep_bound(self) -> None:
         """Keep the sent bound ahead of what is written, and draw it back at rest; see `identity`. The store's thread calls it."""
         instance = self._opened.instance
         if instance is None:
@@ -766,29 +789,62 @@ class Store:
 
     def maintain(self) -> None:
         """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""
+        self._look_for_room()
+        with contextlib.suppress(DiskFullError):  # the machine knows, and refuses writes from now on
+            self._maintain()
+        now_ms = self._wall_ms()
+        if not 0 <= now_ms - self._retained_ms < RETENTION_MS:
+            self._retained_ms = now_ms
+            with contextlib.suppress(DiskFullError):
+                self._retain(now_ms)
+
+    def _look_for_room(self) -> None:
+        """Refuse writes while there is less room than the reserve, and take them again when there is more."""
+        machine = self._machine
+        if self.path is None:
+            return
+        try:
+            free, total = self._space(self.path)
+        except OSError:
+            return  # what it is about, the next write will tell
+        reserve = min(self.settings.disk_reserve_bytes, total // 20)
+        if free < reserve:
+            if machine.full is None:
+                text = f"{self.path} has {free:,} bytes free, less than the {reserve:,} kept in reserve: free some"
+                machine.refuse(DiskFullError(text, path=str(self.path), free=free, reserve=reserve))
+        elif machine.full is not None and free >= reserve + reserve // 4 and time.monotonic() >= self._retry_at:
+            self._retry_at = time.monotonic() + RETRY_S
+            with self._lock:
+                self._check()
+                machine.retry()
+
+    @property
+    def read_only(self) -> str:
+        """Why no writes are taken at present (a full disk); empty if they are."""
+        full = self._machine.full
+        return "" if full is None else full.message
+
+    def _maintain(self) -> None:
         callbacks: tuple[Callable[[], None], ...] = ()
         with self._lock:
-            self._begin()
+            self._open_for_reads()
             machine, replica = self._machine, self._replica
             position = machine.log.end()
-            due = list(replica.due(1000))
+            due = list(replica.due(1000)) if machine.full is None else []
             # While the clock may not be read, expired entries stay hidden as they are; their removal is issued later.
             if due and self._try_transact(due):
                 position = machine.seal(sync=self._sync_default)
                 callbacks = self._callbacks
                 if self._watches.active:
                     self._watches.publish(position)
-            if replica.purges:
-                machine.purge_slice(self.settings.purge_slots)
-            replica.maintain(self._wall_ms())
+            if machine.full is None:
+                if replica.purges:
+                    machine.purge_slice(self.settings.purge_slots)
+                replica.maintain(self._wall_ms())
         if self.durability != "memory" and machine.log.synced() < position:
             machine.log.sync()
         for callback in callbacks:
             callback()
-        now_ms = self._wall_ms()
-        if not 0 <= now_ms - self._retained_ms < RETENTION_MS:
-            self._retained_ms = now_ms
-            self._retain(now_ms)
 
     def _retain(self, now_ms: int) -> None:
         """Drop what of the log may go. Files are removed, and the engine flushed, beside the writers."""
@@ -803,10 +859,10 @@ class Store:
         cursor: bytes | None = None
         while cursor != b"":
             with self._lock:
-                self._begin()
+                self._open_for_reads()
                 cursor = retention.forget(due, cursor or b"")
         with self._lock:
-            self._begin()
+            self._open_for_reads()
             position = retention.fold()
         retention.flush(position)
         retention.drop(due)

@@ -121,8 +121,7 @@ class StateView:
             with store._lock:
                 store._settled()
                 if not replica.purges:
-                    machine.fold()
-                    self._snapshot = machine.engine.snapshot()
+                    self._snapshot = machine.snapshot()
                     vv = machine.vv()
                     self.moment = Moment(
                         store.origin,

@@ -36,6 +36,7 @@ _STATUS: Final[dict[type[CrdtkvError], grpc.StatusCode]] = {
     errors.StoreLockedError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StoreClosedError: grpc.StatusCode.UNAVAILABLE,
     errors.StorageError: grpc.StatusCode.INTERNAL,
+    errors.DiskFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.CorruptionError: grpc.StatusCode.DATA_LOSS,
     errors.ClockSkewError: grpc.StatusCode.UNAVAILABLE,
     errors.MissingHistoryError: grpc.StatusCode.FAILED_PRECONDITION,

@@ -17,6 +17,7 @@ MUST_MEET = {
     "crashes": {"crashed", "replayed", "crashed_between_append_and_fold", "log_lost_its_tail"},
     "expiry": {"expiry_by_another", "clock_jumped"},
     "holding": {"held", "dropped_held", "connection_lost"},
+    "full": {"commit_undone", "apply_deferred", "crashed", "log_truncated"},
 }
 
 
