@@ -121,6 +121,13 @@ class Network:
         wall = self.wall_offsets
         return Drive(self.replicas[name], self.settings, now_ms=self.now, wall_ms=lambda: self.now + wall[name])
 
+    def reconnect(self) -> None:
+        """Dial every peer that no link leads to, as nodes do."""
+        linked = {frozenset(pair) for pair in self.links.values()}
+        for a, b in itertools.combinations(self.replicas, 2):
+            if frozenset((a, b)) not in linked:
+                self.connect(a, b)
+
     def connect(self, a: str, b: str) -> int:
         """A new link, dialled by `a`."""
         link = next(self._numbers)

@@ -50,7 +50,7 @@ WHY: Final[Mapping[str, str]] = {
     Code.CLUSTER: "it belongs to another cluster or shard",
     Code.SELF: "the address leads to this node itself",
     Code.VERSION: "no common version of the protocol; upgrade the older node",
-    Code.AMNESIA: "commits of one side were lost; see its log",
+    Code.AMNESIA: "commits of one side were lost; it takes a new incarnation and fetches them",
     Code.FORK: "two contents for one commit: a copied or rolled back disk; see its log",
     Code.TIMEOUT: "it is silent",
     Code.SHUTDOWN: "it is shutting down",
@@ -135,9 +135,18 @@ class _Core:
 
     def receive(self, link: _Link, data: bytes) -> None:
         self.drive.receive(link, data, _now_ms())
+        if self.drive.amnesia is not None:
+            self._begin_incarnation(self.drive.amnesia)
         link.processed_bytes += len(data)
         if link.room_wanted:
             self._worker.emit(link.room.set)
+
+    def _begin_incarnation(self, reason: str) -> None:
+        """Before anything else is written: what was lost comes back under the former id."""
+        self._store.begin_incarnation(reason)
+        event(logging.WARNING, "new_incarnation", origin=self._store.origin, reason=reason)
+        self.drive.renewed(_now_ms())
+        self._touched = True
 
     def disconnect(self, link: _Link, reason: str) -> None:
         self._links.discard(link)

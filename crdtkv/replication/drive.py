@@ -13,6 +13,10 @@ has it says so while no live link to that origin sends it. A need that makes no 
 one peer at a time, the nearest that has it; the next one if that refuses, or brings nothing for `relay_timeout_ms`. A relay
 ends when for `relay_linger_ms` it brought nothing but what came by itself as well. When all that have it refuse, only a
 snapshot helps: that is reported.
+
+**Amnesia.** Once a peer knows more of this replica than it does itself, `amnesia` says so, and nothing may be committed any
+more under the present origin: the I/O layer has the replica take a new incarnation and calls `renewed`. All links end and are
+dialled again; what was lost is then a need like any other, of an origin that nobody continues, and comes back by relay.
 """
 
 from __future__ import annotations
@@ -135,6 +139,8 @@ class Drive:
         self._relay_wake_ms: float | None = None
         self._resubscribe_at_ms: float | None = None
         self._resubscribe_after_ms = settings.resubscribe_ms
+        self.amnesia: str | None = None
+        """What shows that the replica has lost commits of its own: it must take a new incarnation; then `renewed`."""
 
     # -- inputs -----------------------------------------------------------------------------------------------
 
@@ -174,6 +180,8 @@ class Drive:
             self._queue.append(_Arrival(link, session, relayed, frames))
             if relayed and any(f.origin not in self._direct and f.last_seq > self._vv.seq(f.origin) for f in frames):
                 session.relay_useful_ms = self._now
+        if session.found_amnesia and before in (State.OPENING, State.LIVE) and self.amnesia is None:
+            self.amnesia = next(e.text for e in reversed(self._events) if e.kind is EventKind.AMNESIA)
         if before is State.OPENING and session.state is State.LIVE:
             self._drop_duplicates(link, peer)
         if not isinstance(message, Frames | Ack | Credit | HeartbeatReply):
@@ -243,6 +251,15 @@ class Drive:
         group = self._end_apply()
         self._queue[:0] = [arrival for arrival in group if not arrival.session.ended]
         self._apply_at_ms = self._now + self._settings.apply_retry_ms
+
+    def renewed(self, now_ms: float) -> None:
+        """The replica goes on under a new origin, as it must after `amnesia`: peers learn it from a new hello."""
+        self._begin(now_ms)
+        self.amnesia = None
+        self._tail = OwnTail(self._port, self._settings, self._now)
+        self._vv = self._port.vv()
+        for peer in self._peers.values():
+            peer.session.close(Code.RENEWED, "this replica has a new origin")
 
     def set_writable(self, link: Link, writable: bool, now_ms: float) -> None:
         """Whether the link takes messages: while it does not, what is to be sent gathers, and stays bounded."""
@@ -374,13 +391,15 @@ class Drive:
 
     def _drop_duplicates(self, link: Link, peer: _Peer) -> None:
         """Keep one link per peer. Both sides choose alike: a newer one replaces an older one of the same dialler, else
-        the link that the lesser origin dialled stays."""
+        the link that the lesser origin dialled stays. One to a former incarnation of the peer leads nowhere any more."""
         origin = peer.session.origin
         assert origin is not None
         for other_link, other in list(self._peers.items()):
-            if other_link == link or other.session.state is not State.LIVE or other.session.origin != origin:
+            if other_link == link or other.session.state is not State.LIVE or other.session.region != peer.session.region:
                 continue
-            if other.dialed == peer.dialed:
+            if other.session.origin != origin:
+                other.session.close(Code.REPLACED, "a link to another incarnation replaces this one")
+            elif other.dialed == peer.dialed:
                 other.session.close(Code.REPLACED, "a newer link replaces this one")
             elif peer.dialed == (self._port.origin < origin):
                 other.session.close(Code.DUPLICATE, "another link to the same peer is kept")

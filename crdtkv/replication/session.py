@@ -6,10 +6,12 @@
                              │ wrong cluster, self, version,       │ protocol broken, overdrawn, corrupt, silent,
                              │ no hello in time, Bye               │ replaced by another link, shutdown, Bye
                              ▼                                     ▼
-                           CLOSED ◀────────────────────────────────┤
-                                                                   │ fork, amnesia (from OPENING too)
-                        QUARANTINED ◀──────────────────────────────┘ an operator, or a new incarnation, must act
+                           CLOSED ◀────────────────────────────────┤ a peer knows more of us than we do (*amnesia*)
+                                                                   │
+                                                                   │ fork (from OPENING too)
+                        QUARANTINED ◀──────────────────────────────┘ an operator must act
 
+Amnesia means that this replica has lost commits of its own: the drive says so, and it goes on under another origin, over new links.
 A closed session has one Bye to say, and then does nothing more. The I/O layer opens a new link, and with it a new session.
 
 **Out.** The own frames that the peer lacks, in log order, up to `port.released()`; where the log's floor is above what the
@@ -108,6 +110,8 @@ class Session:
         self.close_code: str | None = None
         """Why this session ended: a `Code`, or whatever the peer's Bye said."""
         self.said_bye_by_peer = False
+        self.found_amnesia = False
+        """The peer knows more of this replica than it does itself."""
         self._events = events
         self._arrived: list[tuple[bool, list[Frame]]] = []
 
@@ -490,6 +494,7 @@ class Session:
         return True
 
     def _find_amnesia(self, theirs: int, ours: int) -> bool:
+        self.found_amnesia = True
         text = f"{self.origin} knows {self._port.origin} up to {theirs}, this replica only up to {ours}: commits were lost here"
         self._alarm(Code.AMNESIA, text, theirs=theirs, ours=ours)
         return False
@@ -644,8 +649,7 @@ class Session:
             self._alarm(Code.FORK, text, **details)
 
     def _end(self, code: str, reason: str, *, say: bool = True) -> None:
-        quarantined = code in (Code.FORK, Code.AMNESIA)
-        self.state = State.QUARANTINED if quarantined else State.CLOSED
+        self.state = State.QUARANTINED if code == Code.FORK else State.CLOSED
         self.close_code = str(code)
         self._pending.clear()
         if say:

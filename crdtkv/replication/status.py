@@ -41,11 +41,12 @@ class Code(enum.StrEnum):
     TIMEOUT = "timeout"
     APPLY = "apply"
     SHUTDOWN = "shutdown"
+    RENEWED = "renewed"
 
     @property
     def permanent(self) -> bool:
         """Whether dialling again soon cannot help."""
-        return self in (Code.CLUSTER, Code.SELF, Code.VERSION, Code.AMNESIA, Code.FORK)
+        return self in (Code.CLUSTER, Code.SELF, Code.VERSION, Code.FORK)
 
 
 class EventKind(enum.StrEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import crdtkv
+from crdtkv.core.causality import generation_of
 from crdtkv.core.codec import decode_value, encode_value
 from crdtkv.node import Limits
 from crdtkv.pb.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
@@ -111,6 +113,53 @@ def test_what_is_put_in_one_region_is_read_in_the_others(regions: Regions) -> No
         until(lambda: ap.counter("visits").value == 3)
         assert ap.set("tags").members() == ["a", "b"]
     until(lambda: equal(list(regions.stores.values())))
+
+
+def test_a_replica_that_lost_commits_takes_a_new_incarnation_while_it_serves(tmp_path: Path) -> None:
+    """A copy of the directory that could not be told by itself: its peer knows more of it than it does."""
+    settings = crdtkv.Settings(instance_dir="trust")
+    path = tmp_path / "us"
+    with crdtkv.open(region="eu") as eu, crdtkv.Node(eu, replication="loopback") as there, ExitStack() as stack:
+
+        def start() -> tuple[crdtkv.Store, crdtkv.Node]:
+            store = stack.enter_context(crdtkv.open(path, region="us", durability="async", settings=settings))
+            node = crdtkv.Node(store, peers={"eu": there.address}, replication="loopback")
+            stack.callback(node.close)
+            return store, node
+
+        us, node = start()
+        us.put("kept", 1)
+        us.counter("c").increment(1)
+        until(lambda: equal([us, eu]))
+        stack.close()
+        shutil.copytree(path, tmp_path / "backup")
+        us, node = start()
+        former = us.origin
+        for n in range(10):
+            us.put("lost", n)
+        us.counter("c").increment(2)
+        until(lambda: equal([us, eu]))
+        stack.close()
+
+        shutil.rmtree(path)
+        (tmp_path / "backup").rename(path)
+        us, node = start()
+        assert us.origin == former, "nothing tells that it is an old copy"
+        until(lambda: us.origin != former, "a new incarnation")
+        us.counter("c").increment(4)
+        until(lambda: equal([us, eu]))
+        assert generation_of(us.origin) == 2, "one is enough"
+        assert us["lost"] == eu["lost"] == 9 and us["kept"] == 1
+        assert us.counter("c").value == eu.counter("c").value == 7
+        assert us.vv().seq(former) == 13 and us.put("after", 1).origin == us.origin
+        assert any("commits were lost here" in warning for warning in us.warnings)
+        with crdtkv.connect(node.address) as client:
+            assert client.status().origin == us.origin and client.put("by a client", 1).origin == us.origin
+        until(lambda: equal([us, eu]))
+        kept = us.origin
+        stack.close()
+        us, node = start()
+        assert us.origin == kept
 
 
 def test_writes_of_the_embedding_program_replicate_as_those_of_clients_do(regions: Regions) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from crdtkv.core.causality import EMPTY_VV, VersionVector
+from crdtkv.core.causality import EMPTY_VV, VersionVector, make_origin
 from crdtkv.core.replica import Applied
 from crdtkv.errors import ConfigError, CorruptionError, StorageError
 from crdtkv.replication import LAN, LOOPBACK, PRESETS, WAN, Backoff, Code, Drive, EventKind, State, preset
@@ -313,6 +313,44 @@ def test_what_an_ended_incarnation_wrote_is_relayed_though_its_region_is_connect
     net.replicas["us"].apply([old.write(), old.write()])
     net.connect("us", "eu")
     net.run_until(net.is_equal, 1_000)
+
+
+def test_amnesia_ends_in_a_new_incarnation_that_gets_back_what_was_lost() -> None:
+    """us comes back from an old copy, undetected. Its peers know more of it: they say so, and relay it what it had written."""
+    net = mesh()
+    for _ in range(3):
+        net.write("us")
+    net.run_until(net.is_equal)
+    former, us = net.replicas["us"].origin, ToyReplica("us")
+    us.apply([net.replicas["us"].frames[former, 1]])
+    net.replicas["us"] = us
+    net.restart("us")
+    net.connect("us", "eu")
+    drive = net.drives["us"]
+    net.run_until(lambda: drive.amnesia is not None)
+    assert str(drive.amnesia) == f"{net.replicas['eu'].origin} knows {former} up to 3, this replica only up to 1: commits were lost here"
+    us.origin = make_origin("us", 2, 8)
+    drive.renewed(net.now)
+    drive.receive(next(iter(net.links)), Heartbeat(9, 0, net.replicas["eu"].vv(), 0), net.now)
+    assert drive.amnesia is None, "once is enough, whatever else comes over the link"
+    net.turn("us")
+    written = net.write("us")
+    net.run_until(lambda: not any("us" in pair for pair in net.links.values()), 100)
+    assert net.events["us"][-1].details.get("code") != Code.FORK
+    net.reconnect()
+    net.run_until(net.is_equal)
+    assert us.vv().seq(former) == 3 and net.replicas["ap"].vv().covers((written.origin, 1))
+
+
+def test_a_link_to_a_former_incarnation_gives_way_to_one_to_the_present() -> None:
+    """The old link may be half-open: until it times out it would pass for the way by which the former origin's commits come."""
+    net = mesh("us", "eu")
+    net.drop = lambda source, _target, _message: source == "us" and net.replicas["us"].origin.startswith("us@1")
+    net.replicas["us"].origin = make_origin("us", 2, 8)
+    net.drives["us"] = net._drive("us")
+    net.connect("us", "eu")
+    net.run_until(lambda: net.peer("eu", "us").origin == net.replicas["us"].origin, 100)
+    assert Code.REPLACED in [event.details.get("code") for event in net.events["eu"]]
 
 
 def test_below_the_floor_of_its_origin_a_frame_is_relayed_by_who_still_has_it() -> None:

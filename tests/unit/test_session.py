@@ -190,7 +190,7 @@ def test_a_new_incarnation_of_the_own_region_is_a_peer(us: ToyReplica) -> None:
 def test_a_peer_that_knows_more_of_me_than_i_do_raises_amnesia(us: ToyReplica, eu: ToyReplica) -> None:
     side = Side(us)
     side.receive(hello_of(eu, vv=VersionVector({us.origin: 1})))
-    assert side.state is State.QUARANTINED and side.bye().code == Code.AMNESIA
+    assert side.state is State.CLOSED and side.bye().code == Code.AMNESIA and side.session.found_amnesia
     assert [e.kind for e in side.events if e.alarm] == [EventKind.AMNESIA]
     assert side.events[0].details == {"theirs": 1, "ours": 0}
 
@@ -211,7 +211,7 @@ def test_amnesia_shows_in_any_later_message_too(us: ToyReplica, eu: ToyReplica) 
     ):
         side = live(us, ToyReplica("eu"))
         side.receive(message)
-        assert side.state is State.QUARANTINED, message
+        assert side.state is State.CLOSED and side.session.found_amnesia, message
         assert EventKind.AMNESIA in [e.kind for e in side.events]
 
 
