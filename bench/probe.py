@@ -25,8 +25,8 @@ KEYS: Final = 20_000
 IN_FLIGHT_MAX: Final = 64
 NUMBER_DIGITS: Final = 12
 
-Send = Callable[[int, Sequence[int]], Awaitable[None]]
-"""Writes the numbers of a round; returns when they are answered."""
+Send = Callable[[int, Sequence[int]], Awaitable[None] | None]
+"""Writes the numbers of a round; what it returns is to be awaited for the answer, None if none will come."""
 
 
 def name(round_: int, number: int) -> str:
@@ -98,7 +98,7 @@ async def prototype_writer(address: str) -> AsyncIterator[Send]:
         task = asyncio.create_task(forward(gathering, channel.stream_stream(WRITE)()))
         encode = msgspec.msgpack.Encoder().encode
 
-        async def send(round_: int, numbers: Sequence[int]) -> None:
+        def send(round_: int, numbers: Sequence[int]) -> None:
             gathering.add(b"".join([encode((name(round_, number), value(number))) for number in numbers]))
 
         try:
@@ -163,16 +163,15 @@ async def prototype_arrivals(address: str) -> AsyncIterator[Arrival]:
     import grpc
     import msgpack
 
-    from bench.limits.prototype import ACK, SUBSCRIBE
+    from bench.limits.prototype import SUBSCRIBE
 
     async with grpc.aio.insecure_channel(address) as channel:
-        call: Any = channel.stream_stream(SUBSCRIBE)()
-        await call.write(ACK)
+        subscribe: Any = channel.unary_stream(SUBSCRIBE)
+        call = subscribe(b"")
         assert await call.read() == b""
         yield LISTENING
         unpacker = msgpack.Unpacker()
         while (message := await call.read()) is not grpc.aio.EOF:
-            await call.write(ACK)
             unpacker.feed(message)
             for key, content in unpacker:
                 yield int(key[4:8]), int(content[:NUMBER_DIGITS])
@@ -201,7 +200,9 @@ def answer(**content: Any) -> None:
 async def write(kind: str, address: str) -> None:
     """Follow schedules: `{round, rate, start_ns, count}` → `{late_p99_us, failed}`."""
     async with WRITERS[kind](address) as send:
-        await send(0, [0])
+        first = send(0, [0])
+        if first is not None:
+            await first
         print("ready", flush=True)
         async for command in commands():
             answer(**await scheduled(send, command["round"], command["rate"], command["start_ns"], command["count"]))
@@ -213,10 +214,10 @@ async def scheduled(send: Send, round_: int, rate: float, start_ns: int, count: 
     late: list[float] = []
     failed = 0
 
-    async def one(numbers: Sequence[int]) -> None:
+    async def answered(numbers: Sequence[int], answer: Awaitable[None]) -> None:
         nonlocal failed
         try:
-            await send(round_, numbers)
+            await answer
         except Exception as e:
             failed += len(numbers)
             print(f"{type(e).__name__}: {e}", file=sys.stderr)
@@ -237,7 +238,12 @@ async def scheduled(send: Send, round_: int, rate: float, start_ns: int, count: 
                 room.release()
                 continue
             late.append((now - start_ns - number * period_ns) / 1e3)
-            group.create_task(one(range(number, until)))
+            numbers = range(number, until)
+            coming = send(round_, numbers)
+            if coming is None:
+                room.release()
+            else:
+                group.create_task(answered(numbers, coming))
             number = until
     return {"late_p50_us": percentile(late, 50), "late_p99_us": percentile(late, 99), "failed": failed}
 

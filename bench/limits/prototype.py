@@ -1,7 +1,7 @@
 """The bare chain: client → A → B → subscriber, four processes and gRPC streams, nothing stored, merged or fsynced.
 
-What replication over these parts cannot undercut. Each hop has one message unacknowledged, and the next holds all that has come meanwhile:
-without that bound a faster sender fills gRPC's buffers without end, and lag grows as long as it runs.
+What replication over these parts cannot undercut. Each hop but the last has one message unacknowledged, and the next holds all that has
+come meanwhile: without that bound a faster sender fills gRPC's buffers without end, and lag grows as long as it runs.
 
 `python -m bench.limits.prototype relay ADDRESS NEXT` is A, `… sink ADDRESS` is B. Rows are opaque bytes, concatenated.
 """
@@ -59,17 +59,17 @@ async def serve(address: str, following: str | None) -> None:
                 subscriber.add(rows)
             yield ACK
 
-    async def subscribe(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    async def subscribe(request: bytes, context: Any) -> AsyncIterator[bytes]:
         mine = Gathering()
         subscribers.append(mine)
         yield b""  # it listens
-        async for _ in requests:
+        while True:
             yield await mine.take()
 
     server = grpc.aio.server()
     handlers: dict[str, Any] = {
         "Write": grpc.stream_stream_rpc_method_handler(write),
-        "Subscribe": grpc.stream_stream_rpc_method_handler(subscribe),
+        "Subscribe": grpc.unary_stream_rpc_method_handler(subscribe),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench", handlers),))
     server.add_insecure_port(address)
