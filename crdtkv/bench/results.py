@@ -179,7 +179,7 @@ def _pair(
         "phases": {
             name: {"known": not (across and name == CUT), **figures(h, unseen[name])} for name, h in phases.items() if cut is not None
         },
-        "cdf": _cdf(steady),
+        "cdf": cdf(steady),
         "histogram": steady.to_json(),
         "slices": [{"start_s": round(n * step, 3), "histogram": h.to_json()} for n, h in sorted(slices.items())],
     }
@@ -247,7 +247,7 @@ def _timeline(measured: Measured, settings: LagSettings) -> dict[str, Any]:
     return {"step_s": round(step, 4), "t_s": times, "pairs": pairs}
 
 
-def _cdf(histogram: Histogram) -> list[list[float]]:
+def cdf(histogram: Histogram) -> list[list[float]]:
     """`[ms, share]`, at most `CDF_POINTS_MAX`, the first and the last kept."""
     points = histogram.points()
     if len(points) > CDF_POINTS_MAX:

@@ -10,6 +10,8 @@ from typing import Any, Final
 import click
 
 from crdtkv.bench.workload import SIZE_MIN, TYPES
+from crdtkv.cli.bench_load import load
+from crdtkv.cli.endpoints import parse_endpoints
 from crdtkv.cli.errors import DONE, FAILED
 from crdtkv.cli.output import JSON, emit, emit_json, output_option, table
 from crdtkv.cluster.spec import DEFAULT_REGIONS
@@ -22,6 +24,9 @@ _POSITIVE: Final = click.FloatRange(min=0, min_open=True)
 @click.group()
 def bench() -> None:
     """Measure speed."""
+
+
+bench.add_command(load)
 
 
 @bench.command()
@@ -173,25 +178,6 @@ def _measure(
     delays = parse_latency(None if latency == "published" else latency, names)
     options = {"at": False, "latency": latency, "engine": engine, "durability": durability}
     return measure_cluster(delays, names, settings, options, told, engine=engine, durability=durability)
-
-
-def parse_endpoints(text: str) -> dict[str, str]:
-    """`us=HOST:PORT,eu=HOST:PORT` → region → address.
-
-    Raises:
-        ConfigError: it is not of that form, or names a region twice.
-    """
-    from crdtkv.core.causality import check_region
-
-    found: dict[str, str] = {}
-    for part in text.split(","):
-        region, equals, address = part.strip().partition("=")
-        if not equals or ":" not in address:
-            raise ConfigError(f"at: {part!r} is not R=HOST:PORT, for example us=127.0.0.1:4780", setting="at")
-        if check_region(region) in found:
-            raise ConfigError(f"at: {region} is named twice", setting="at")
-        found[region] = address
-    return found
 
 
 def _names(regions: str | None) -> tuple[str, ...]:
