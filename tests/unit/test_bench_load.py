@@ -211,7 +211,7 @@ def test_results_have_the_documented_form_and_the_page_holds_them(tmp_path: Path
         loaded = run_embedded(EmbeddedTarget(store, Names("test", 20)), settings("a", callers=2))
     options, machine = {"engine": "memory"}, {"python": "3", "cores": 2, "system": "x", "load_1min_before": 0, "versions": {}}
     results = build(loaded, settings("a", callers=2), started_at="now", target="embedded", options=options, environment=machine)
-    documented = ROOT / "docs/benchmarks.md".read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     for name in ("configuration", "preload", "total", "operations", "regions", "converged_s", "timeline"):
         assert f"| `{name}" in documented and name in results
     for name in results["configuration"]:
