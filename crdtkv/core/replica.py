@@ -765,12 +765,15 @@ class Replica:
         """Whether an origin is known to have applied something, and all that it made before is applied here."""
         if origin == self.origin or not what.without(origin):
             return what <= self.vv()
+        closed_at = self.control.last(origin)
+        if closed_at is not None and closed_at <= self.seq(origin):
+            return True  # it will never write again
         if self.control.last(origin) is not None:
             return True  # closed, so all that it ever made is applied here
         if acknowledged is not None and what <= acknowledged and acknowledged.seq(origin) <= self.seq(origin):
             return True
         seen = self._seen_by.get(origin)
-        return seen is not None and what.without(origin) <= seen
+        return seen is not None and what.without(origin) <= self.control.complete(seen)
 
     def watch_changes(self, into: list[Touched] | None) -> None:
         """Gather what changes visibly into a list from now on; None stops."""

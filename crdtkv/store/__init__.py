@@ -26,7 +26,9 @@ def open_store(
         path: its directory; None: it lives in memory.
         region: which region's copy it is.
         engine: "memory", "rocksdb" or "lmdb"; by default memory without a path, rocksdb with one.
-        durability: of writes that name none: "memory", "async" or "sync"; by default sync with a path, else memory.
+        durability: of writes that name none; by default sync with a path, else memory. What a crash of the machine may take
+            with it of what was acknowledged: "memory": what the kernel had not written; "async": what came in the last
+            `async_sync_ms`; "sync": nothing. A crash of the process alone takes nothing from a store with a path.
         settings: limits and policies.
     Raises:
         ConfigError: an argument is wrong, or the directory belongs to another region or cluster.

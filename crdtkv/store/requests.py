@@ -41,13 +41,13 @@ SEAL_BYTES = 1 << 20
 class Executed(NamedTuple):
     """What a group did. `position` is the log's end: wait for it to be durable before telling anyone.
 
-    `sync`: a request of the group asked to be answered only once fsynced, whatever the store's level.
+    `level`: the greatest durability that a request of the group asked for by itself, `async` or `sync`, whatever the store's.
     """
 
     replies: list[list[Any]]
     token: str
     position: int
-    sync: bool
+    level: str | None = None
 
 
 def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
@@ -64,7 +64,7 @@ def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
             if options:
                 rid = options.get("rid")
                 if "durability" in options:
-                    group.sync |= check_durability(options["durability"]) == "sync"
+                    group.ask(check_durability(options["durability"]))
             if op == "put":
                 reply([number, 0, put(rid, *args)])
             else:
@@ -77,7 +77,7 @@ def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
         if group.bytes >= SEAL_BYTES:
             group.seal()
     position = group.seal()
-    return Executed(replies, store._watches.token(position), position, group.sync)
+    return Executed(replies, store._watches.token(position), position, group.level)
 
 
 class _Group:
@@ -91,6 +91,14 @@ class _Group:
         self._began = store._machine.log.end()
         self.bytes = 0
         self.sync = False
+        self.level: str | None = None
+
+    def ask(self, level: str) -> None:
+        """A request wants to be so durable."""
+        if level == "sync":
+            self.sync = True
+        if level != "memory" and self.level != "sync":
+            self.level = level
 
     def seal(self) -> int:
         """Close the frame in the making and append it; the log's end."""

@@ -41,11 +41,22 @@ class Retention:
         """These are the other regions, and what each has fsynced; None: nothing new is known of it. See `Store.acknowledged`."""
         self.members = {region: self.members.get(region) if ack is None else ack for region, ack in members.items()}
 
+    def _known(self) -> dict[str, Acknowledgement | None]:
+        """What the members have, closed origins included, as the log counts them; whoever was removed counts no more."""
+        control = self._machine.replica.control
+        gone = {region for region, member in control.members.items() if member.is_removed}
+        return {
+            region: None if ack is None else Acknowledgement(ack.origin, control.complete(ack.durable))
+            for region, ack in self.members.items()
+            if region not in gone
+        }
+
     def warnings(self) -> tuple[str, ...]:
         """What an operator should know of, one line each."""
         found, held, floor = [], self.last.held_by, self._machine.log.floor()
         # A region that was away is listed until it has what was dropped without it.
-        forced = sorted(r for r in self._forced & self.members.keys() if (ack := self.members[r]) is None or not floor <= ack.durable)
+        known = self._known()
+        forced = sorted(r for r in self._forced & known.keys() if (ack := known[r]) is None or not floor <= ack.durable)
         if held and (size := self._machine.log.retained_bytes()) > self.policy.bytes_kept:
             found.append(
                 f"the log holds {size:,} bytes, more than log_keep_bytes, for {', '.join(held)}: bring it back or remove it from the "
@@ -61,7 +72,7 @@ class Retention:
         if machine.engine_is_rebuilt:
             return Due()  # the log is all there is
         log = machine.log
-        self.last = what_is_due(log.parts(), log.retained_bytes(), self.members, machine.vv(), self.policy, now_ms)
+        self.last = what_is_due(log.parts(), log.retained_bytes(), self._known(), machine.replica.vv(), self.policy, now_ms)
         return self.last
 
     def roll_due(self, now_ms: int) -> bool:
@@ -71,7 +82,7 @@ class Retention:
 
     def forget(self, due: Due, cursor: bytes = b"") -> bytes:
         """Forget what is stable, a slice; where to go on, empty when done."""
-        said: dict[Origin, VersionVector] = {ack.origin: ack.durable for ack in self.members.values() if ack is not None}
+        said: dict[Origin, VersionVector] = {ack.origin: ack.durable for ack in self._known().values() if ack is not None}
         return self._machine.replica.forget_stable(due.stable, said, RUNS_AT_ONCE, cursor)
 
     def fold(self) -> int:

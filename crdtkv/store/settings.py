@@ -17,7 +17,7 @@ class Settings(CoreSettings):
     Attributes:
         cluster: the cluster's name; replicas of different clusters refuse each other's commits.
         shard: which part of the region's data this store holds; 0 while a region has one.
-        async_sync_ms: at durability `async`, within what time a commit is fsynced.
+        async_sync_ms: at durability `async`, within what time a commit is fsynced; if the disk is slower, writers wait for it.
         fold_records_max: changed records that may wait in memory before the state engine is written; more means
             fewer, larger writes, and a longer replay after a crash.
         gather_commits_max: how many commits of a store without a path may share a frame, as long as nobody follows its log.

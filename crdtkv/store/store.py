@@ -5,8 +5,8 @@ happens outside it, so concurrent `sync` writers share one fsync. Single-record 
 members of collections read an engine snapshot, so they see one moment and block nobody.
 
 Durability of a write, per store or per call: `memory` and `async` are acknowledged once the log has them (a process
-crash loses nothing; a power failure may lose what was not fsynced, at `async` at most the last `async_sync_ms`);
-`sync` once the log is fsynced.
+crash loses nothing; a power failure may lose what was not fsynced, at `async` at most what was acknowledged in the last
+`async_sync_ms`); `sync` once the log is fsynced. See `durability`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, S
 from crdtkv.storage.files import space_of
 from crdtkv.storage.retention import Acknowledgement, RetentionPolicy
 from crdtkv.store.batch import Batch
+from crdtkv.store.durability import BackgroundSync
 from crdtkv.store.exchange import decode, delta_since, known_of_own, merge
 from crdtkv.store.handles import CounterHandle, MapHandle, SetHandle
 from crdtkv.store.housekeeping import Housekeeper
@@ -90,12 +91,15 @@ class Store:
         self._lock = threading.RLock()
         self._closed: str | None = None
         self._sync_default = durability == "sync"
+        self._async_default = durability == "async"
+        self._waits = durability != "memory" and opened.path is not None
         self._gathers = opened.path is None and settings.gather_commits_max > 1
         """Commits that follow each other share a frame: nobody follows the log, and there is no disk to be on."""
         self._value_max = settings.value_bytes_max
         self._callbacks: tuple[Callable[[], None], ...] = ()
         self._watches = Watches(self._machine, self._reader)
         self._housekeeper: Housekeeper | None = None
+        self._background: BackgroundSync | None = None
         self._port: StorePort | None = None
         policy = RetentionPolicy(settings.log_keep_s * 1000, settings.log_keep_bytes, settings.log_bytes_max)
         self._retention = Retention(self._machine, policy)
@@ -115,6 +119,13 @@ class Store:
         """The last own commit that `_keep_bound` saw, and since when it is the last."""
         self._bound_lock = threading.Lock()  # of `keep_bound`; taken before `_lock`
         _stores.add(self)
+        if self.path is not None:
+            self._background = BackgroundSync(
+                self._machine.log, settings.async_sync_ms / 1000, everything=self._async_default, failed=self._machine.fail
+            )
+            weakref.finalize(self, self._background.stop)
+            if self._async_default:
+                self._background.start()
         if self.path is not None or self._replica.purges:
             self._keep_house()
             assert self._housekeeper is not None
@@ -131,6 +142,8 @@ class Store:
             if self._closed is not None:
                 return
             self._watches.close()
+            if self._background is not None:
+                self._background.stop()
             try:
                 if self._machine.failed is None:
                     self._machine.seal()
@@ -485,15 +498,24 @@ class Store:
 
     def _settle(self, commit: Commit, durability: str | None) -> Commit:
         """Wait until a commit is as durable as was asked for, then tell the peers."""
-        if (durability is not None or self._sync_default) and self._syncs(durability):
+        if durability is not None or self._waits:
             assert not isinstance(commit.mark, str)
-            self._wait_synced(commit.mark[1])
+            self._make_durable(commit.mark[1], self.durability if durability is None else durability)
         for callback in self._callbacks:
             callback()
         return commit
 
     def _syncs(self, durability: str | None) -> bool:
         return self._sync_default if durability is None else check_durability(durability) == "sync"
+
+    def _make_durable(self, position: int, level: str) -> None:
+        """Do what a level asks for before a write up to a position may be acknowledged."""
+        if level == "sync":
+            self._wait_synced(position)
+        elif level == "async" and self._background is not None:
+            self._background.start()
+            if not self._background.admit(position):
+                self._wait_synced(position)
 
     def _wait_synced(self, position: int) -> None:
         """Wait until the log is fsynced up to a position. Without the lock: concurrent writers share one fsync."""
@@ -680,8 +702,8 @@ class Store:
         with self._lock:
             self._open_for_reads()
             executed = execute(self, requests)
-        if executed.sync:
-            self._wait_synced(executed.position)
+        if executed.level is not None or self._async_default:
+            self._make_durable(executed.position, executed.level or "async")
         for callback in self._callbacks:
             callback()
         return executed
@@ -841,7 +863,7 @@ class Store:
                 if replica.purges:
                     machine.purge_slice(self.settings.purge_slots)
                 replica.maintain(self._wall_ms())
-        if self.durability != "memory" and machine.log.synced() < position:
+        if self._sync_default and machine.log.synced() < position:
             machine.log.sync()
         for callback in callbacks:
             callback()

@@ -1,0 +1,173 @@
+"""Levels of durability: what is fsynced when, and the bound of `async`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import crdtkv
+from crdtkv.core.codec import encode_value
+from crdtkv.errors import StorageError
+from crdtkv.storage.log import FileLog
+from crdtkv.store import Settings, Store
+from crdtkv.store.durability import BackgroundSync
+from tests.frames import FrameMaker
+
+
+class Time:
+    def __init__(self) -> None:
+        self.s = 1000.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_what_is_admitted_is_fsynced_within_the_bound_or_writers_wait(tmp_path: Path) -> None:
+    log, now, frames = FileLog(tmp_path / "log"), Time(), FrameMaker()
+    background = BackgroundSync(log, 0.1, failed=lambda e: None, now=now)
+    background.round()
+    assert background.admit(log.append([frames.make()]))
+    now.s += 0.05
+    background.round()
+    assert log.synced() == 1
+    now.s += 0.1
+    assert background.admit(log.append([frames.make()]))  # the last round began a bound ago
+    now.s += 0.001
+    assert not background.admit(log.append([frames.make()]))  # the round is late: this one must not be acknowledged before an fsync
+    background.round()
+    assert log.synced() == 3 and background.admit(log.append([frames.make()]))
+
+
+def test_a_round_counts_from_its_beginning_not_from_its_end(tmp_path: Path) -> None:
+    """What came while an fsync ran is not covered by it."""
+    log, now, frames = FileLog(tmp_path / "log"), Time(), FrameMaker()
+    background = BackgroundSync(log, 0.1, failed=lambda e: None, now=now)
+    log.append([frames.make()])
+    background.admit(1)
+    sync = log.sync
+
+    def slow() -> int:
+        done = sync()
+        now.s += 0.3
+        return done
+
+    log.sync = slow  # type: ignore[method-assign]
+    background.round()
+    assert not background.admit(log.append([frames.make()]))
+
+
+def test_only_what_asks_for_it_is_fsynced_unless_everything_is_wanted(tmp_path: Path) -> None:
+    log, now, frames = FileLog(tmp_path / "log"), Time(), FrameMaker()
+    log.sync()
+    log.append([frames.make()])
+    BackgroundSync(log, 0.1, failed=lambda e: None, now=now).round()
+    assert log.synced() == 0
+    BackgroundSync(log, 0.1, everything=True, failed=lambda e: None, now=now).round()
+    assert log.synced() == 1
+
+
+QUIET = Settings(async_sync_ms=3_600_000)
+
+
+@pytest.mark.parametrize(
+    ("level", "asked", "waits"),
+    [
+        ("sync", None, True),
+        ("async", None, False),
+        ("memory", None, False),
+        ("sync", "async", False),
+        ("sync", "memory", False),
+        ("async", "sync", True),
+        ("memory", "sync", True),
+    ],
+)
+def test_an_answer_waits_for_the_fsync_only_at_level_sync(tmp_path: Path, level: str, asked: str | None, waits: bool) -> None:
+    with crdtkv.open(tmp_path / "d", durability=level, settings=QUIET) as store:
+        store.put("k", 1, durability=asked)
+        assert (store._machine.log.synced() == store._machine.log.end()) == waits
+
+
+@pytest.mark.parametrize(("level", "asked"), [("async", None), ("memory", "async")])
+def test_async_is_fsynced_by_itself_and_alone_of_what_is_at_level_memory(tmp_path: Path, level: str, asked: str | None) -> None:
+    with crdtkv.open(tmp_path / "d", durability=level, settings=Settings(async_sync_ms=20)) as store:
+        log = store._machine.log
+        store.put("k", 1, durability=asked)
+        until(lambda: log.synced() == 1)
+        store.execute([[1, "put", ["k", encode_value(2)], {"durability": asked} if asked else None]])
+        until(lambda: log.synced() == 2)
+
+
+def test_writers_of_a_stalled_disk_are_held_up_and_go_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with crdtkv.open(tmp_path / "d", durability="async", settings=Settings(async_sync_ms=20)) as store:
+        stalled = threading.Event()
+        go_on = threading.Event()
+        file = store._machine.log._file  # type: ignore[attr-defined]
+
+        class Stalling:
+            def __getattr__(self, name: str) -> object:
+                return getattr(file, name)
+
+            def sync(self) -> None:
+                stalled.set()
+                assert go_on.wait(20)
+                file.sync()
+
+        monkeypatch.setattr(store._machine.log, "_file", Stalling())
+        acknowledged = 0
+        held = threading.Event()
+
+        def write() -> None:
+            nonlocal acknowledged
+            for n in range(10**9):
+                store.put("k", n)
+                acknowledged += 1
+                if held.is_set():
+                    return
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert stalled.wait(20)
+        background = store._background
+        assert background is not None
+        until(lambda: not background.admit(0) and store._machine.log.end() == acknowledged + 1)
+        at_risk = acknowledged
+        assert store._machine.log.end() == at_risk + 1  # one is written and waits to be acknowledged
+        held.set()
+        go_on.set()
+        writer.join(20)
+        assert not writer.is_alive() and store._machine.log.synced() >= at_risk
+
+
+def test_a_failed_background_fsync_stops_the_store(tmp_path: Path) -> None:
+    with crdtkv.open(tmp_path / "d", durability="async", settings=Settings(async_sync_ms=20)) as store:
+
+        def failing() -> int:
+            raise StorageError("the disk failed")
+
+        store._machine.log.sync = failing  # type: ignore[method-assign]
+        store.put("k", 1)
+        until(lambda: store._machine.failed)
+        with pytest.raises(StorageError, match="opened again"):
+            store.put("k", 2)
+
+
+def test_a_store_that_nobody_holds_ends_its_threads(tmp_path: Path) -> None:
+    def names() -> list[str]:
+        return [t.name for t in threading.enumerate() if t.name == "crdtkv-fsync"]
+
+    before = len(names())
+    store: Store | None = crdtkv.open(tmp_path / "d", durability="async", settings=Settings(async_sync_ms=20))
+    assert store is not None and len(names()) == before + 1
+    store.close()
+    until(lambda: len(names()) == before)
