@@ -8,6 +8,7 @@ the token from which to go on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, Final, Literal
@@ -217,6 +218,7 @@ class AsyncItems(AsyncIterator[Any]):
     def __init__(self, reader: RowReader | ChangeReader, opening: asyncio.Task[None] | None = None) -> None:
         self._reader = reader
         self._opening = opening
+        self._loop = asyncio.get_running_loop()
         self._items: deque[Any] = deque()
         self._ended = False
 
@@ -259,6 +261,12 @@ class AsyncItems(AsyncIterator[Any]):
             self._opening.cancel()
             self._opening = None
         self._reader.close()
+
+    def __del__(self) -> None:
+        # A loop was left with `break` and nobody said `aclose`: the node is not to feed a watch that nobody reads.
+        if not self._ended:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, and the stream with it
+                self._loop.call_soon_threadsafe(self._reader.close)
 
     async def __aenter__(self) -> AsyncItems:
         return await self._opened()

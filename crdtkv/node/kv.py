@@ -70,6 +70,19 @@ def encode_rows(rows: Sequence[Any], bytes_max: int = PAGE_BYTES_MAX) -> Iterato
         yield from encode_rows(rows[half:], bytes_max)
 
 
+def notifier(news: asyncio.Event) -> Callable[[], None]:
+    """What sets an event of this loop, from any thread."""
+    loop, ident = asyncio.get_running_loop(), threading.get_ident()
+
+    def notify() -> None:
+        if threading.get_ident() == ident:
+            news.set()
+        else:
+            loop.call_soon_threadsafe(news.set)
+
+    return notify
+
+
 async def abort(context: Context, error: BaseException) -> None:
     """End a call with the status and details of `error`; raises."""
     ours = as_crdtkv_error(error)
@@ -279,9 +292,8 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
 
     async def _watch(self, context: Context, prefix: str, since: str | None) -> None:
         worker = self._serving()
-        loop = asyncio.get_running_loop()
         news = asyncio.Event()
-        feed = await self._subscribe(worker, prefix, since, lambda: loop.call_soon_threadsafe(news.set))
+        feed = await self._subscribe(worker, prefix, since, notifier(news))
         last = since
         try:
             # An empty page at once: the watch is in place, and what is written from now on will be seen.

@@ -42,6 +42,8 @@ DIAL_TIMEOUT_S: Final = 5.0
 BACKLOG_BYTES_MAX: Final = 8 << 20
 UNWRITABLE_BYTES: Final = 4 << 20
 """A link with more than this on its way to the network takes no more until that is sent."""
+OPENING_MESSAGES: Final = 4
+"""So many messages of a link begin it: they are left to the writer."""
 FLUSH_S: Final = 2.0
 """How long a node that stops waits for its peers to acknowledge what it wrote."""
 BYE_S: Final = 1.0
@@ -81,6 +83,7 @@ class _Link:
         self.permanent = False
         self.unwritable = False
         self.read_bytes = 0
+        self.read_messages = 0
         self.processed_bytes = 0  # the writer's
         self.room_wanted = False
         self.room = asyncio.Event()
@@ -393,7 +396,10 @@ class Peers:
     async def _read(self, link: _Link, core: _Core, worker: StorageWorker) -> None:
         while (data := await link.stream.receive()) is not None:
             link.read_bytes += len(data)
-            worker.task(partial(core.receive, link, data))
+            link.read_messages += 1
+            # The first messages (hello, a heartbeat with the digest) may make a replica look back in its log, and fold.
+            short = link.read_messages > OPENING_MESSAGES
+            worker.task(partial(core.receive, link, data), len(data) if short else None)
             while link.read_bytes - link.processed_bytes > BACKLOG_BYTES_MAX:
                 # Say that room is wanted before looking again: the writer looks after it has counted.
                 link.room.clear()

@@ -1,22 +1,29 @@
-"""The storage worker: everything that touches the store, off the event loop, in groups.
+"""The storage worker: everything that touches the store, in groups, and whatever may take long off the event loop.
 
-Three kinds of thread, so that nothing blocks the loop and nothing that is slow blocks what is quick:
+A *turn* takes what has gathered since the last: first the tasks (messages of peers: decoding, applying their frames), then
+all requests of all clients as one group (`Store.execute`: one frame, one log append, one engine batch), then `turn`, which
+lets replication look at what is new and say what to send. While it works, the next turn's work gathers: group commit across
+clients, with no timer. One turn is under way at a time, in one of two places:
 
-- *Writer* (one): each turn it takes what has gathered since the last: first the tasks (messages of peers: decoding,
-  applying their frames), then all requests of all clients as one group (`Store.execute`: one frame, one log append, one
-  engine batch), then `turn`, which lets replication look at what is new and say what to send. While it works, the
-  next turn's work gathers: group commit across clients, with no timer.
+- *In the loop*, if the turn is short for sure: a few requests that each touch a record or two, small messages of peers, and
+  nobody holds the store's lock (`Store.begin_quick`). What came in one iteration of the loop is one group. Such a turn folds
+  nothing, fsyncs nothing and waits for no lock; what it may wait for is the kernel taking a few KiB for the log, and a read
+  of one record. One that took longer than `QUICK_SLOW_S` after all (a disk that stalls) sends everything to the writer
+  for `QUICK_PAUSE_S`.
+- *In the writer thread*, everything else.
+
+For one caller, two hand-overs between threads cost as much as the work itself (measured: a quarter of a put's latency); with
+many, messages are large, and reading and writing them while a group executes is worth the hand-over. So both ways exist.
+
+Beside them, so that nothing that is slow blocks what is quick:
+
 - *Syncer* (one, for stores that fsync before they answer): waits until a group is durable while the writer already
   executes the next ones, and takes all that have been executed meanwhile with one fsync. Only then are they answered.
 - *Readers* (two): pages of scans, feeds, status: anything that may read for long or from a cold disk.
 
-The replication core runs in the writer too, not in the loop: it reads the log and the replica, which only the writer may do
-without waiting for it, and the hop to the writer is needed anyway to apply frames. So what a turn made goes back in one
-wake-up of the loop: replies to clients and messages to peers together. At most one wake-up is under way; the cost of
-a hop is per turn, not per request.
-
-(A store in memory could be run in the loop itself. Measured: it spares 20 µs of 350 µs for one caller, and costs a quarter
-of the throughput of many, because then nothing is read or written while a group executes. So there is one way.)
+The replication core runs in the turn too: it reads the log and the replica, which only a turn may do without waiting.
+So what a turn made goes to the loop in one wake-up: replies to clients and messages to peers together. At most one
+wake-up is under way; the cost of a hop is per turn, not per request.
 
 Everything has a bound: requests waiting (`OverloadedError`), rows and bytes of one group. Whoever adds tasks bounds them.
 """
@@ -37,6 +44,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from crdtkv.errors import CrdtkvError, DeadlineExceededError, DiskFullError, OverloadedError, StorageError, StoreClosedError
 from crdtkv.node.logging import LOGGER, event
+from crdtkv.store.requests import QUICK_OPS
 
 if TYPE_CHECKING:
     from crdtkv.results import Status
@@ -54,6 +62,13 @@ GROUP_ROWS_MAX: Final = 4_096
 GROUP_BYTES_MAX: Final = 4 << 20
 """One group becomes one frame; larger ones would hold up readers of the log, and the loop for want of the GIL."""
 READERS: Final = 2
+QUICK_ROWS_MAX: Final = 16
+QUICK_BYTES_MAX: Final = 8 << 10
+"""What a turn in the loop may hold: about half a millisecond's work."""
+QUICK_SLOW_S: Final = 0.02
+QUICK_PAUSE_S: Final = 1.0
+SOON_S: Final = 0.05
+"""A turn that is wanted so soon (an ack that is due) is taken by the loop's timer; a later one (a heartbeat) by the writer."""
 RETRY_S: Final = 1.0
 """When a turn that failed is tried again, if nothing else asks for one."""
 
@@ -65,6 +80,10 @@ class Storage(Protocol):
 
     def wait_durable(self, position: int) -> None: ...
 
+    def begin_quick(self) -> bool: ...
+
+    def end_quick(self) -> None: ...
+
 
 @dataclass(slots=True)
 class _Batch:
@@ -74,6 +93,8 @@ class _Batch:
     size: int
     arrived: float
     deliver: Deliver
+    quick: bool
+    """Each of its requests touches a record or two and waits for nothing."""
 
 
 def error_row(request_id: int, error: CrdtkvError) -> list[Any]:
@@ -115,11 +136,24 @@ class StorageWorker:
         self.status: Callable[[], Status] | None = None
         """Answers the op `status`, in the writer, in place of the store: it knows the node as well."""
 
-        # Guarded by `_work`: what waits for the writer.
+        # Guarded by `_work`: what waits for a turn, and whether one is under way.
         self._work = threading.Condition(threading.Lock())
         self._batches: deque[_Batch] = deque()
         self._tasks: deque[Callable[[], None]] = deque()
+        self._turning = 0
+        """Ident of the thread that takes a turn; 0: nobody does, and what waits is in order."""
+        self._next_at: float | None = None
+        """When the writer takes a turn even if nothing waits for one."""
         self._stopping = False
+        self._writer_blocked = False
+        """The writer waits for a turn in the loop to end."""
+        self._quick_asked = False
+        """The loop is about to look at what waits."""
+        self._quick_rows = 0  # what waits; past the limit if something among it is not quick
+        self._quick_bytes = 0
+        # The loop's.
+        self._quick_after = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         # Guarded by `_executed`: what waits for the syncer.
         self._executed = threading.Condition(threading.Lock())
         self._unsynced: list[tuple[int, Callable[[], None]]] = []
@@ -142,7 +176,7 @@ class StorageWorker:
             self._threads.append(threading.Thread(target=self._sync_groups, name="crdtkv-syncer", daemon=True))
         for thread in self._threads:
             thread.start()
-        self._writer_ident = self._threads[0].ident
+        self._loop_ident = threading.get_ident()
 
     # -- called by the loop ---------------------------------------------------------------------------------------
 
@@ -167,31 +201,53 @@ class StorageWorker:
         else:
             self.queued += len(rows)
             self._idle.clear()
-            batch = _Batch(rows, size, time.monotonic(), deliver)
+            quick = len(rows) <= QUICK_ROWS_MAX and all(map(_is_quick, rows))
+            batch = _Batch(rows, size, time.monotonic(), deliver, quick)
             with self._work:
                 self._batches.append(batch)
-                self._work.notify()
+                self._ask(len(rows) if quick else QUICK_ROWS_MAX + 1, size)
             return
         deliver([error_row(row[0], refusal) for row in rows], "")
 
-    def task(self, function: Callable[[], None]) -> None:
-        """Run something in the writer, in order, before the next group. Any thread; dropped after `stop`."""
+    def task(self, function: Callable[[], None], size: int | None = None) -> None:
+        """Run something in a turn, in order, before the group. Any thread; dropped after `stop`.
+
+        Args:
+            size: it is short, as work on so many bytes is, and may run in the loop; None: in the writer only.
+        """
         with self._work:
-            if not self._writer_ended:
-                self._tasks.append(function)
+            if self._writer_ended:
+                return
+            self._tasks.append(function)
+            if threading.get_ident() == self._loop_ident:
+                self._ask(QUICK_ROWS_MAX + 1 if size is None else 1, size or 0)
+            else:
+                self._quick_rows = QUICK_ROWS_MAX + 1
                 self._work.notify()
+
+    def _ask(self, rows: int, size: int) -> None:
+        """In the loop, holding `_work`: something waits for a turn; say who takes it."""
+        self._quick_rows += rows
+        self._quick_bytes += size
+        if self._turning:
+            return  # whoever takes it looks again when it ends
+        if self._quick_rows > QUICK_ROWS_MAX or self._quick_bytes > QUICK_BYTES_MAX:
+            self._work.notify()
+        elif not self._quick_asked:
+            self._quick_asked = True
+            self._loop.call_soon(self._quick_turn)
 
     def poke(self) -> None:
         """Have a turn taken soon. Any thread; many calls before it make one."""
-        if not self._poked and threading.get_ident() != self._writer_ident:
+        if not self._poked and self._turning != threading.get_ident():
             self._poked = True
-            self.task(self._unpoke)
+            self.task(self._unpoke, 0)
 
     def _unpoke(self) -> None:
         self._poked = False
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run something in the writer and wait for its result."""
+        """Run something in the writer's turn and wait for its result."""
         done: asyncio.Future[T] = self._loop.create_future()
 
         def finish(result: T | None, error: BaseException | None) -> None:
@@ -214,7 +270,7 @@ class StorageWorker:
         return await done
 
     def sync_through(self, position: int) -> None:
-        """From the writer: have the log fsynced up to `position`, and take a turn then. Only if `sync`."""
+        """From a turn: have the log fsynced up to `position`, and take a turn then. Only if `sync`."""
         if position > self._sync_asked:
             self._to_syncer(position, _nothing)
 
@@ -225,7 +281,7 @@ class StorageWorker:
             self._executed.notify()
 
     def emit(self, function: Callable[[], None]) -> None:
-        """From the writer: have something done in the loop, after what was emitted before."""
+        """From a turn: have something done in the loop, after what was emitted before."""
         self._post((function,))
 
     async def read(self, function: Callable[..., T], *args: Any) -> T:
@@ -246,31 +302,102 @@ class StorageWorker:
         with self._work:
             self._stopping = True
             self._work.notify()
+        if self._timer is not None:
+            self._timer.cancel()
         await self._idle.wait()
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
         self._wake()
         await asyncio.to_thread(self._readers.shutdown)
 
-    # -- the writer -----------------------------------------------------------------------------------------------
+    # -- turns ----------------------------------------------------------------------------------------------------
 
     def _write_groups(self) -> None:
-        next_at: float | None = None
+        ident = threading.get_ident()
         while True:
             with self._work:
-                while not (self._batches or self._tasks or self._stopping):
-                    timeout_s = None if next_at is None else next_at - time.monotonic()
-                    if timeout_s is not None and timeout_s <= 0:
+                while not self._is_wanted():
+                    due = self._next_at
+                    if self._turning:
+                        self._writer_blocked = True
+                        self._work.wait()
+                        self._writer_blocked = False
+                    elif due is None:
+                        self._work.wait()
+                    elif (wait_s := due - time.monotonic()) > 0:
+                        self._work.wait(wait_s)
+                    else:
                         break
-                    self._work.wait(timeout_s)
-                tasks, self._tasks = self._tasks, deque()
-                group = self._take()
+                tasks, group = self._begin_turn(ident)
                 if self._stopping and not tasks and not group:
                     self._writer_ended = True
                     break
             next_at = self._run_turn(tasks, group)
+            with self._work:
+                self._turning = 0
+                self._next_at = next_at
         with self._executed:
             self._executed.notify()
+
+    def _is_wanted(self) -> bool:
+        """Whether something waits for the writer, holding `_work`."""
+        if self._turning or (self._quick_asked and not self._stopping):
+            return False
+        return bool(self._batches or self._tasks or self._stopping)
+
+    def _begin_turn(self, ident: int) -> tuple[Sequence[Callable[[], None]], list[_Batch]]:
+        """Take what the turn is about, holding `_work`."""
+        self._turning = ident
+        tasks, self._tasks = self._tasks, deque()
+        self._quick_rows = self._quick_bytes = 0
+        return tasks, self._take()
+
+    def _quick_turn(self) -> None:
+        """Take a turn here in the loop if it is short for sure; else leave it to the writer."""
+        with self._work:
+            self._quick_asked = False
+            if self._turning or not (self._batches or self._tasks):
+                return
+            short = self._quick_rows <= QUICK_ROWS_MAX and self._quick_bytes <= QUICK_BYTES_MAX and not self._stopping
+            if not short or time.monotonic() < self._quick_after or not self._store.begin_quick():
+                self._work.notify()
+                return
+            tasks, group = self._begin_turn(self._loop_ident)
+        began = time.monotonic()
+        next_at: float | None = began
+        try:
+            next_at = self._run_turn(tasks, group)
+        finally:
+            self._store.end_quick()
+            self._end_quick_turn(next_at)
+        if time.monotonic() - began > QUICK_SLOW_S:
+            self._quick_after = time.monotonic() + QUICK_PAUSE_S
+        self._wake()
+
+    def _end_quick_turn(self, next_at: float | None) -> None:
+        with self._work:
+            self._turning = 0
+            wanted = bool(self._batches or self._tasks or self._stopping or self._writer_blocked)
+            if next_at is not None and next_at - time.monotonic() < SOON_S:
+                self._quick_at(next_at)
+            elif next_at is not None and (self._next_at is None or next_at < self._next_at):
+                self._next_at = next_at
+                wanted = True  # it sleeps for too long
+            if wanted:
+                self._work.notify()
+
+    def _quick_at(self, at: float) -> None:
+        """Have a turn taken in the loop at a time (`time.monotonic`), if none is by then."""
+        at = self._loop.time() + max(0.0, at - time.monotonic())
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self._quick_due)
+
+    def _quick_due(self) -> None:
+        self._timer = None
+        self.poke()
 
     def _run_turn(self, tasks: Sequence[Callable[[], None]], group: list[_Batch]) -> float | None:
         # Tasks first: what a peer wrote is older than what is asked now, and its sender waits for the ack.
@@ -401,7 +528,7 @@ class StorageWorker:
     def _post(self, results: Sequence[Callable[[], None]]) -> None:
         # Append first, then look at the flag; `_wake` clears the flag first, then takes. So nothing is left behind.
         self._results.extend(results)
-        if not self._waking:
+        if not self._waking and self._turning != self._loop_ident:  # a turn in the loop ends with `_wake`
             self._waking = True
             self._loop.call_soon_threadsafe(self._wake)
 
@@ -410,6 +537,12 @@ class StorageWorker:
         results = self._results
         while results:
             results.popleft()()
+
+
+def _is_quick(row: Row) -> bool:
+    """Whether a request may be executed in the loop."""
+    options = row[3]
+    return row[1] in QUICK_OPS and not (options and "durability" in options)
 
 
 def _report(name: str, error: Exception) -> None:

@@ -101,6 +101,8 @@ class Machine:
         self.when_beyond: Callable[[], None] = lambda: None
         """Called when an own commit above the bound was appended: whoever keeps the bound should raise it."""
         self._beyond: deque[tuple[int, int]] = deque()  # position and last seq of own frames above the bound
+        self.folds = True
+        """The engine is written once enough has gathered; False: it waits (`postpone_fold`)."""
         self._unfolded_bytes = 0  # frames appended since the engine was written
         self._gathered_bytes = 0  # commits of the frame in the making, while they gather
         self.is_engine_ahead = self.replica.position > log.end()
@@ -277,7 +279,7 @@ class Machine:
             if frames[-1].origin == self.origin:  # own frames are appended one by one
                 self._beyond.append((end - 1, own))
             self.when_beyond()
-        if self.replica.state.pending >= self.fold_records_max or self._unfolded_bytes >= FOLD_BYTES_MAX:
+        if self.folds and self._is_full():
             try:
                 self.fold()
             except DiskFullError:
@@ -286,6 +288,18 @@ class Machine:
                 e.maybe_applied = True  # the log has it
                 raise
         return end
+
+    def _is_full(self) -> bool:
+        """Whether enough waits for the engine to be written."""
+        return self.replica.state.pending >= self.fold_records_max or self._unfolded_bytes >= FOLD_BYTES_MAX
+
+    def postpone_fold(self) -> bool:
+        """For a few small changes in a hurry: have none of them write the engine, until `folds` is set again.
+
+        False if the engine is to be written first: so what is postponed stays small.
+        """
+        self.folds = self._is_full()
+        return not self.folds
 
     def fold(self) -> None:
         """Write what changed to the engine."""

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 SEAL_BYTES = 1 << 20
 """A group's frame is closed, and another begun, once its requests hold this many bytes."""
 
+QUICK_OPS = frozenset(
+    ("put", "get", "sadd", "sdiscard", "sremove", "scontains", "cincr", "cget", "hput", "hget", "hdel", "hcontains"),
+)
+"""Operations that read and write a few records, however much is stored: a group of a few of them is done in well under a
+millisecond, and needs no fold."""
+
 
 class Executed(NamedTuple):
     """What a group did. `position` is the log's end: wait for it to be durable before telling anyone.

@@ -708,6 +708,23 @@ class Store:
             callback()
         return executed
 
+    def begin_quick(self) -> bool:
+        """Take the store's lock for a few quick operations in a thread that must not wait, until `end_quick`.
+
+        False, and nothing taken, if somebody holds it or the engine is to be written first; meanwhile it is not written.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        if self._machine.postpone_fold():
+            return True
+        self._lock.release()
+        return False
+
+    def end_quick(self) -> None:
+        """End what `begin_quick` began."""
+        self._machine.folds = True
+        self._lock.release()
+
     def wait_durable(self, position: int) -> None:
         """Block until what is before a log position is durable at the store's level."""
         if self._sync_default:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import select
 import shutil
@@ -23,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import crdtkv
+import crdtkv.aio
 from crdtkv.core.causality import generation_of
 from crdtkv.core.codec import decode_value, encode_value
 from crdtkv.node import Limits
@@ -492,6 +494,23 @@ def test_a_watch_that_is_cancelled_while_it_begins_leaves_no_watcher(monkeypatch
         until(lambda: not node._server._kv.streams, "the call ends")
         go_on.set()
         until(lambda: made and not store._watches.count, "the watcher is gone")
+
+
+def test_a_watch_that_was_left_with_break_leaves_no_watcher() -> None:
+    with one_node() as (store, node):
+
+        async def check() -> None:
+            async with crdtkv.aio.connect(node.address, timeout=DEADLINE_S) as client:
+                watch = await client.watch()
+                await client.put("k", 1)
+                async for change in watch:
+                    assert change.key == "k"
+                    break
+                assert store._watches.count == 1
+                del watch
+                await asyncio.to_thread(until, lambda: not store._watches.count, "the watcher is gone")
+
+        asyncio.run(check())
 
 
 def test_a_watch_that_ends_while_the_store_is_busy_does_not_stop_the_loop() -> None:

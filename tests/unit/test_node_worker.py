@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from crdtkv.errors import StorageError
-from crdtkv.node.worker import GROUP_ROWS_MAX, StorageWorker
+from crdtkv.node.worker import GROUP_ROWS_MAX, QUICK_BYTES_MAX, QUICK_ROWS_MAX, QUICK_SLOW_S, SOON_S, StorageWorker
 
 
 @dataclass
@@ -31,6 +32,11 @@ class FakeStore:
     executed: int = 0
     fail_sync: bool = False
     fail_execute: Exception | None = None
+    busy: bool = False
+    """Somebody holds the lock, so that nothing may be quick."""
+    hurried: bool = False
+    threads: list[int] = field(default_factory=list)
+    """Ident of the thread that executed each group; that of one in a hurry is negative."""
     gate: threading.Event = field(default_factory=threading.Event)
     disk: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
@@ -41,6 +47,7 @@ class FakeStore:
         if self.fail_execute is not None:
             raise self.fail_execute
         self.groups.append(len(requests))
+        self.threads.append(-threading.get_ident() if self.hurried else threading.get_ident())
         self.executed += 1
         return Executed([[row[0], 0, row[2]] for row in requests], f"t{self.executed}", self.executed)
 
@@ -49,6 +56,15 @@ class FakeStore:
         if self.fail_sync:
             raise StorageError("the disk is full")
         self.durable = max(self.durable, position)
+
+    def begin_quick(self) -> bool:
+        assert not self.hurried
+        self.hurried = not self.busy
+        return self.hurried
+
+    def end_quick(self) -> None:
+        assert self.hurried
+        self.hurried = False
 
 
 @asynccontextmanager
@@ -71,8 +87,8 @@ class Client:
         self.token = ""
         self.changed = asyncio.Event()
 
-    def send(self, *ids: int, options: dict[str, Any] | None = None) -> None:
-        self.worker.submit([(n, "echo", [n], options) for n in ids], 10, self.deliver)
+    def send(self, *ids: int, options: dict[str, Any] | None = None, op: str = "echo", size: int = 10) -> None:
+        self.worker.submit([(n, op, [n], options) for n in ids], size, self.deliver)
 
     def deliver(self, replies: list[Any], token: str) -> None:
         self.replies += replies
@@ -283,5 +299,168 @@ def test_tasks_run_in_order_and_a_turn_follows_when_it_is_due() -> None:
             assert [s for s in seen if s != "turn"] == ["a", "b"]
             with pytest.raises(ZeroDivisionError):
                 await worker.run(lambda: 1 // 0)
+
+    run(check)
+
+
+# -- turns in the loop ----------------------------------------------------------------------------------------------------
+
+
+def test_a_few_quick_requests_of_one_iteration_are_one_group_in_the_loop() -> None:
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        async with working(store) as worker:
+            first, second = Client(worker), Client(worker)
+            first.send(1, op="put")
+            second.send(2, 3, op="get")
+            assert await second.until(2) == [[2, 0, [2]], [3, 0, [3]]]
+            assert first.replies == [[1, 0, [1]]]
+            assert (store.groups, store.threads) == ([3], [-threading.get_ident()])
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    ("sent", "busy"),
+    [
+        ({"op": "count"}, False),
+        ({"op": "put", "options": {"durability": "sync"}}, False),
+        ({"op": "put", "size": QUICK_BYTES_MAX + 1}, False),
+        ({"op": "put"}, True),
+    ],
+    ids=["what may take long", "what is fsynced", "what is large", "the lock is taken"],
+)
+def test_what_may_take_long_is_for_the_writer_and_so_is_what_came_before_and_after(sent: dict[str, Any], busy: bool) -> None:
+    async def check() -> None:
+        store = FakeStore(busy=busy)
+        store.gate.set()
+        async with working(store) as worker:
+            client = Client(worker)
+            client.send(1, op="put")
+            client.send(2, **sent)
+            client.send(3, op="put")
+            assert [row[0] for row in await client.until(3)] == [1, 2, 3]
+            assert all(thread > 0 and thread != threading.get_ident() for thread in store.threads)
+
+    run(check)
+
+
+def test_many_requests_are_for_the_writer() -> None:
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        async with working(store) as worker:
+            client = Client(worker)
+            client.send(*range(QUICK_ROWS_MAX), op="put")
+            client.send(QUICK_ROWS_MAX, op="put")
+            await client.until(QUICK_ROWS_MAX + 1)
+            assert len(store.threads) == store.threads.count(store.threads[0]) and store.threads[0] not in (0, -threading.get_ident())
+
+    run(check)
+
+
+def test_what_is_quick_does_not_overtake_what_the_writer_has_begun() -> None:
+    async def check() -> None:
+        store = FakeStore()
+        async with working(store) as worker:
+            client = Client(worker)
+            client.send(1)
+            await entered(store)
+            client.send(2, op="put")
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert client.replies == []
+            store.gate.set()
+            assert [row[0] for row in await client.until(2)] == [1, 2]
+            assert store.threads[0] == store.threads[1] > 0
+
+    run(check)
+
+
+def test_a_turn_in_the_loop_that_was_slow_sends_the_next_to_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crdtkv.node.worker.QUICK_PAUSE_S", 60.0)
+
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        async with working(store) as worker:
+            client = Client(worker)
+            worker.task(lambda: time.sleep(2 * QUICK_SLOW_S), 1)
+            await asyncio.sleep(0)
+            client.send(1, op="put")
+            await client.until(1)
+            assert store.threads[0] > 0
+
+    run(check)
+
+
+@pytest.mark.parametrize("in_s", [0.001, 2 * SOON_S], ids=["soon", "later"])
+def test_a_turn_that_the_loop_took_is_followed_by_the_one_that_it_wanted(in_s: float) -> None:
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        turns: list[int] = []
+        followed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def turn() -> float | None:
+            turns.append(threading.get_ident())
+            if len(turns) == 1:
+                return time.monotonic() + in_s
+            loop.call_soon_threadsafe(followed.set)
+            return None
+
+        async with working(store) as worker:
+            worker.turn = turn
+            client = Client(worker)
+            client.send(1, op="put")
+            await followed.wait()
+            ours = threading.get_ident()
+            assert turns[0] == ours and (turns[1] == ours) == (in_s < SOON_S)
+
+    run(check)
+
+
+def test_a_poke_from_a_turn_makes_no_other_one_and_from_elsewhere_it_does() -> None:
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        turned = asyncio.Event()
+        turns = 0
+        loop = asyncio.get_running_loop()
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            worker.poke()
+            loop.call_soon_threadsafe(turned.set)
+
+        async with working(store) as worker:
+            worker.turn = turn
+            Client(worker).send(1, op="put")
+            await turned.wait()
+            assert turns == 1
+            turned.clear()
+            await asyncio.to_thread(worker.poke)
+            await turned.wait()
+            assert turns == 2
+
+    run(check)
+
+
+def test_a_bug_in_a_turn_of_the_loop_leaves_the_worker_able_to_go_on() -> None:
+    async def check() -> None:
+        store = FakeStore(fail_execute=ValueError("a bug"))
+        store.gate.set()
+        async with working(store) as worker:
+            client = Client(worker)
+            client.send(1, op="put")
+            (reply,) = await client.until(1)
+            assert reply[2][0] == "StorageError"
+            store.fail_execute = None
+            worker.task(lambda: [][0], 0)
+            client.send(2, op="put")
+            assert (await client.until(2))[1] == [2, 0, [2]]
 
     run(check)

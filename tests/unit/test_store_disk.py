@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 import crdtkv
 from crdtkv import Settings, Store
+from crdtkv.core.codec import encode_value
+from crdtkv.core.replica import META_KEY
 from tests.stores import Clock, store_at
 
 SMALL = Settings(fold_records_max=16, clear_at_once_max=8, purge_slots=8, log_segment_bytes=8192, journal_age_s=10**9)
@@ -104,3 +107,27 @@ def test_a_snapshot_that_knows_more_of_this_replica_than_itself_is_an_alarm_and_
         assert restored.origin != before and restored["lost"] == 1 and restored["fill/1"]
         assert "knows" in restored.warnings[0]
         assert restored.put("k", 2).origin == restored.origin
+
+
+def test_what_is_quick_takes_no_lock_that_another_holds_and_never_writes_the_engine(tmp_path: Path) -> None:
+    """A node's event loop executes small groups itself: nothing in it may wait for a thread or for the engine's disk."""
+    with crdtkv.open(tmp_path / "d", durability="async", settings=Settings(fold_records_max=8)) as store:
+        port = store.port
+        position = store._replica.state._base.get(META_KEY)
+        for number in range(8):
+            while not store.begin_quick():  # the housekeeper has the lock for a moment
+                pass
+            store.execute([(number, "put", [f"k{number}", encode_value(number)], None)])
+            assert port.digest() is None, "a digest folds"
+            store.end_quick()
+        assert not store.begin_quick(), "the overlay is at its bound"
+        assert store._replica.state._base.get(META_KEY) == position, "the engine was written"
+        store.put("k8", 8)  # at leisure, it is
+        assert store._replica.state._base.get(META_KEY) != position
+        with store._lock:
+            assert port.digest() is not None
+        with ThreadPoolExecutor(1) as other:
+            with store._lock:
+                assert not other.submit(store.begin_quick).result()
+            while not other.submit(lambda: store.begin_quick() and not store.end_quick()).result():
+                pass
