@@ -21,9 +21,11 @@ the ranges of a state add up to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
+from xxhash import xxh3_128_intdigest
 
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.codec import TYPE_NAMES, SlotType, decode_value, split_slot
@@ -51,6 +53,15 @@ def digest_share(slot: bytes, record: bytes) -> int:
         except (ValueError, IndexError, msgspec.DecodeError):
             pass
     return hash_record(slot, record)
+
+
+def digest_of(records: Iterable[tuple[bytes, bytes]]) -> int:
+    """What records `(slot, record)` add to a digest, modulo 2^128. A loop over whole states: `digest_share` is asked where it matters."""
+    hash_128 = xxh3_128_intdigest
+    total = 0
+    for slot, record in records:
+        total += hash_128(record + slot) if record[:1] != b"\x94" else digest_share(slot, record)
+    return total & ((1 << 128) - 1)
 
 
 def damage(slot: bytes, record: bytes, vv: VersionVector) -> str | None:

@@ -139,9 +139,16 @@ class _Cursor:
                     raw.seek(start if after is None else after)
                     if after is not None and raw.valid() and raw.key() == after:
                         raw.next()
-                    while raw.valid() and len(items) < SCAN_CHUNK and (end is None or raw.key() < end):
-                        items.append((raw.key(), raw.value()))
-                        raw.next()
+                    # A loop over whole states: what it calls is looked up once.
+                    is_valid, key_here, value_here, advance, append = raw.valid, raw.key, raw.value, raw.next, items.append
+                    for _ in range(SCAN_CHUNK):
+                        if not is_valid():
+                            break
+                        key = key_here()
+                        if end is not None and key >= end:
+                            break
+                        append((key, value_here()))
+                        advance()
                 if not raw.valid():
                     raw.status()  # at its end, or at a damaged block
             except Exception as e:

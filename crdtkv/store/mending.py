@@ -19,7 +19,7 @@ from crdtkv.core.heads import HEAD_SPACE, Head, decode_head, head_key
 from crdtkv.core.join import check_slot
 from crdtkv.core.mend import Beside, Touches, adopt, recount
 from crdtkv.errors import CorruptionError, MissingHistoryError
-from crdtkv.store.view import FIRST, LAST, PAGE_BYTES, StateView
+from crdtkv.store.view import PAGE_BYTES, StateView
 
 if TYPE_CHECKING:
     from crdtkv.store.store import Store
@@ -141,7 +141,7 @@ def _recount(view: StateView) -> tuple[int, list[bytes], list[bytes]]:
     missing: list[bytes] = []
     snapshot = view._snapshot
     with closing(_Heads(view)) as heads:
-        for slot, record in chain(view._scan(FIRST, LAST), [(b"", b"")]):
+        for slot, record in chain(view.records(), [(b"", b"")]):
             if slot:
                 total += digest_share(slot, record)
                 done, places = beside.take(slot, record)

@@ -10,17 +10,18 @@ stops no writer; it is read in bounded steps, from any thread, one at a time.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 from crdtkv.core.causality import Origin, VersionVector, region_of
 from crdtkv.core.codec import SLOT_SPACE, successor
-from crdtkv.core.compare import digest_share
+from crdtkv.core.compare import digest_of
 from crdtkv.core.frame import Frame
 from crdtkv.errors import StorageError, TokenExpiredError
 
@@ -34,8 +35,8 @@ PARTS_MAX: Final = 64
 """Parts that one step gives or takes: the fan-out of a descent."""
 PAGE_BYTES: Final = 1 << 20
 """About how much one page of records or frames holds."""
-PACE_RECORDS: Final = 512
-"""A paced scan rests each time after so many records."""
+CHUNK_RECORDS: Final = 1024
+"""Records that are read at a time; a view with a pace rests after each."""
 _MASK: Final = (1 << 128) - 1
 
 Page = tuple[list[bytes], bytes | None]
@@ -111,11 +112,12 @@ class StateView:
     """The `View` of a store in this process. A context manager.
 
     Args:
-        pace: how much of the time a scan may keep its thread busy, so that it leaves the interpreter to others; 1: all of it.
+        pace: how much of the time a scan may keep a processor busy, so that it leaves the interpreter to others; 1: all of it.
     """
 
     def __init__(self, store: Store, pace: float = 1.0) -> None:
         self._rest = 1 / pace - 1
+        self._rested = (0, 0.0)  # the thread that read last, and its CPU time then
         machine, replica = store._machine, store._replica
         while True:
             with store._lock:
@@ -146,47 +148,45 @@ class StateView:
 
     def parts(self, start: bytes, end: bytes, size: int) -> list[Part]:
         found: list[Part] = []
-        count = total = 0
-        with closing(self._scan(start, end)) as records:
-            for slot, record in records:
-                if count >= size:
-                    found.append(Part(slot, count, total & _MASK))
-                    if len(found) == PARTS_MAX:
-                        return found
-                    count = total = 0
-                count += 1
-                total += digest_share(slot, record)
-        found.append(Part(end, count, total & _MASK))
+        with closing(self._chunks(start, end, size)) as chunks:
+            for chunk in chunks:
+                found.append(Part(chunk[-1][0] + b"\x00", len(chunk), digest_of(chunk)))
+                if len(found) == PARTS_MAX:
+                    return found
+        if found and found[-1].slots < size:
+            found[-1] = found[-1]._replace(end=end)
+        else:
+            found.append(Part(end, 0, 0))
         return found
 
     def digests(self, start: bytes, ends: Sequence[bytes]) -> list[Part]:
         found: list[Part] = []
-        waiting = iter(ends[:PARTS_MAX])
-        end = next(waiting, None)
-        count = total = 0
-        if end is None:
-            return found
-        with closing(self._scan(start, ends[:PARTS_MAX][-1])) as records:
-            for slot, record in records:
-                while slot >= end:
-                    found.append(Part(end, count, total & _MASK))
-                    count = total = 0
-                    end = next(waiting)
-                count += 1
-                total += digest_share(slot, record)
-        found.append(Part(end, count, total & _MASK))
-        found += [Part(e, 0, 0) for e in waiting]
+        for end in ends[:PARTS_MAX]:
+            slots = total = 0
+            for chunk in self._chunks(start, end):
+                slots += len(chunk)
+                total += digest_of(chunk)
+            found.append(Part(end, slots, total & _MASK))
+            start = end
         return found
 
     def page(self, start: bytes, end: bytes, bytes_max: int = PAGE_BYTES) -> Page:
         flat: list[bytes] = []
         size = 0
-        with closing(self._scan(start, end)) as records:
-            for slot, record in records:
-                if size >= bytes_max:
-                    return flat, slot
-                flat += (slot, record)
-                size += len(slot) + len(record)
+        with closing(self._chunks(start, end)) as chunks:
+            for chunk in chunks:
+                items = list(chain.from_iterable(chunk))
+                size += sum(map(len, items))
+                if size < bytes_max:
+                    flat += items
+                    continue
+                # The page is full within this chunk, which may be of large records: cut it where it is.
+                size -= sum(map(len, items))
+                for slot, record in chunk:
+                    if flat and size + len(slot) + len(record) > bytes_max:
+                        return flat, slot
+                    flat += (slot, record)
+                    size += len(slot) + len(record)
         return flat, None
 
     def frame_page(self, after: VersionVector, position: int = 0) -> FramePage | None:
@@ -202,18 +202,24 @@ class StateView:
             return None
         return [f.data for f in frames if not after.covers((f.origin, f.last_seq))], position if position < until else None
 
-    def _scan(self, start: bytes, end: bytes) -> Generator[tuple[bytes, bytes], None, None]:
+    def records(self) -> Iterator[tuple[bytes, bytes]]:
+        """All records, one by one."""
+        return chain.from_iterable(self._chunks(FIRST, LAST))
+
+    def _chunks(self, start: bytes, end: bytes, size: int = CHUNK_RECORDS) -> Generator[list[tuple[bytes, bytes]], None, None]:
+        """A range's records, so many at a time, at this view's pace."""
         scan = self._snapshot.scan(max(start, FIRST), min(end, LAST))
-        if not self._rest:
-            yield from scan
-            return
-        began = time.monotonic()
-        for number, item in enumerate(scan, 1):
-            yield item
-            if not number % PACE_RECORDS:
-                # Time waited for the interpreter counts as busy: so the busier the others, the more is left to them.
-                time.sleep((time.monotonic() - began) * self._rest)
-                began = time.monotonic()
+        while chunk := list(islice(scan, size)):
+            yield chunk
+            if self._rest:
+                self._take_a_rest()
+
+    def _take_a_rest(self) -> None:
+        # The thread's own CPU time, with what its caller did of the last chunk: neither waits for the interpreter nor for a disk count.
+        thread, spent = threading.get_ident(), time.thread_time()
+        if thread == self._rested[0]:
+            time.sleep((spent - self._rested[1]) * self._rest)
+        self._rested = thread, spent
 
     def close(self) -> None:
         self._snapshot.close()
