@@ -55,11 +55,17 @@ class LocalSide:
 
     def view(self, covers: VersionVector = EMPTY_VV, wait_s: float = WAIT_S) -> StateView:
         until = time.monotonic() + wait_s
-        while not covers <= (vv := self.store.vv()):
+        while not covers <= (vv := self._vv()):
             if time.monotonic() >= until:
                 raise not_covered(self.name, vv, covers, wait_s)
             time.sleep(_POLL_S)
         return StateView(self.store, self.pace)
+
+    def _vv(self) -> VersionVector:
+        """What is applied, closed origins included."""
+        with self.store._lock:
+            self.store._settled()
+            return self.store._machine.vv()
 
     def adopt(self, offered: Mapping[bytes, bytes | None], vv: VersionVector, donor: str) -> Adopted:
         return adopt_records(self.store, offered, vv, donor)

@@ -7,19 +7,23 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from crdtkv.backup.target import Target
 from crdtkv.core.causality import Origin, VersionVector, check_origin, region_of
 from crdtkv.core.clock import stamp, time_text
+from crdtkv.core.control import NOTHING_AGREED, Agreed
+from crdtkv.core.frame import CONTROL_FEATURE
 from crdtkv.errors import ConfigError, CorruptionError, CrdtkvError, IncompatibleFormatError
 
 FORMAT: Final = 1
 NAME: Final = "manifest.json"
 FULL: Final = "full"
 INCREMENTAL: Final = "incremental"
-KNOWN_FEATURES: Final = frozenset[str]()
+KNOWN_FEATURES: Final = frozenset({CONTROL_FEATURE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Manifest:
         hlc: at least the greatest stamp in it.
         created_ms: Unix time by the clock of who made it, just before: it holds all that the replica had then.
         records: slots of a full one. frames, commits: of an incremental one.
+        agreed: closed origins and members; `vv` is a full one, closed origins included.
     """
 
     id: str
@@ -63,7 +68,7 @@ class Manifest:
     commits: int
     files: tuple[ChunkFile, ...]
     version: str
-    requires: tuple[str, ...] = field(default=())
+    agreed: Agreed = NOTHING_AGREED
 
     @property
     def size(self) -> int:
@@ -87,7 +92,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         plain: dict[str, Any] = {
             "format": FORMAT,
-            "requires": list(self.requires),
+            "requires": [] if self.agreed == NOTHING_AGREED else [CONTROL_FEATURE],
             "id": self.id,
             "kind": self.kind,
             "parent": self.parent,
@@ -103,6 +108,7 @@ class Manifest:
             "frames": self.frames,
             "commits": self.commits,
             "version": self.version,
+            "control": None if self.agreed == NOTHING_AGREED else msgspec.msgpack.encode(self.agreed.to_wire()).hex(),
             "files": [{"name": f.name, "bytes": f.bytes, "checksum": f.checksum, "items": f.items} for f in self.files],
         }
         plain["checksum"] = _checksum(plain)
@@ -142,8 +148,9 @@ class Manifest:
                 plain["commits"],
                 tuple(ChunkFile(f["name"], f["bytes"], f["checksum"], f["items"]) for f in plain["files"]),
                 plain["version"],
+                NOTHING_AGREED if not plain.get("control") else Agreed.from_wire(msgspec.msgpack.decode(bytes.fromhex(plain["control"]))),
             )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, msgspec.DecodeError) as e:
             if isinstance(e, CrdtkvError):
                 raise
             raise CorruptionError(f"{where}: not a manifest: {e}", path=where) from e

@@ -23,11 +23,14 @@ from typing import Final, Protocol
 from crdtkv.backup.manifest import FULL, INCREMENTAL, Manifest, chain, chosen, manifests
 from crdtkv.backup.reading import read_chunks, read_frames
 from crdtkv.backup.target import Target
-from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, check_region, generation_of, region_of
+from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, check_region, next_generation
 from crdtkv.core.clock import time_text
+from crdtkv.core.control import NOTHING_AGREED, Control
 from crdtkv.core.frame import Frame
 from crdtkv.core.join import Snapshot
 from crdtkv.core.load import Loader
+from crdtkv.core.replica import enters_digest
+from crdtkv.core.state import DictBase, State
 from crdtkv.errors import ConfigError, CorruptionError, ValueTooLargeError
 from crdtkv.results import MergeResult
 from crdtkv.store.exchange import encode_frames
@@ -92,8 +95,10 @@ def restore(
     found = manifests(target)
     line = _line(found, id, point, target)
     last = line[-1]
+    if point is not None and point.vv is not None:
+        point = Point(vv=_full(point.vv, last))
     settings = Settings(cluster=last.cluster, shard=last.shard)
-    generation = 1 + max((generation_of(o) for o in last.vv if region_of(o) == region), default=0)
+    generation = next_generation(region, last.vv)
     with create_directory(directory, new_origin(region, generation), engine, settings, cluster) as opened:
         machine = opened.machine
         records = _load(machine, target, line[0])
@@ -132,7 +137,7 @@ def _of(found: list[Manifest], full: Manifest, target: Target) -> list[Manifest]
 def _reaches(line: list[Manifest], point: Point) -> bool:
     """Whether a point lies between a full backup and the end of what continues it."""
     if point.vv is not None:
-        return line[0].vv <= point.vv <= line[-1].vv
+        return line[0].vv <= _full(point.vv, line[-1]) <= line[-1].vv
     assert point.hlc is not None
     return line[0].hlc <= point.hlc <= line[-1].until
 
@@ -155,7 +160,7 @@ def _load(machine: Machine, target: Target, full: Manifest) -> int:
     machine.engine.write(loader.finish())
     if f"{loader.digest:032x}" != full.digest:
         raise CorruptionError(f"{target}/{full.id}: its records give digest {loader.digest:032x}, not {full.digest}: use another backup")
-    machine.replica.loaded(full.vv, full.hashes, loader.digest, full.hlc)
+    machine.replica.loaded(full.vv, full.hashes, full.agreed, loader.digest, full.hlc)
     machine.installed(full.vv)
     return loader.slots
 
@@ -188,12 +193,13 @@ def _apply(machine: Machine, frames: Iterator[Frame], point: Point | None, *, ke
     for frame in frames:
         if not _within(frame, point):
             continue
-        if taken.get(frame.origin, 0) != frame.first_seq - 1 or any(taken.get(o, 0) < n for o, n in frame.context.items()):
+        past = replica.control.complete(frame.context.advance(frame.origin, frame.first_seq - 1))
+        if taken.get(frame.origin, 0) != frame.first_seq - 1 or any(taken.get(o, 0) < n for o, n in past.items()):
             left_out += 1
             continue
         taken[frame.origin] = frame.last_seq
         group.append(frame)
-        if len(group) >= GROUP_FRAMES:
+        if len(group) >= GROUP_FRAMES or frame.is_control:  # what it closes, later contexts leave out
             flush()
     flush()
     return applied, left_out
@@ -225,6 +231,15 @@ def _check(line: list[Manifest], point: Point | None, vv: VersionVector, digest:
             raise CorruptionError(f"what was restored has digest {digest:032x}, backup {known.id} says {known.digest}: use another backup")
     if point is None and vv != last.vv:
         raise CorruptionError(f"what was restored stands at {vv}, the backup {last.id} says {last.vv}: use another backup")
+
+
+def _full(shown: VersionVector, manifest: Manifest) -> VersionVector:
+    """A vector as people and clients see it, with the origins that are closed in it, as far as a backup knows."""
+    if manifest.agreed == NOTHING_AGREED:
+        return shown
+    control = Control(State(DictBase(), enters_digest))
+    control.absorb(manifest.agreed, manifest.hashes)
+    return control.complete(shown)
 
 
 # -- into a running replica ---------------------------------------------------------------------------------------------
@@ -261,7 +276,7 @@ def merge(target: Target, into: Mergeable, *, id: str | None = None, state_bytes
     found = manifests(target)
     line = chain(found, chosen(found, id, target), target)
     full, applied, changed = line[0], 0, 0
-    if not full.vv <= into.vv():
+    if not full.vv <= _full(into.vv(), full):
         slots: dict[bytes, bytes] = {}
         size = 0
         for flat in read_chunks(target, full):
@@ -273,9 +288,9 @@ def merge(target: Target, into: Mergeable, *, id: str | None = None, state_bytes
                     "directory as a region of the cluster (`--data DIR --as REGION`), and start that",
                     limit=state_bytes_max,
                 )
-        done = into.merge(Snapshot(full.cluster, full.shard, full.vv, full.hashes, slots).to_bytes())
+        done = into.merge(Snapshot(full.cluster, full.shard, full.vv, full.hashes, slots, full.agreed).to_bytes())
         applied, changed = applied + done.applied, changed + len(done.changed_keys)
-    vv = into.vv()
+    vv = _full(into.vv(), line[-1])
     group: list[Frame] = []
     size = 0
     for frame in _frames(target, line[1:]):

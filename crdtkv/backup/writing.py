@@ -68,6 +68,7 @@ def create(source: Store | Side, target: Target, *, full: bool = False, progress
             commits,
             tuple(files.written),
             VERSION,
+            moment.agreed,
         )
         target.put(f"{files.id}/{NAME}", manifest.to_bytes())  # last: only now the backup is there
         return manifest

@@ -13,6 +13,7 @@ import msgspec
 from crdtkv.audit.sides import WAIT_S
 from crdtkv.client.endpoints import check_endpoints, credentials
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
+from crdtkv.core.control import NOTHING_AGREED, Agreed
 from crdtkv.errors import CorruptionError, CrdtkvError
 from crdtkv.pb.v1 import admin_pb2, admin_pb2_grpc
 from crdtkv.store.mending import Adopted, Settled
@@ -109,6 +110,7 @@ class NodeView:
             reply.hlc,
             reply.position,
             _from_vector(reply.floor),
+            Agreed.from_wire(msgspec.msgpack.decode(reply.control)) if reply.control else NOTHING_AGREED,
         )
 
     def parts(self, start: bytes, end: bytes, size: int) -> list[Part]:

@@ -14,9 +14,12 @@ from crdtkv.core.compare import digest_share
 from crdtkv.core.heads import Head, encode_head, head_key
 from crdtkv.core.join import check_slot
 from crdtkv.core.mend import Beside
+from crdtkv.core.replica import enters_digest
+from crdtkv.core.types.counter import dead_key
 from crdtkv.errors import CorruptionError
 
 _MASK = (1 << 128) - 1
+_RUN = 0x94  # an array of four: a counter's run, or a record of four entries
 
 
 class Loader:
@@ -28,6 +31,7 @@ class Loader:
 
     def __init__(self, vv: VersionVector) -> None:
         self._vv = vv
+        self._by = vv.to_bytes()
         self._last = b""
         self._beside = Beside()
         self.slots = 0
@@ -58,6 +62,8 @@ class Loader:
             done, listed = self._beside.take(slot, record)
             _put_head(done, batch)
             batch.update(dict.fromkeys(listed, b""))
+            if record[0] == _RUN and not enters_digest(slot, record):
+                batch[dead_key(slot)] = self._by  # killed by something that the state covers: more is not known
         return batch
 
     def finish(self) -> dict[bytes, bytes | None]:

@@ -23,7 +23,7 @@ from crdtkv.core.heads import Head
 from crdtkv.core.journal import RULE_REPAIR, Update
 from crdtkv.core.replica import Replica
 from crdtkv.core.types.base import Entry, decode_entries, winner
-from crdtkv.core.types.counter import run_name
+from crdtkv.core.types.counter import decode_run, list_dead, run_name
 from crdtkv.errors import CorruptionError
 
 _BROKEN = (ValueError, IndexError, KeyError, CorruptionError, msgspec.DecodeError)
@@ -74,6 +74,8 @@ def adopt(replica: Replica, slot: bytes, record: bytes | None, donor: str) -> To
         text = key.decode()
     except _BROKEN:
         return Touched("", 0, b"", "repair", replica.origin, 0, 0)  # no slot at all, and now gone
+    if type_code == SlotType.COUNTER:
+        list_dead(replica.state, slot, None if record is None or decode_run(record).live else replica.vv())
     entries = [] if record is None or type_code == SlotType.COUNTER else decode_entries(record)
     for entry in entries:
         if entry.expiry is not None:

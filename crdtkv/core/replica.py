@@ -799,10 +799,11 @@ class Replica:
         self._context = None
         self._template = None
 
-    def loaded(self, vv: VersionVector, hashes: Mapping[Origin, bytes], digest: int, mark: int) -> None:
+    def loaded(self, vv: VersionVector, hashes: Mapping[Origin, bytes], agreed: Agreed, digest: int, mark: int) -> None:
         """After a whole state was written to the base of a replica that had nothing: take over what belongs to it; see `core.load`."""
         assert not self._vv and not self.state.pending, "only what is empty is loaded"
         self.jump(vv, hashes)
+        self.agree(agreed, hashes)
         self.state.correct_digest(digest)
         self.heads = Heads(self.state)
         self._applier.heads = self.heads

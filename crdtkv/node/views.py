@@ -68,6 +68,7 @@ class Views:
             hlc=moment.mark,
             position=moment.position,
             floor=vector(moment.floor),
+            control=_encode(moment.agreed.to_wire()),
         )
 
     async def parts(self, worker: StorageWorker, request: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 from crdtkv.core.causality import Origin, VersionVector, region_of
 from crdtkv.core.codec import SLOT_SPACE, successor
 from crdtkv.core.compare import digest_of
+from crdtkv.core.control import NOTHING_AGREED, Agreed
 from crdtkv.core.frame import Frame
 from crdtkv.errors import StorageError, TokenExpiredError
 
@@ -63,6 +64,7 @@ class Moment:
         digest: what the replica holds for its digest; a scan must give the same.
         mark: the clock's mark, at least the greatest stamp in it.
         position: the log position it stands at. floor: from where on the log has all frames.
+        agreed: closed origins and members. All vectors here are full ones: closed origins are in them.
     """
 
     origin: Origin
@@ -74,6 +76,7 @@ class Moment:
     mark: int
     position: int
     floor: VersionVector
+    agreed: Agreed = NOTHING_AGREED
 
     @property
     def region(self) -> str:
@@ -135,6 +138,7 @@ class StateView:
                         replica.clock.mark,
                         machine.log.end(),
                         machine.log.floor(),
+                        replica.control.agreed(),
                     )
                     break
                 machine.purge_slice(store.settings.purge_slots)

@@ -28,7 +28,7 @@ def loaded(snapshot: Snapshot, mark: int, page: int) -> Replica:
     assert loader.digest == snapshot.digest() and loader.slots == len(snapshot.slots)
     origin = new_replica("sa").origin
     replica = Replica(base, origin=origin, cluster=CLUSTER, clock=HybridClock(lambda: 1_000, max_skew_ms=0), settings=SETTINGS)
-    replica.loaded(snapshot.vv, snapshot.hashes, loader.digest, mark)
+    replica.loaded(snapshot.vv, snapshot.hashes, snapshot.agreed, loader.digest, mark)
     replica.fold()
     return replica
 

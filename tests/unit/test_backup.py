@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 import crdtkv
+from crdtkv.audit import LocalSide
+from crdtkv.audit import verify as verify_regions
 from crdtkv.backup import FolderTarget, Manifest, Point, create, manifests, merge, open_target, restore, verify
 from crdtkv.backup import create as create_backup
 from crdtkv.backup.chunks import FRAMES, STATE, decode_chunk, encode_chunk
 from crdtkv.core.clock import stamp
+from crdtkv.core.frame import DeltaKind
 from crdtkv.errors import ConfigError, CorruptionError, IncompatibleFormatError, StorageError, ValueTooLargeError
 from crdtkv.store import Settings, Store
 from tests.object_storage import object_storage
@@ -435,3 +438,37 @@ def test_a_backup_in_object_storage_is_made_listed_checked_and_restored(us: Stor
         manifests(open_target("s3://bucket/x"))
     with pytest.raises(ConfigError, match="s3://BUCKET"):
         open_target("s3://")
+
+
+# -- closed origins -----------------------------------------------------------------------------------------------------
+
+
+def test_closed_origins_are_closed_in_what_was_restored_and_vectors_are_told_without_them(target: FolderTarget, tmp_path: Path) -> None:
+    with stores("us", "eu", "ap") as (us, eu, ap):
+        ap.put("from ap", 1)
+        fill(us)
+        sync(us, eu, ap)
+        create(us, target)
+        ended = ap.vv().seq(ap.origin)
+        us._machine.commit_control([[DeltaKind.CLOSE, ap.origin, ended]])
+        us.put("after", 2)
+        at = us.vv()
+        assert ap.origin not in at
+        us.put("later", 3)
+        eu.merge(us.delta_since(eu.vv()))
+        assert verify_regions([LocalSide(us), LocalSide(eu)]).holds
+        create(us, target)
+        create(eu, target, full=True)
+        assert [m.kind for m in manifests(target)] == ["full", "incremental", "full"]
+        assert verify(target, replay=True).records
+        wanted = contents(us), us.digest(), us.vv()
+        for number, options in enumerate(({"id": manifests(target)[1].id}, {})):
+            with restored(target, tmp_path / f"d{number}", **options) as back:
+                assert (contents(back), back.digest(), back.vv()) == wanted
+                assert back._machine.control.last(ap.origin) == ended
+                back.put("own", number)
+                us.merge(back.delta_since(us.vv()))
+                assert us.siblings("own")
+        with restored(target, tmp_path / "past", point=Point(vv=at), id=manifests(target)[1].id) as back:
+            assert "after" in back and "later" not in back
+        assert merge(target, eu).applied == 0

@@ -69,9 +69,14 @@ def run_name(subkey: bytes) -> tuple[Origin, int]:
     return Origin(origin), run
 
 
+def dead_key(slot: bytes) -> bytes:
+    """The side record that lists a run as dead."""
+    return DEAD_SPACE + slot[1:]
+
+
 def list_dead(state: State, slot: bytes, by: VersionVector | None) -> None:
     """List a run as dead by what `by` covers; None: it is live, or gone."""
-    state.side_put(DEAD_SPACE + slot[1:], None if by is None else by.to_bytes())
+    state.side_put(dead_key(slot), None if by is None else by.to_bytes())
 
 
 def join_runs(mine: Run, theirs: Run) -> Run:

@@ -169,7 +169,7 @@ class OpenViewRequest(_message.Message):
     def __init__(self, covers: _Optional[_Union[VersionVector, _Mapping]] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class ViewReply(_message.Message):
-    __slots__ = ("view", "origin", "cluster", "shard", "vv", "hashes", "digest", "hlc", "position", "floor")
+    __slots__ = ("view", "origin", "cluster", "shard", "vv", "hashes", "digest", "hlc", "position", "floor", "control")
     VIEW_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +180,7 @@ class ViewReply(_message.Message):
     HLC_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     FLOOR_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_FIELD_NUMBER: _ClassVar[int]
     view: int
     origin: str
     cluster: str
@@ -190,7 +191,8 @@ class ViewReply(_message.Message):
     hlc: int
     position: int
     floor: VersionVector
-    def __init__(self, view: _Optional[int] = ..., origin: _Optional[str] = ..., cluster: _Optional[str] = ..., shard: _Optional[int] = ..., vv: _Optional[_Union[VersionVector, _Mapping]] = ..., hashes: _Optional[_Iterable[bytes]] = ..., digest: _Optional[str] = ..., hlc: _Optional[int] = ..., position: _Optional[int] = ..., floor: _Optional[_Union[VersionVector, _Mapping]] = ...) -> None: ...
+    control: bytes
+    def __init__(self, view: _Optional[int] = ..., origin: _Optional[str] = ..., cluster: _Optional[str] = ..., shard: _Optional[int] = ..., vv: _Optional[_Union[VersionVector, _Mapping]] = ..., hashes: _Optional[_Iterable[bytes]] = ..., digest: _Optional[str] = ..., hlc: _Optional[int] = ..., position: _Optional[int] = ..., floor: _Optional[_Union[VersionVector, _Mapping]] = ..., control: _Optional[bytes] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("end", "slots", "digest")
