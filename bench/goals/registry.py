@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bench.goals import embedded, kept, replicated, served
+from bench.goals import durable, embedded, kept, replicated, served
 from bench.goals.row import Row
 
-ROWS: Final[dict[str, Row]] = {row.name: row for row in (*embedded.ROWS, *served.ROWS, *replicated.ROWS, *kept.ROWS)}
+ROWS: Final[dict[str, Row]] = {row.name: row for row in (*embedded.ROWS, *durable.ROWS, *served.ROWS, *replicated.ROWS, *kept.ROWS)}

@@ -223,7 +223,16 @@ class Frame(msgspec.Struct, gc=False, eq=False):
             self._rows = None
         return self._commits
 
-    def _checked_rows(self) -> list[Row]:
+    def trust(self) -> None:
+        """Take the rows unchecked: for a frame of this replica's own log, which were checked, or made, before they were logged.
+
+        A quarter of the cost of applying them. The log's checksum stands for their being what they were.
+        """
+        if self._commits is None:
+            self._commits = self._decoded_rows()
+            self._rows = None
+
+    def _decoded_rows(self) -> list[Row]:
         raw = _decode_wire(self.data[2:]).rows if self._rows is None else self._rows
         try:
             rows = _decode_rows(raw)
@@ -231,6 +240,10 @@ class Frame(msgspec.Struct, gc=False, eq=False):
             raise CorruptionError(f"frame: {e}") from e
         if len(rows) != self.count:
             raise CorruptionError(f"frame: {len(rows)} commits where the header says {self.count}")
+        return rows
+
+    def _checked_rows(self) -> list[Row]:
+        rows = self._decoded_rows()
         offset = -1
         for index, row in enumerate(rows):
             _check_row(row, self.first_seq + index, self.hlc, self.is_control)

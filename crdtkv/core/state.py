@@ -102,9 +102,9 @@ class State:
         if wanted:
             known.update(zip(wanted, self._base.multi_get(wanted), strict=True))
 
-    def forget(self) -> None:
-        """Drop what was read ahead."""
-        if self._known:
+    def forget(self, kept_max: int = 0) -> None:
+        """Drop what was read ahead, unless it is no more than so many records."""
+        if len(self._known) > kept_max:
             self._known = {}
 
     @property
@@ -167,9 +167,12 @@ class State:
         change = 0
         # A loop over every changed record: `hash_record` is written out, and `counts` asked only where it may matter.
         # Only a counter's run is an array of four whose first item is no array; everything else counts.
-        keys = list(slots)
-        for slot, old in zip(keys, self._base.multi_get(keys), strict=True):
-            new = slots[slot]
+        # What was read ahead is what the base holds, too: it changes in `fold` only.
+        known = self._known
+        keys = [slot for slot in list(slots) if slot not in known] if known else list(slots)
+        olds = dict(zip(keys, self._base.multi_get(keys), strict=True))
+        for slot, new in list(slots.items()):
+            old = olds[slot] if slot in olds else known[slot]
             if old == new:
                 continue
             if old is not None and (old[0] != _ARRAY_OF_FOUR or counts(slot, old)):

@@ -48,6 +48,8 @@ FOLD_BYTES_MAX = 32 << 20
 GATHER_BYTES_MAX = 64 << 10
 """A frame whose commits gather is sealed once it holds this much."""
 REPLAY_BYTES = 1 << 20
+KNOWN_MAX = 65_536
+"""Records that recovery keeps of what it read ahead."""
 """How much of the log recovery reads at a time."""
 
 
@@ -129,6 +131,8 @@ class Machine:
         replayed = 0
         while replica.position < log.end():
             frames, _ = log.read(replica.position, bytes_max=REPLAY_BYTES)
+            for frame in frames:
+                frame.trust()
             replica.state.load(replica.touches(frames))
             for frame in frames:
                 if replica.ready(frame) is not Outcome.APPLIED:
@@ -138,7 +142,7 @@ class Machine:
                     )
                 replica.apply(frame)
             replayed += len(frames)
-            replica.state.forget()
+            replica.state.forget(KNOWN_MAX)  # what the fold looks up again, it finds here
             if folding and replica.state.pending >= self.fold_records_max:
                 try:
                     replica.fold()
