@@ -20,7 +20,7 @@ from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import encode_value
 from crdtkv.core.join import snapshot_of
 from crdtkv.core.settings import CoreSettings
-from crdtkv.errors import CorruptionError, StorageError
+from crdtkv.errors import CorruptionError, DiskFullError, StorageError
 from crdtkv.simulation.disk import SimulatedEngine
 from crdtkv.simulation.files import FaultyFiles, PowerLost
 from crdtkv.storage.log import FileLog
@@ -229,3 +229,46 @@ def _check_failed(driver: Driver) -> None:
         attempt()
     except StorageError:
         assert log.synced() == before
+
+
+def test_a_full_disk_at_any_call_is_survived_without_opening_again(tmp_path: Path) -> None:
+    """ENOSPC at each call in turn, but fsyncs: what it refuses is undone, the history goes on, and nothing that was promised is lost."""
+    seed, survived = 3, 0
+    for call in range(1, calls_of(tmp_path, seed) + 1):
+        driver = Driver(tmp_path, seed)
+        refused: list[str] = []
+
+        def refuse(at: int, name: str, call: int = call, refused: list[str] = refused) -> None:
+            if at == call:
+                refused.append(name)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        driver.files.at_call = refuse
+        try:
+            driver.open()
+        except StorageError:
+            continue  # opening is tried again by whoever wanted it
+        try:
+            for number in range(STEPS):
+                try:
+                    driver.step(number)
+                except DiskFullError as e:
+                    truncating = refused[0] in ("remove", "sync_directory")  # the log's own affair, and tried again
+                    assert (driver.machine.full is not None or truncating) and not e.maybe_applied and e.retryable
+                    done = driver.machine.vv().seq(US)
+                    del driver.states[done + 1 :]
+                    assert not done or driver.visible() == driver.states[done]
+                    driver.machine.retry()
+                    assert driver.machine.full is None
+                    survived += 1
+        except StorageError as e:
+            assert not isinstance(e, DiskFullError) and refused[0] in ("sync", "sync_directory", "read_at", "open", "remove", "truncate"), (
+                refused
+            )
+        else:
+            assert driver.machine.vv().seq(US) == len(driver.states) - 1
+            assert driver.visible() == driver.states[-1]
+        driver.files.at_call = lambda at, name: None
+        driver.lose_power()
+        driver.recover()
+    assert survived > 20
