@@ -159,15 +159,16 @@ def large(bench: Bench, stack: ExitStack) -> Mapping[str, Side]:
     """Five million keys in RocksDB: a clean open, memory after 100 k reads in a process of its own, disk once the log is truncated."""
     amount = bench.scaled(5_000_000, 10_000)
     path = bench.directory / "store"
-    settings = Settings(log_segment_bytes=8 << 20, log_keep_bytes=16 << 20, log_bytes_max=16 << 20)
-    with crdtkv.open(path, durability="async", settings=settings) as store:
+    with crdtkv.open(path, durability="async") as store:
         for start in range(0, amount, 1_000):
             with store.batch() as batch:
                 for number in range(start, start + 1_000):
                     batch.put(scattered(number), VALUE)
         writing_mb = _resident_mb()
-        store._retained_ms = 0
-        store.maintain()
+    settings = Settings(log_keep_bytes=64 << 20, log_bytes_max=64 << 20)
+    with crdtkv.open(path, durability="async", settings=settings) as store:
+        while store.status().log_bytes > settings.log_keep_bytes:
+            time.sleep(0.1)
     disk = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
     def measure() -> Figures:
