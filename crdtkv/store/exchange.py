@@ -109,6 +109,7 @@ def known_of_own(given: Snapshot | list[Frame], machine: Machine) -> int:
 
 def merge(machine: Machine, given: Snapshot | list[Frame], watches: Watches) -> tuple[MergeResult, int]:
     """Take in what `decode` gave; what was done, and the log's end. See `Store.merge`."""
+    machine.check_writable()
     conflicts = machine.replica.journal.total
     with watches.gathering() as touched:
         if isinstance(given, Snapshot):

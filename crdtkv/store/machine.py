@@ -506,6 +506,13 @@ class Machine:
         try:
             self.log.reset_floor(jumped)
             self.replica.fold()
+        except DiskFullError as e:
+            self._undo(e)  # a floor that is too high costs whoever asks another way, and no more
+            raise
+        except BaseException as e:
+            self.fail(e)
+            raise
+        try:
             self.engine.flush()
         except BaseException as e:
             self.fail(e)

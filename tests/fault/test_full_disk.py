@@ -280,3 +280,28 @@ def test_a_node_without_room_is_not_ready_and_takes_what_peers_wrote_once_it_has
         assert eu.digest() == us.digest()
         client.put("mine", 1)
         until(lambda: us.get("mine") == 1)
+
+
+def test_a_snapshot_for_which_there_is_no_room_leaves_nothing(disk: FaultyDisk, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with crdtkv.open(region="eu", settings=Settings(memory_log_bytes=1000)) as donor:
+        for n in range(100):
+            donor.put(f"from eu {n}", n)
+        donor.counter("c").increment(1)
+        given = donor.delta_since()
+        before = everything(store)
+
+        def full(batch: Mapping[bytes, bytes | None]) -> None:
+            raise DiskFullError("the engine has no room")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store._machine.engine, "write", full)
+            store._machine.replica.state.side_put(b"z", None)  # something to fold
+            with pytest.raises(DiskFullError):
+                store.merge(given)
+            with pytest.raises(DiskFullError, match="until there is some"):
+                store.merge(given)
+            assert store.vv() == before[1] and store.counter("c").value == 5
+        free(store)
+        assert everything(store) == before
+        store.merge(given)
+        assert store.counter("c").value == 6 and store.get("from eu 7") == 7
