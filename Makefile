@@ -68,6 +68,10 @@ test: $(VENV)/.dev ## all tests but the soak ones
 soak: $(VENV)/.dev ## randomised tests, with fresh seeds and many more of them
 	@HYPOTHESIS_PROFILE=soak $(PY) -m pytest -q -n $(WORKERS) --timeout 0 tests/property tests/simulation $(ARGS)
 
+.PHONY: mutants
+mutants: $(VENV)/.dev ## every planted bug must be found by the simulations or by its test
+	@$(PY) -m pytest -q -n $(WORKERS) tests/mutants $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev proto-check ## ruff, formatting, mypy --strict, generated code up to date
 	@echo "== ruff check"; $(BIN)/ruff check .

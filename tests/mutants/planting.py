@@ -1,7 +1,8 @@
-"""Plants a bug: copies the package, applies one patch to the copy, and runs simulations there until one fails.
+"""Plants a bug: copies the package, applies one patch to the copy, and runs what has to find it there.
 
-A mutant is a unified diff with a header that names the trap it is an example of, and the scenario to look in. Hunks are
-found by their text, not their line numbers, and must be found exactly once: a mutant that no longer applies is an error.
+A mutant is a unified diff with a header that names the trap it is an example of, and its hunter: `Scenario`, in which the
+simulations must find it, or `Test`, the tests that must fail. Hunks are found by their text, not their line numbers, and must
+be found exactly once: a mutant that no longer applies is an error.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Mutant:
 
     name: str
     trap: str
-    scenario: str
+    scenario: str | None
+    test: str | None
     file: str
     edits: tuple[tuple[str, str], ...]
 
@@ -38,7 +40,8 @@ class Mutant:
         file, _, hunks = rest.partition("\n")
         edits = tuple((_side(hunk, "-"), _side(hunk, "+")) for hunk in _HUNK.split(hunks)[1:])
         assert edits, f"{path.name} changes nothing"
-        return cls(path.stem, facts["Trap"], facts["Scenario"], file, edits)
+        assert ("Scenario" in facts) != ("Test" in facts), f"{path.name}: name a scenario or a test"
+        return cls(path.stem, facts["Trap"], facts.get("Scenario"), facts.get("Test"), file, edits)
 
     def apply(self, root: Path) -> None:
         """Change the copy of the package under `root`."""
@@ -51,6 +54,7 @@ class Mutant:
 
     def hunt(self, root: Path, *, seed: int, seeds: int) -> list[dict[str, Any]]:
         """What the simulations in the changed copy say, up to the first violation."""
+        assert self.scenario is not None
         shutil.copytree(PACKAGE, root / "crdtkv", ignore=shutil.ignore_patterns("pb", "demo", "*.tmp"))
         self.apply(root)
         command = [sys.executable, "-m", "crdtkv.simulation", "--scenario", self.scenario, "--seed", str(seed), "--seeds", str(seeds)]
@@ -60,6 +64,19 @@ class Mutant:
         )
         assert done.stdout, f"no simulation ran:\n{done.stderr[-2000:]}"
         return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def try_test(self, root: Path) -> subprocess.CompletedProcess[str]:
+        """Run its test against the changed copy, up to the first failure."""
+        assert self.test is not None
+        shutil.copytree(PACKAGE, root / "crdtkv", ignore=shutil.ignore_patterns("*.tmp", "__pycache__"))
+        shutil.copytree(HERE.parent, root / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(HERE.parents[1] / "pyproject.toml", root)
+        self.apply(root)
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", self.test]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        return subprocess.run(
+            command, cwd=root, env={**environment, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=150, check=False
+        )
 
 
 def _side(hunk: str, sign: str) -> str:

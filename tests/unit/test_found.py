@@ -128,3 +128,21 @@ def test_a_write_after_a_snapshot_was_stamped_below_what_it_superseded() -> None
     ahead.close_frame()
     install(us, snapshot_of(ahead))
     assert us.commit([[DeltaKind.REGISTER_PUT, "k", encode_value(2)]])[1] > stamp
+
+
+def test_a_dead_run_stays_until_what_its_origin_counted_before_it_knew_is_here() -> None:
+    """Beside the stories above: eu counts on, unaware of ap's reset, and acknowledges the reset before its increment has
+    reached us. Were the dead run gone there by then, the increment's total would count what was reset.
+    """
+    us, eu, ap = replica("us"), replica("eu"), replica("ap")
+    first = commit(eu, [DeltaKind.COUNTER_ADD, "n", 1, 5])
+    for other in (us, ap):
+        other.receive(first)
+    reset = commit(ap, [DeltaKind.COUNTER_RESET, "n", [[eu.origin, 1, 5, 1]]])
+    unaware = commit(eu, [DeltaKind.COUNTER_ADD, "n", 1, 12])
+    for other in (us, eu):
+        other.receive(reset)
+    us.forget_stable(us.vv(), {eu.origin: eu.vv()}, 10)
+    us.receive(unaware)
+    assert Reader(us).counter(b"n") == Reader(eu).counter(b"n") == 7
+    assert us.digest() == eu.digest()
