@@ -158,12 +158,10 @@ print(json.dumps({"open_s": opened_s, "resident_mb": resident / 1e6}))
 def large(bench: Bench, stack: ExitStack) -> Mapping[str, Side]:
     """Five million keys in RocksDB: a clean open, memory after 100 k reads in a process of its own, disk once the log is truncated."""
     amount = bench.scaled(5_000_000, 10_000)
-    path = bench.directory / "store"
+    path, value = bench.directory / "store", encode_value(VALUE)
     with crdtkv.open(path, durability="async") as store:
         for start in range(0, amount, 1_000):
-            with store.batch() as batch:
-                for number in range(start, start + 1_000):
-                    batch.put(scattered(number), VALUE)
+            store.execute([[number, "put", [scattered(start + number), value], None] for number in range(1_000)])
         writing_mb = _resident_mb()
     settings = Settings(log_keep_bytes=64 << 20, log_bytes_max=64 << 20)
     with crdtkv.open(path, durability="async", settings=settings) as store:

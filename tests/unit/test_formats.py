@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from crdtkv.backup import FolderTarget, manifests, restore
@@ -16,10 +17,12 @@ from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import encode_value
 from crdtkv.core.frame import DeltaKind, Frame
 from crdtkv.core.join import Snapshot, snapshot_of
+from crdtkv.core.replica import Replica
 from crdtkv.core.token import Token, decode_token
 from crdtkv.storage.engine import MemoryEngine
 from crdtkv.storage.log import FileLog
 from crdtkv.storage.memory_log import MemoryLog
+from crdtkv.storage.segments import segment_name
 from crdtkv.store.exchange import decode_frames, delta_since
 from crdtkv.store.machine import Machine
 from tests.frames import EU, US
@@ -68,7 +71,17 @@ def written(directory: Path) -> dict[str, bytes]:
     log.append(frames)
     log.close()
     (segment,) = [p for p in (directory / "log").iterdir() if p.is_file() and p.stat().st_size]
+    # Two dated segments, of which the first is gone, and the floor of what a snapshot brought.
+    log = FileLog(directory / "later", segment_bytes=1, wall_ms=Clock())
+    log.append(frames[:2])
+    log.append(frames[2:])
+    log.sync()
+    log.truncate(2)
+    log.reset_floor(VersionVector({EU: 1}))
+    log.close()
     found = {
+        "log_floor": (directory / "later" / "FLOOR").read_bytes(),
+        "log_segment_later": (directory / "later" / segment_name(2)).read_bytes(),
         "frame": frames[0].data,
         "log_segment": segment.read_bytes(),
         "delta": delta_since(us, EMPTY_VV),
@@ -87,7 +100,7 @@ def kept(name: str) -> bytes:
     return bytes.fromhex((DATA / f"{name}.hex").read_text())
 
 
-NAMES = sorted(["frame", "log_segment", "delta", "snapshot", "token", "version_vector", *SLOTS])
+NAMES = sorted(["frame", "log_segment", "log_segment_later", "log_floor", "delta", "snapshot", "token", "version_vector", *SLOTS])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,6 +125,35 @@ def test_log_segment(tmp_path: Path) -> None:
         assert log.end() == 4 and [f.origin for f in frames] == [US, US, EU, EU] and frames[0].data == kept("frame")
     finally:
         log.close()
+
+
+def test_a_log_that_was_truncated(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / segment_name(2)).write_bytes(kept("log_segment_later"))
+    (tmp_path / "log" / "FLOOR").write_bytes(kept("log_floor"))
+    log = FileLog(tmp_path / "log", wall_ms=Clock())
+    try:
+        frames, _ = log.read(2, bytes_max=1 << 20)
+        assert (log.start(), log.end(), log.begun_ms()) == (2, 4, Clock().ms) and [f.origin for f in frames] == [EU, EU]
+        assert log.floor() == VersionVector({US: 3, EU: 1})
+    finally:
+        log.close()
+
+
+def test_the_records_of_a_state_engine() -> None:
+    """Slots, heads, removals, spent runs, conflicts, request ids, expiries and the replica's own record."""
+    engine, clock = MemoryEngine(), HybridClock(Clock())
+    records = msgspec.msgpack.decode(kept("state"), type=dict[bytes, bytes])
+    assert {key[:1] for key in records} >= {b"d", b"h", b"j", b"m", b"q", b"t", b"x", b"z"}
+    engine.write(records)
+    replica = Replica(engine, origin=EU, cluster="other", clock=clock)
+    assert (replica.origin, replica.cluster, replica.position) == (US, "test", 4)
+    assert replica.vv() == VersionVector({US: 3, EU: 3}) and clock.mark > 0
+    assert {slot: replica.state.get(slot) for slot in SLOTS.values()} == {slot: kept(name) for name, slot in SLOTS.items()}
+    assert replica.digest() == Snapshot.from_bytes(kept("snapshot")).digest()
+    assert replica.journal.total == len(list(replica.journal.records())) > 0
+    assert replica.request(b"request") is not None and len(replica._removals) > 0
+    assert len(replica.heads.runs(b"c")) == 4 and replica.forget_stable(replica.vv(), {}, 10) == b""
 
 
 def test_delta_and_snapshot_come_to_the_same_state() -> None:
