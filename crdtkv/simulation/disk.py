@@ -86,7 +86,7 @@ class SimulatedLog:
     def begun_ms(self) -> None:
         return None
 
-    def roll(self) -> None:
+    def roll(self, bytes_min: int = 0) -> None:
         pass
 
     def vv(self) -> VersionVector:

@@ -33,7 +33,7 @@ from typing import Protocol
 from zlib import crc32
 
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
-from crdtkv.core.frame import Frame
+from crdtkv.core.frame import Frame, peek
 from crdtkv.errors import CorruptionError, DiskFullError, StorageError, StoreClosedError
 from crdtkv.storage.files import FileLayer, OsFiles, is_full, write_all, write_atomically
 from crdtkv.storage.memory_log import FrameWindow, MemoryLog, expired
@@ -55,6 +55,8 @@ __all__ = ["CommitLog", "FileLog", "LogReader", "MemoryLog", "Recovery"]
 SEGMENT_BYTES = 64 << 20
 TAIL_CACHE_BYTES = 16 << 20
 INDEX_INTERVAL_BYTES = 64 << 10
+RECOVERED_BYTES = 1 << 20
+"""About how much of the newest frames opening takes into memory."""
 _HINTS_MAX = 64
 _FLOOR_NAME = "FLOOR"
 _FLOOR_MAGIC = b"CRDTKVF1"
@@ -119,8 +121,9 @@ class CommitLog(LogReader, Protocol):
     def begun_ms(self) -> int | None:
         """When the part that is written to was begun, by the wall clock; None while there is nothing in it."""
 
-    def roll(self) -> None:
-        """End the part that is written to, so that it can be dropped one day. Of the appender's thread."""
+    def roll(self, bytes_min: int = 0) -> None:
+        """End the part that is written to, if it holds anything and so many bytes: it can then be dropped one day, and opening
+        need not read it. Of the appender's thread."""
 
     def reset_floor(self, origins: VersionVector) -> None:
         """Raise the floor of these origins: their commits up to there came by a snapshot. Survives the loss of power."""
@@ -178,12 +181,12 @@ class _Indexer:
         self._next_at = index[-1][1] + INDEX_INTERVAL_BYTES
         self._seqs = dict(index[-1][2])
 
-    def add(self, position: int, offset: int, frame: Frame) -> None:
+    def add(self, position: int, offset: int, origin: Origin, last_seq: int) -> None:
         """The frame at `position`, whose record begins at `offset`."""
         if offset >= self._next_at:
             self._index.append((position, offset, VersionVector(self._seqs)))
             self._next_at = offset + INDEX_INTERVAL_BYTES
-        self._seqs[frame.origin] = frame.last_seq
+        self._seqs[origin] = last_seq
 
     def vv(self) -> VersionVector:
         """The version vector after the frames that went by."""
@@ -269,8 +272,8 @@ class FileLog:
             self._begin_segment(0, EMPTY_VV)
 
     def _recover_last(self, segment: _Segment) -> None:
-        """Read the last segment through, cut off what a crash tore, and fill the window and the index from it."""
-        window = FrameWindow(self._tail_cache_bytes, start=segment.first, before=segment.before)
+        """Read the last segment through, cut off what a crash tore, and fill the index from it; of each frame only what that takes is
+        decoded, for there may be hundreds of thousands."""
         indexer = _Indexer(segment.index)
         position = segment.first
         torn: Damage | None = None
@@ -281,9 +284,11 @@ class FileLog:
                     torn = item
                     continue
                 offset, data = item
-                frame = self._decode(segment, offset, data)
-                indexer.add(position, offset, frame)
-                window.append((frame,))
+                try:
+                    origin, last_seq = peek(data)
+                except CorruptionError as e:
+                    raise self._corruption(segment, offset, e.message) from e
+                indexer.add(position, offset, origin, last_seq)
                 position += 1
             self.recovery = Recovery(frames=position - segment.first)
             if torn is not None:
@@ -301,8 +306,14 @@ class FileLog:
         segment.is_indexed = True
         self._file = file
         self._indexer = indexer
-        self._window = window
         self._end = position
+        # The newest frames, which peers and watchers are about to read, wait in memory again; what is older is read when asked for.
+        first, at, before = next(
+            entry for entry in segment.index if segment.size - entry[1] <= RECOVERED_BYTES or entry is segment.index[-1]
+        )
+        self._window = FrameWindow(self._tail_cache_bytes, start=first, before=before)
+        for _, offset, data in self._records(segment, first, at):
+            self._window.append((self._decode(segment, offset, data),))
 
     def _begin_segment(self, first: int, before: VersionVector) -> None:
         """Make the next segment, complete with its header and on the disk before it gets its name, the active one."""
@@ -390,7 +401,7 @@ class FileLog:
             try:
                 position, offset = self._end, segment.size
                 for frame in frames:
-                    self._indexer.add(position, offset, frame)
+                    self._indexer.add(position, offset, frame.origin, frame.last_seq)
                     position += 1
                     offset += RECORD_OVERHEAD + len(frame.data)
                 self._window.append(frames)
@@ -408,10 +419,11 @@ class FileLog:
         except OSError as e:
             self._failure = f"a failed append could not be undone: {e.strerror or e}"
 
-    def roll(self) -> None:
+    def roll(self, bytes_min: int = 0) -> None:
         """See `CommitLog.roll`."""
         self._check_usable()
-        if self._segments[-1].end > self._segments[-1].first:
+        last = self._segments[-1]
+        if last.end > last.first and last.size >= bytes_min:
             self._roll()
 
     def _roll(self) -> None:
@@ -638,7 +650,8 @@ class FileLog:
             index = [segment.index[0]]
             indexer = _Indexer(index)
             for position, offset, data in self._records(segment, segment.first, index[0][1]):
-                indexer.add(position, offset, self._decode(segment, offset, data))
+                frame = self._decode(segment, offset, data)
+                indexer.add(position, offset, frame.origin, frame.last_seq)
             segment.index = index
             segment.is_indexed = True
 

@@ -263,7 +263,7 @@ class MemoryLog:
     def begun_ms(self) -> None:
         """Nothing has to be ended."""
 
-    def roll(self) -> None:
+    def roll(self, bytes_min: int = 0) -> None:
         """Nothing to do."""
 
     def close(self) -> None:

@@ -64,6 +64,8 @@ _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 REST_S = 30.0
 """After so long without an own commit the sent bound is drawn back, so that a power failure at rest costs no incarnation."""
 DELETE_PREFIX_KEYS = 1000
+ROLL_BYTES_MIN = 1 << 20
+"""A log's last file of this size is ended when a store is closed: opening reads the last file through."""
 RETRY_S = 0.5
 """How often a store that found the disk full looks whether it can write again."""
 RETENTION_MS = 1000
@@ -149,6 +151,7 @@ class Store:
                     self._machine.seal()
                     self._machine.log.sync()
                     with contextlib.suppress(DiskFullError):  # the log has what the engine lacks
+                        self._machine.log.roll(ROLL_BYTES_MIN)
                         self._machine.fold()
                         self._machine.engine.flush()
                     if self._opened.instance is not None:

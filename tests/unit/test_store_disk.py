@@ -14,6 +14,7 @@ import crdtkv
 from crdtkv import Settings, Store
 from crdtkv.core.codec import encode_value
 from crdtkv.core.replica import META_KEY
+from crdtkv.storage.log import FileLog
 from tests.stores import Clock, store_at
 
 SMALL = Settings(fold_records_max=16, clear_at_once_max=8, purge_slots=8, log_segment_bytes=8192, journal_age_s=10**9)
@@ -131,3 +132,20 @@ def test_what_is_quick_takes_no_lock_that_another_holds_and_never_writes_the_eng
                 assert not other.submit(store.begin_quick).result()
             while not other.submit(lambda: store.begin_quick() and not store.end_quick()).result():
                 pass
+
+
+def test_opening_after_a_clean_close_reads_no_log(tmp_path: Path) -> None:
+    """It read the last segment through: ten seconds for 64 MiB of small commits."""
+    with crdtkv.open(tmp_path / "data", durability="async") as store:
+        for n in range(30):
+            store.put("k", [n, "x" * 50_000])
+        before = store.digest(), store.vv()
+    with crdtkv.open(tmp_path / "data") as again:
+        log = again._machine.log
+        assert isinstance(log, FileLog) and log.recovery.frames == 0 and again._machine.replayed == 0
+        assert log.end() == 30 and len(list((tmp_path / "data" / "log").glob("*.log"))) == 2
+        assert (again.digest(), again.vv()) == before
+        assert next(iter(again.watch(since=again._watches.token(3), timeout=0.1))).key == "k"  # older ones are read when asked for
+        again.put("k", 1)
+    with crdtkv.open(tmp_path / "data") as again:  # little was added: the file goes on
+        assert again["k"] == 1 and len(list((tmp_path / "data" / "log").glob("*.log"))) == 2
