@@ -51,6 +51,8 @@ class ToyReplica:
         self._hashes[frame.origin] = (frame.last_seq, frame.hash)
         self._vv = self._vv.advance(frame.origin, frame.last_seq)
 
+    snapshots = None
+
     def vv(self) -> VersionVector:
         return self._vv
 

@@ -119,7 +119,14 @@ class Snapshot:
             check_slot(slot, record, vv)
             slots[slot] = record
             last = slot
-        return cls(wire.cluster, wire.shard, vv, dict(zip(vv, wire.hashes, strict=True)), slots, _agreed(wire, vv))
+        return cls(
+            wire.cluster,
+            wire.shard,
+            vv,
+            dict(zip(vv, wire.hashes, strict=True)),
+            slots,
+            check_agreed((wire.extensions or {}).get("control"), vv),
+        )
 
 
 def is_snapshot(data: bytes) -> bool:
@@ -158,7 +165,7 @@ def join(a: Snapshot, b: Snapshot) -> Snapshot:
     slots = {}
     for slot in sorted(a.slots.keys() | b.slots.keys()):
         mine, theirs = a.slots.get(slot), b.slots.get(slot)
-        record = mine if mine == theirs else _join_records(slot, mine, a.vv, theirs, b.vv)
+        record = mine if mine == theirs else join_records(slot, mine, a.vv, theirs, b.vv)
         if record is not None:
             slots[slot] = record
     return Snapshot(a.cluster, a.shard, vv, {o: _join_hash(o, a, b) for o in vv}, slots, a.agreed.join(b.agreed))
@@ -171,7 +178,7 @@ def difference(before: Snapshot, after: Snapshot) -> dict[bytes, bytes | None]:
     return changes
 
 
-def _join_records(slot: bytes, mine: bytes | None, my_vv: VersionVector, theirs: bytes | None, their_vv: VersionVector) -> bytes | None:
+def join_records(slot: bytes, mine: bytes | None, my_vv: VersionVector, theirs: bytes | None, their_vv: VersionVector) -> bytes | None:
     _, type_code, subkey = split_slot(slot)
     if type_code == SlotType.COUNTER:
         if mine is not None and theirs is not None:
@@ -213,9 +220,9 @@ _decode_wire = msgspec.msgpack.Decoder(_Wire).decode
 _DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, TypeError, OverflowError)
 
 
-def _agreed(wire: _Wire, vv: VersionVector) -> Agreed:
-    raw = (wire.extensions or {}).get("control")
-    if raw is None:
+def check_agreed(raw: msgspec.Raw | None, vv: VersionVector) -> Agreed:
+    """The closings and members that bytes hold, or `CorruptionError` unless a replica at `vv` may know them."""
+    if raw is None or bytes(raw) == b"\xc0":
         return NOTHING_AGREED
     try:
         agreed = Agreed.from_wire(msgspec.msgpack.decode(raw))

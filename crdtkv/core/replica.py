@@ -787,14 +787,28 @@ class Replica:
         """A record's live entries: those that a clear in progress has not covered."""
         return self._applier.entries(slot, record)
 
-    def jump(self, vv: VersionVector, hashes: Mapping[Origin, bytes]) -> None:
-        """After a snapshot's records were put: take over its vector and hashes. Held frames that it covers go."""
+    def requests_made(self) -> list[Made]:
+        """The window of request ids, oldest first: what a snapshot carries of it."""
+        return self._requests.all()
+
+    def note_request(self, made: Made) -> None:
+        """Remember a request that a snapshot brought."""
+        self._requests.note(made.request_id, made.origin, made.seq, made.hlc)
+
+    def last_stamps(self) -> dict[Origin, int]:
+        """The stamp of each origin's last commit, as far as it is known."""
+        return dict(self._stamps)
+
+    def jump(self, vv: VersionVector, hashes: Mapping[Origin, bytes], stamps: Mapping[Origin, int] | None = None) -> None:
+        """After a snapshot's records were put: take over its vector, hashes and stamps. Held frames that it covers go."""
         for origin, seq in vv.items():
             before = self._vv.get(origin, 0)
             if seq > before:
                 self._vv[origin] = seq
                 self._hashes[origin] = (seq, hashes[origin])
                 self._stamps.pop(origin, None)
+                if stamps and origin in stamps:
+                    self._stamps[origin] = stamps[origin]
                 self._release_covered(origin, before + 1, seq)
         self._context = None
         self._template = None

@@ -61,6 +61,10 @@ class RequestWindow:
         """The commit that a request made, if it is remembered. O(1)."""
         return self._made.get(request_id)
 
+    def all(self) -> list[Made]:
+        """Everything remembered, oldest first."""
+        return list(self._made.values())
+
     def note(self, request_id: bytes, origin: Origin, seq: int, hlc: int) -> None:
         """Remember a request. O(1)."""
         made = Made(request_id, origin, seq, hlc)

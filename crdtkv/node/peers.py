@@ -31,6 +31,7 @@ from crdtkv.node.logging import event
 from crdtkv.node.worker import StorageWorker, as_crdtkv_error
 from crdtkv.replication import Backoff, Code, Drive, Event, EventKind, PeerStatistics, Relay, ReplicationSettings, State
 from crdtkv.replication.messages import encode
+from crdtkv.replication.snapshot import Job
 from crdtkv.results import PeerLag
 from crdtkv.storage.retention import Acknowledgement
 from crdtkv.transport.base import PeerStream, Transport
@@ -161,6 +162,7 @@ class _Core:
 
     def shutdown(self) -> None:
         self.drive.shutdown(_now_ms())
+        self.drive.transfers.close()
 
     def turn(self) -> float | None:
         """Let the drive see what is new and do what it says; when the next turn is due, in `time.monotonic`."""
@@ -183,6 +185,8 @@ class _Core:
                 self._worker.emit(partial(self._finish, link, closed.code, closed.permanent))
             if work.events:
                 self._report(work.events)
+            for job in work.jobs:
+                self._worker.read_soon(partial(self._do, job))
             if not work.apply:
                 break
             try:
@@ -202,6 +206,25 @@ class _Core:
             self._sample()
         self._wake_at_ms = work.wake_at_ms
         return None if work.wake_at_ms is None else work.wake_at_ms / 1000
+
+    def _do(self, job: Job) -> None:
+        """In a reader thread: work for a snapshot, and back into a turn with what came of it."""
+        try:
+            result = job.run()
+        except Exception as e:
+            if not isinstance(e, CrdtkvError):
+                event(logging.ERROR, "snapshot_failed", job=job.kind, error=f"{type(e).__name__}: {e}")
+            self._worker.task(partial(self._job_failed, job, as_crdtkv_error(e)))
+        else:
+            self._worker.task(partial(self._job_done, job, result))
+
+    def _job_done(self, job: Job, result: Any) -> None:
+        self._touched = True
+        self.drive.job_done(job, result, _now_ms())
+
+    def _job_failed(self, job: Job, error: CrdtkvError) -> None:
+        self._touched = True
+        self.drive.job_failed(job, error, _now_ms())
 
     def _report(self, events: Sequence[Event]) -> None:
         for one in events:

@@ -29,11 +29,12 @@ from crdtkv.core.causality import EMPTY_VV, Origin, region_of
 from crdtkv.core.frame import Frame
 from crdtkv.core.replica import Applied
 from crdtkv.errors import CorruptionError, CrdtkvError
-from crdtkv.replication.messages import Ack, Credit, Frames, HeartbeatReply, Message, decode
+from crdtkv.replication.messages import Ack, Chunk, ChunkAck, Credit, Frames, HeartbeatReply, Message, decode
 from crdtkv.replication.port import ReplicaPort
 from crdtkv.replication.progress import OwnTail
 from crdtkv.replication.session import Ready, Session
 from crdtkv.replication.settings import ReplicationSettings
+from crdtkv.replication.snapshot import Job, Transfers
 from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Relay, State
 
 Link = Hashable
@@ -69,6 +70,9 @@ class Work:
     events: tuple[Event, ...]
     wake_at_ms: float | None
     """When to `tick` at the latest; None: nothing is pending."""
+    jobs: tuple[Job, ...] = ()
+    """What snapshots need done; then `job_done` or `job_failed`, in any order."""
+    sends: int = field(default=0, repr=False)
     readies: Mapping[Link, Ready] = field(default_factory=dict, repr=False)
     arrivals: tuple[_Arrival, ...] = field(default=(), repr=False)
 
@@ -136,6 +140,7 @@ class Drive:
         self._tried: dict[Link, float] = {}
         """Peers whose relay brought nothing, and when that was found."""
         self._snapshot_for: set[Origin] = set()
+        self.transfers = Transfers(port, settings, self._events, wall_ms)
         self._relay_wake_ms: float | None = None
         self._resubscribe_at_ms: float | None = None
         self._resubscribe_after_ms = settings.resubscribe_ms
@@ -180,11 +185,13 @@ class Drive:
             self._queue.append(_Arrival(link, session, relayed, frames))
             if relayed and any(f.origin not in self._direct and f.last_seq > self._vv.seq(f.origin) for f in frames):
                 session.relay_useful_ms = self._now
+        for one in session.take_of_snapshots():
+            self.transfers.receive(link, session, one, self._now)
         if session.found_amnesia and before in (State.OPENING, State.LIVE) and self.amnesia is None:
             self.amnesia = next(e.text for e in reversed(self._events) if e.kind is EventKind.AMNESIA)
         if before is State.OPENING and session.state is State.LIVE:
             self._drop_duplicates(link, peer)
-        if not isinstance(message, Frames | Ack | Credit | HeartbeatReply):
+        if not isinstance(message, Frames | Ack | Credit | HeartbeatReply | Chunk | ChunkAck):
             self._review()  # what acks tell of others' commits, the next heartbeat tells as well
 
     def local_commits(self, now_ms: float) -> None:
@@ -261,6 +268,20 @@ class Drive:
         for peer in self._peers.values():
             peer.session.close(Code.RENEWED, "this replica has a new origin")
 
+    def job_done(self, job: Job, result: object, now_ms: float) -> None:
+        """What came of one of `Work.jobs`."""
+        self._begin(now_ms)
+        self.transfers.done(job, result, self._now)
+        if job.kind == "install":
+            self._refresh()
+            self._review()
+
+    def job_failed(self, job: Job, error: CrdtkvError, now_ms: float) -> None:
+        """One of `Work.jobs` raised."""
+        self._begin(now_ms)
+        self.transfers.failed(job, error, self._now)
+        self._review()
+
     def set_writable(self, link: Link, writable: bool, now_ms: float) -> None:
         """Whether the link takes messages: while it does not, what is to be sent gathers, and stays bounded."""
         self._begin(now_ms)
@@ -273,6 +294,7 @@ class Drive:
         self._refresh()
         for peer in self._peers.values():
             peer.session.tick(self._now)
+        self.transfers.tick(self._now)
         if self._resubscribe_at_ms is not None and self._resubscribe_at_ms <= self._now:
             self._resubscribe_at_ms = None
             for peer in self._peers.values():
@@ -293,7 +315,7 @@ class Drive:
         messages: dict[Link, tuple[Message, ...]] = {}
         readies: dict[Link, Ready] = {}
         closed: list[Closed] = []
-        wakes = [at for at in (self._relay_wake_ms, self._resubscribe_at_ms) if at is not None]
+        wakes = [at for at in (self._relay_wake_ms, self._resubscribe_at_ms, self.transfers.wake_ms) if at is not None]
         for link, peer in self._peers.items():
             session = peer.session
             if not peer.writable and not session.ended:
@@ -306,15 +328,22 @@ class Drive:
                 wakes.append(ready.wake_at_ms)
             if session.ended:
                 closed.append(Closed(link, session.origin, session.close_code or ""))
+        sends = self.transfers.messages()
+        for to, message in sends:
+            if (receiver := self._peers.get(to)) is not None and receiver.session.state is State.LIVE:
+                messages[to] = (*messages.get(to, ()), message)
         if self._now < self._apply_at_ms and (self._queue or self._alone):
             wakes.append(self._apply_at_ms)
         arrivals = self._next_group()
         frames = tuple(frame for arrival in arrivals for frame in arrival.frames)
-        return Work(messages, frames, tuple(closed), tuple(self._events), min(wakes, default=None), readies, arrivals)
+        wake_at_ms = min(wakes, default=None)
+        jobs = self.transfers.jobs
+        return Work(messages, frames, tuple(closed), tuple(self._events), wake_at_ms, jobs, len(sends), readies, arrivals)
 
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""
         del self._events[: len(work.events)]
+        self.transfers.accept(len(work.jobs), work.sends)
         for link, ready in work.readies.items():
             self._peers[link].session.accept(ready)
         for closed in work.closed:
@@ -361,7 +390,7 @@ class Drive:
 
     def _next_group(self) -> tuple[_Arrival, ...]:
         """What is applied next: whole messages in order of arrival, up to `apply_bytes_max`."""
-        if self._applying is not None or self._now < self._apply_at_ms:
+        if self._applying is not None or self._now < self._apply_at_ms or self.transfers.installing:
             return ()
         if self._alone:
             return tuple(self._alone[0])
@@ -379,6 +408,7 @@ class Drive:
 
     def _forget(self, link: Link, session: Session) -> None:
         """Nothing more of this link is applied; what is lost by that is sent again on the next."""
+        self.transfers.gone(link, self._now)
         self._queue = [arrival for arrival in self._queue if arrival.session is not session]
         self._alone = [group for group in self._alone if group[0].session is not session]
         self._tried.pop(link, None)
@@ -419,8 +449,9 @@ class Drive:
             if (due := need.since_ms + self._settings.relay_delay_ms) > self._now:
                 self._wake_for_relay(due)
             else:
-                self._meet(origin, need, [(link, s) for link, s in live if s in holders[origin] and s.origin != origin])
+                self._meet(origin, need, [(link, s) for link, s in live if s in holders[origin]])
         self._snapshot_for.intersection_update(self._needs)
+        self.transfers.need(live, frozenset(self._snapshot_for), self._vv, self._now)
         needed = set().union(*holders.values()) if holders else set()
         for _, session in live:
             if session.relay in (Relay.ASKED, Relay.OPEN) and session not in needed:
@@ -460,6 +491,8 @@ class Drive:
     def _meet(self, origin: Origin, need: _Need, holders: Sequence[tuple[Link, Session]]) -> None:
         """Have what is needed of an origin relayed by one of the peers that have it."""
         settings = self._settings
+        below = any(session.origin == origin and not session.sends_own for _, session in holders)
+        holders = [(link, session) for link, session in holders if session.origin != origin]
         for link, session in holders:
             if session.relay in (Relay.ASKED, Relay.OPEN):
                 patience = max(need.since_ms, session.relay_changed_ms, session.relay_received_ms) + settings.relay_timeout_ms
@@ -478,7 +511,7 @@ class Drive:
         if candidates:
             min(candidates, key=lambda row: row[:2])[2].ask_relay()
             return self._wake_for_relay(self._now + settings.relay_timeout_ms)
-        if holders and all(session.relay is Relay.REFUSED for _, session in holders) and origin not in self._snapshot_for:
+        if (holders or below) and all(session.relay is Relay.REFUSED for _, session in holders) and origin not in self._snapshot_for:
             self._snapshot_for.add(origin)
             text = f"no peer's log reaches back to what is missing of {origin}, after {self._vv.seq(origin)}: a snapshot is needed"
             self._events.append(Event(EventKind.NEEDS_SNAPSHOT, origin, text, {"region": region_of(origin)}))

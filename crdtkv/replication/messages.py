@@ -15,7 +15,11 @@ changes that this cannot express.
     Ack              what is applied here, what is fsynced, how many messages of frames were dealt with
     Credit           how many bytes of frames, in total since the hello, you may send me
     Heartbeat        I live: vector, clock, digest; answered by HeartbeatReply: round trip and clock offset
+    AskSnapshot      no log reaches back to what I lack: send me a snapshot, or go on with the one that I have a part of
+    Chunk, ChunkAck  a chunk of it; so many are staged. EndSnapshot: no more is needed. CannotSnapshot: not now, and why
     Bye              why this link ends; nothing follows it
+
+The messages about snapshots are only for peers whose hello names the feature `snapshot`.
 
 Decoding hostile bytes gives a message or `CorruptionError`, in time and memory proportional to their length: kinds
 other than `Frames` are refused above `CONTROL_BYTES_MAX` before they are looked at, and the number of frames is read
@@ -54,6 +58,7 @@ _Name = Annotated[str, Meta(max_length=128)]
 _Text = Annotated[str, Meta(max_length=1_024)]
 _Hash = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
 _Digest = Annotated[str, Meta(max_length=64)]
+_Id = Annotated[bytes, Meta(max_length=32)]
 
 
 class Hello(Struct, frozen=True, array_like=True, tag="hello", kw_only=True):
@@ -143,6 +148,43 @@ class HeartbeatReply(Struct, frozen=True, array_like=True, tag="heartbeat_reply"
     waited_us: _Whole
 
 
+class AskSnapshot(Struct, frozen=True, array_like=True, tag="ask_snapshot"):
+    """Send a snapshot. `chunks` and `link` (of the last) say what is staged already of one that was being sent."""
+
+    chunks: _Whole
+    link: _Id
+
+
+class Chunk(Struct, frozen=True, array_like=True, tag="chunk"):
+    """Chunk `number`, from 0, of a snapshot; see `core.transfer` for `data` and `link`."""
+
+    id: _Id
+    number: _Whole
+    data: bytes
+    link: _Id
+    last: bool
+
+
+class ChunkAck(Struct, frozen=True, array_like=True, tag="chunk_ack"):
+    """So many chunks are staged: more may follow."""
+
+    id: _Id
+    chunks: _Whole
+
+
+class EndSnapshot(Struct, frozen=True, array_like=True, tag="end_snapshot"):
+    """The snapshot need not be held any longer."""
+
+    id: _Id
+
+
+class CannotSnapshot(Struct, frozen=True, array_like=True, tag="cannot_snapshot"):
+    """No snapshot, or no more of it; ask again after `retry_ms`."""
+
+    reason: _Text
+    retry_ms: _Whole
+
+
 class Bye(Struct, frozen=True, array_like=True, tag="bye"):
     """The last message: a code for programs (`session.Code`) and a sentence for people."""
 
@@ -157,11 +199,14 @@ class Unknown(Struct, frozen=True):
     optional: bool
 
 
-Wire = Hello | Frames | Subscribe | AskRelay | EndRelay | CannotRelay | Ack | Credit | Heartbeat | HeartbeatReply | Bye
+AboutSnapshots = AskSnapshot | Chunk | ChunkAck | EndSnapshot | CannotSnapshot
+Live = Frames | Subscribe | AskRelay | EndRelay | CannotRelay | Ack | Credit | Heartbeat | HeartbeatReply | AboutSnapshots
+Wire = Hello | Live | Bye
 Message = Wire | Unknown
 
 _KINDS: Final = frozenset(str(cls.__struct_config__.tag) for cls in Wire.__args__)
 _FRAMES_START: Final = b"\xa6frames"
+_CHUNK_START: Final = b"\xa5chunk"
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError, OverflowError, RecursionError)
 
 
@@ -202,6 +247,9 @@ def decode(data: bytes) -> Message:
         count = _array_length(data, 9)
         if count > FRAMES_MAX:
             raise CorruptionError(f"message: {count:,} frames, the limit is {FRAMES_MAX:,}")
+    elif data[1:7] == _CHUNK_START:
+        if len(data) > FRAMES_BYTES_MAX:
+            raise CorruptionError(f"message: a chunk of {len(data):,} bytes, the limit is {FRAMES_BYTES_MAX:,}")
     elif len(data) > CONTROL_BYTES_MAX:
         raise CorruptionError(f"message: {len(data):,} bytes, the limit is {CONTROL_BYTES_MAX:,}")
     try:

@@ -11,8 +11,42 @@ from typing import Protocol
 
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.frame import Frame
+from crdtkv.core.install import Installed
 from crdtkv.core.replica import Applied
+from crdtkv.core.transfer import Arrival
 from crdtkv.storage.log import LogReader
+
+
+class SnapshotSource(Protocol):
+    """A state of one moment, held while it is sent. Read from any thread, one call at a time."""
+
+    vv: VersionVector
+
+    def read(self, cursor: bytes, bytes_max: int) -> tuple[bytes, bytes | None]:
+        """The chunk at a cursor (the first: b""), about so long, and the cursor after it; None: that was the last."""
+
+    def close(self) -> None:
+        """Let go; idempotent."""
+
+
+class Snapshots(Protocol):
+    """Snapshots of this replica for others, and of others for this one. All but `staged` may block: see `snapshot.Job`."""
+
+    @property
+    def staged(self) -> Arrival:
+        """What is staged of a snapshot from elsewhere."""
+
+    def open(self) -> SnapshotSource:
+        """A snapshot of what is applied now, on the disk by the time this returns."""
+
+    def stage(self, data: bytes, link: bytes, *, anew: bool) -> None:
+        """Check and keep the next chunk. `anew`: it is the first of a snapshot, and what was staged before is forgotten."""
+
+    def discard(self) -> None:
+        """Forget what is staged."""
+
+    def install(self) -> Installed:
+        """Install what is staged as a whole, in one step."""
 
 
 class ReplicaPort(Protocol):
@@ -26,6 +60,10 @@ class ReplicaPort(Protocol):
     def shard(self) -> int: ...
     @property
     def log(self) -> LogReader: ...
+
+    @property
+    def snapshots(self) -> Snapshots | None:
+        """Snapshots given and taken; None: this replica does neither."""
 
     def vv(self) -> VersionVector:
         """What is applied."""

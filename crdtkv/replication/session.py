@@ -39,16 +39,23 @@ from crdtkv.core.frame import Frame
 from crdtkv.errors import CorruptionError, IncompatibleFormatError
 from crdtkv.replication import messages
 from crdtkv.replication.messages import (
+    AboutSnapshots,
     Ack,
     AskRelay,
+    AskSnapshot,
     Bye,
     CannotRelay,
+    CannotSnapshot,
+    Chunk,
+    ChunkAck,
     Credit,
     EndRelay,
+    EndSnapshot,
     Frames,
     Heartbeat,
     HeartbeatReply,
     Hello,
+    Live,
     Message,
     Subscribe,
     Unknown,
@@ -59,7 +66,7 @@ from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Relay, State
 from crdtkv.replication.streams import OwnStream, Plan, RelayStream
 
-FEATURES: Final[tuple[str, ...]] = ()
+FEATURES: Final[tuple[str, ...]] = ("snapshot",)
 """Names of what this version can do beyond protocol version 1; a link uses what both sides name."""
 SAMPLES: Final = 8
 """Heartbeats whose answers are waited for, and clock samples of which the one with the shortest round trip counts (NTP's filter)."""
@@ -114,6 +121,8 @@ class Session:
         """The peer knows more of this replica than it does itself."""
         self._events = events
         self._arrived: list[tuple[bool, list[Frame]]] = []
+        self._offers = FEATURES if port.snapshots is not None else ()
+        self._of_snapshots: list[AboutSnapshots] = []
 
         self._vv = port.vv()
         self._durable = port.durable_vv()
@@ -352,6 +361,11 @@ class Session:
         arrived, self._arrived = self._arrived, []
         return arrived
 
+    def take_of_snapshots(self) -> list[AboutSnapshots]:
+        """What was received about snapshots since the last call."""
+        found, self._of_snapshots = self._of_snapshots, []
+        return found
+
     def blocked_on(self, arrived_by_ms: float) -> tuple[VersionVector, float] | None:
         """What the first frame that waits here rests on and is not applied, and since when it waits.
 
@@ -422,7 +436,7 @@ class Session:
         return Hello(
             version_min=messages.PROTOCOL_VERSION_MIN,
             version_max=messages.PROTOCOL_VERSION_MAX,
-            features=FEATURES,
+            features=self._offers,
             cluster=port.cluster,
             shard=port.shard,
             region=region_of(port.origin),
@@ -450,7 +464,7 @@ class Session:
         if hello.origin == port.origin:
             return self._end(Code.SELF, f"the peer is {port.origin} as well: a link to oneself, or a copied data directory")
         self.origin, self.region, self.peer_members = hello.origin, hello.region, hello.members
-        self.features = frozenset(FEATURES) & frozenset(hello.features)
+        self.features = frozenset(self._offers) & frozenset(hello.features)
         if not self._learn(hello.vv) or self._find_fork(hello):
             return None
         self.own_out.flow.grant(hello.own_credit)
@@ -501,9 +515,7 @@ class Session:
 
     # -- live -------------------------------------------------------------------------------------------------
 
-    def _receive_live(
-        self, message: Frames | Subscribe | AskRelay | EndRelay | CannotRelay | Ack | Credit | Heartbeat | HeartbeatReply
-    ) -> None:
+    def _receive_live(self, message: Live) -> None:
         match message:
             case Frames():
                 self._receive_frames(message)
@@ -533,6 +545,11 @@ class Session:
                 self.relay_out.end()
             case CannotRelay():
                 self._receive_refusal(message)
+            case AskSnapshot() | Chunk() | ChunkAck() | EndSnapshot() | CannotSnapshot():
+                if "snapshot" in self.features:
+                    self._of_snapshots.append(message)
+                else:
+                    self._end(Code.PROTOCOL, "a message about snapshots, which were not agreed on")
             case _:
                 assert_never(message)
 

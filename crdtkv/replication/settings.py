@@ -47,6 +47,12 @@ class ReplicationSettings:
         resubscribe_ms: how long after the replica dropped frames that it could not hold the streams are asked for anew;
             doubled, up to `relay_retry_ms`, each time that nothing was applied in between.
         stalled_ms: received frames that wait longer than this for what they rest on are reported.
+        snapshot_chunk_bytes: about how long one chunk of a snapshot is. Longer ones delay live frames on the same link.
+        snapshot_window: how many chunks may be on their way to a receiver that has not staged them: a snapshot's own credit.
+        snapshots_max: how many snapshots are held for receivers at the same time; each holds back what the engine would free.
+        snapshot_timeout_ms: a donor that sends nothing for so long is left for another; also when one that refused is asked again.
+        snapshot_hold_ms: how long a snapshot is held for a receiver that is not heard of, so that it can go on after a lost link.
+        snapshot_life_ms: how long a snapshot is held at all.
         backoff_min_ms, backoff_max_ms: the delay before a link is dialled again: doubled from the least to the greatest, with jitter.
     """
 
@@ -73,6 +79,12 @@ class ReplicationSettings:
     relay_retry_ms: int = 5_000
     resubscribe_ms: int = 200
     stalled_ms: int = 5_000
+    snapshot_chunk_bytes: int = 256 * KIB
+    snapshot_window: int = 8
+    snapshots_max: int = 2
+    snapshot_timeout_ms: int = 10_000
+    snapshot_hold_ms: int = 60_000
+    snapshot_life_ms: int = 6 * 3_600_000
     backoff_min_ms: int = 50
     backoff_max_ms: int = 5_000
 

@@ -161,8 +161,6 @@ def _merge_snapshot(machine: Machine, snapshot: Snapshot, touched: list[Touched]
             "merge: the bytes hold a snapshot, and a directory with engine 'memory' keeps commits only: use rocksdb or lmdb, or ask the "
             "other replica earlier, while its log has them"
         )
-    _refuse_beyond(machine, snapshot.vv)
-    installed = install(machine.replica, snapshot)
+    installed = install(machine.replica, snapshot, touched.append)
     machine.installed(installed.jumped)
-    touched.extend(installed.touched)
     return installed.applied, sum(snapshot.vv.values()) - installed.applied

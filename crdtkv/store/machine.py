@@ -20,12 +20,15 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from crdtkv.core.apply import Touched
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.control import Control
 from crdtkv.core.frame import Delta, Frame
 from crdtkv.core.heads import Head
+from crdtkv.core.install import Installed, Installer
 from crdtkv.core.replica import Applied, Outcome, Replica
 from crdtkv.core.settings import CoreSettings
 from crdtkv.errors import (
@@ -40,6 +43,9 @@ from crdtkv.errors import (
 )
 from crdtkv.storage.engine import EngineSnapshot, StateEngine
 from crdtkv.storage.log import CommitLog
+
+if TYPE_CHECKING:
+    from crdtkv.store.snapshots import Snapshots, Staging
 
 REFUSED = (ClockSkewError, RegionUnavailableError, RegionRemovedError)
 """What a commit may be refused with before anything changes."""
@@ -98,6 +104,9 @@ class Machine:
         """The engine starts empty at each opening: nothing may come to it but by the log."""
         self.flushed = 0
         """The log position up to which the engine is known to be on the disk; the log is not dropped beyond it."""
+        self.pins: dict[int, int] = {}
+        """Log positions from which on somebody still needs the log: it is not dropped beyond them."""
+        self._snapshots: Snapshots | None = None
         self.sent_bound: int | None = None
         """Own commits above this seq may not leave yet; None: no bound. Raised by `raise_bound`."""
         self.when_beyond: Callable[[], None] = lambda: None
@@ -501,6 +510,58 @@ class Machine:
         """Closed origins, members and frozen origins."""
         return self.replica.control
 
+    def install(
+        self, staging: Staging, step: Callable[[str], None] = lambda name: None, changed: Callable[[Touched], None] | None = None
+    ) -> Installed:
+        """Install a snapshot that is staged as a whole: see `store.snapshots` for the steps. O(both states).
+
+        Args:
+            step: called after each step; a test that raises there stops as a crash does.
+            changed: is told of each slot that changed.
+        Raises:
+            CorruptionError, WrongClusterError, StorageError, RegionRemovedError: it cannot be installed here; nothing has changed.
+        """
+        self.check_writable()
+        replica, log = self.replica, self.log
+        if replica.making:
+            self.seal()
+        staging.arrival.check_whole()
+        incoming = staging.arrival.incoming
+        assert incoming is not None
+        while self.purge_slice(10_000):
+            pass
+        installer = Installer(replica, incoming, changed)
+        try:
+            log.sync()
+            self.fold()
+            self.engine.flush()
+            step("flushed before")
+            staging.mark()
+            step("marked")
+            for _ in installer.run(staging.slots()):
+                replica.fold()
+                step("batch")
+            replica.fold()
+            step("joined")
+            before = self.vv()
+            log.reset_floor(VersionVector({o: n for o, n in incoming.vv.items() if n > before.seq(o)}))
+            step("floor")
+            done = installer.finish()
+            self.installed(done.jumped)
+            step("installed")
+            staging.discard()
+            step("done")
+        except DiskFullError as e:
+            if not staging.is_marked:
+                self.refuse(e)
+                raise
+            self.fail(e)
+            raise
+        except BaseException as e:
+            self.fail(e)
+            raise
+        return done
+
     def installed(self, jumped: VersionVector) -> None:
         """After a snapshot was installed: the engine must have it before anything rests on it, for the log has not."""
         try:
@@ -523,6 +584,15 @@ class Machine:
         self.replica.apply_held(waited)
         if waited:
             self._append(waited, False)
+
+    @property
+    def snapshots(self) -> Snapshots | None:
+        """Snapshots between nodes; None: this machine neither gives nor takes any (`offer`)."""
+        return self._snapshots
+
+    def offer(self, snapshots: Snapshots) -> None:
+        """Give and take snapshots from now on."""
+        self._snapshots = snapshots
 
     def vv(self) -> VersionVector:
         """What is applied and in the log, closed origins included: it never names a commit of a frame in the making."""

@@ -30,6 +30,7 @@ from crdtkv.storage.memory_log import MemoryLog
 from crdtkv.store.identity import TRUST, Instance, why_new
 from crdtkv.store.machine import Machine
 from crdtkv.store.settings import Settings
+from crdtkv.store.snapshots import DIRECTORY, FileStaging, MemoryStaging, Staging
 
 LOGGER = logging.getLogger("crdtkv.store")
 ENGINES = ("memory", "rocksdb", "lmdb")
@@ -48,6 +49,8 @@ class Opened:
     lock: DirectoryLock | None
     instance: Instance | None = None
     identity: dict[str, Any] = field(default_factory=dict)
+    staging: Staging | None = None
+    """Where a snapshot from another node waits to be installed; None: none can be."""
     incarnation_reason: str | None = None
     """Why a new incarnation was taken since the process opened it; None: none was."""
 
@@ -73,6 +76,8 @@ class Opened:
 
     def close(self) -> None:
         try:
+            if isinstance(self.staging, FileStaging):
+                self.staging.close()
             self.machine.log.close()
         finally:
             try:
@@ -105,7 +110,7 @@ def open_machine(
         if durability == "sync":
             raise ConfigError("durability 'sync' needs a path: a store without one has no disk to sync", setting="durability")
         machine = _machine(MemoryLog(settings.memory_log_bytes), MemoryEngine(), new_origin(region), clock, settings, durability)
-        return Opened(machine, region, name, None, None)
+        return Opened(machine, region, name, None, None, staging=MemoryStaging())
     directory = Path(path)
     lock = DirectoryLock(directory)
     opened: list[Any] = []
@@ -131,6 +136,13 @@ def open_machine(
         if durability != "sync":
             machine.sent_bound = machine.own_seq()
         machine.engine_is_rebuilt = name == "memory"
+        if not machine.engine_is_rebuilt:
+            staging = FileStaging(directory / DIRECTORY)
+            opened.append(staging)
+            found.staging = staging
+            if staging.is_marked:
+                LOGGER.warning("region %s goes on with the install of a snapshot that was cut short", region)
+                machine.install(staging)
         return found
     except BaseException:
         for part in reversed(opened):

@@ -15,6 +15,7 @@ from crdtkv.core.replica import Applied
 from crdtkv.storage.log import LogReader
 
 if TYPE_CHECKING:
+    from crdtkv.store.snapshots import Snapshots
     from crdtkv.store.store import Store
 
 
@@ -43,6 +44,10 @@ class StorePort:
     @property
     def log(self) -> LogReader:
         return self._machine.log
+
+    @property
+    def snapshots(self) -> Snapshots | None:
+        return self._machine.snapshots
 
     def vv(self) -> VersionVector:
         return self._machine.vv()

@@ -99,7 +99,7 @@ class Retention:
         machine = self._machine
         if due.position:
             self._forced |= set(due.forced)
-            machine.log.truncate(min(due.position, machine.flushed))
+            machine.log.truncate(min([due.position, machine.flushed, *machine.pins.values()]))
 
     def run(self, due: Due) -> None:
         """All steps in one, for a caller that nobody waits for."""

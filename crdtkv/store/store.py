@@ -12,6 +12,7 @@ crash loses nothing; a power failure may lose what was not fsynced, at `async` a
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import threading
@@ -23,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
+from crdtkv.core.apply import Touched
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.codec import (
     TYPE_NAMES,
@@ -36,6 +38,7 @@ from crdtkv.core.codec import (
     register_slot_of,
 )
 from crdtkv.core.frame import Delta, DeltaKind, Frame
+from crdtkv.core.install import Installed
 from crdtkv.core.replica import Applied
 from crdtkv.core.types.base import decode_entries
 from crdtkv.errors import ClockSkewError, DiskFullError, InvalidValueError, StorageError, StoreClosedError, missing_key
@@ -56,10 +59,12 @@ from crdtkv.store.requests import Executed, execute
 from crdtkv.store.retention import Retention
 from crdtkv.store.scanning import open_pages, open_scan, plain_value
 from crdtkv.store.settings import Settings, check_durability
+from crdtkv.store.snapshots import Snapshots
 from crdtkv.store.story import conflicts, explain, siblings
 from crdtkv.store.transaction import Transaction, check_commit_size
 from crdtkv.store.watching import Subscription, Watches
 
+LOGGER = logging.getLogger("crdtkv.store")
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 REST_S = 30.0
 """After so long without an own commit the sent bound is drawn back, so that a power failure at rest costs no incarnation."""
@@ -117,6 +122,10 @@ class Store:
         self.cluster = self._machine.cluster
         self.shard = self._machine.shard
         self._machine.when_failed = self._show_nothing
+        self.last_install = ""
+        """What the last snapshot from another region changed here; empty if there was none since the start."""
+        if opened.staging is not None:
+            self._machine.offer(Snapshots(self._machine, opened.staging, self._lock, self._installing, self._installed))
         self._own_seen = (self._machine.own_seq(), time.monotonic())
         """The last own commit that `_keep_bound` saw, and since when it is the last."""
         self._bound_lock = threading.Lock()  # of `keep_bound`; taken before `_lock`
@@ -197,6 +206,32 @@ class Store:
         """What the lock-free read meets after `close`: it would find the engine closed, which says less."""
         self._check()
         return None
+
+    @contextlib.contextmanager
+    def _installing(self) -> Iterator[Callable[[Touched], None] | None]:
+        """While a snapshot is installed, with the lock held: reads without the lock wait for it as well, so nobody sees half of it."""
+        self._settled()
+        record, gather = self._record, self._watches.active
+        self._record = self._record_later
+        try:
+            with self._watches.gathering() if gather else contextlib.nullcontext() as touched:
+                yield None if touched is None else touched.append
+        finally:
+            if self._machine.failed is None:
+                self._record = record
+
+    def _record_later(self, slot: bytes) -> bytes | None:
+        with self._lock:
+            self._check()
+            return self._replica.state.get(slot)
+
+    def _installed(self, donor: Origin, done: Installed) -> None:
+        removed = f" ({', '.join(done.removed_keys[:5])} …)" if done.removed_keys else ""
+        self.last_install = (
+            f"from {donor}: {done.applied} commits, {done.added} slots new, {done.changed} changed, {done.removed} removed here{removed}, "
+            f"{done.conflicts} conflicts in the journal; {done.unseen} own commits were unseen there and flow out"
+        )
+        LOGGER.info("region %s installed a snapshot %s", self.region, self.last_install)
 
     def _forked(self) -> None:
         self._closed = "the store belongs to the parent process of this fork"

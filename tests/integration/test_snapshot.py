@@ -1,0 +1,170 @@
+"""Regions that the others' logs no longer reach: an empty one that joins, one that was away and wrote on its own, restarts in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import crdtkv
+from crdtkv.replication.snapshot import Transfers
+from crdtkv.store import Store
+from crdtkv.store.snapshots import Source
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Where snapshots were taken."""
+    found: list[str] = []
+    make = Source.__init__
+
+    def counting(self: Source, machine: object) -> None:
+        make(self, machine)  # type: ignore[arg-type]
+        found.append(machine.origin)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Source, "__init__", counting)
+    return found
+
+
+def wait_for(condition: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
+    until = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < until, f"{what}: not within {within_s} s"
+        time.sleep(0.02)
+
+
+def open_region(stack: ExitStack, path: Path, region: str) -> Store:
+    return stack.enter_context(crdtkv.open(path / region, region=region, durability="async"))
+
+
+def start_node(stack: ExitStack, store: Store, peers: dict[str, str]) -> crdtkv.Node:
+    return stack.enter_context(crdtkv.Node(store, listen="127.0.0.1:0", peers=peers, replication="loopback"))
+
+
+def truncate(store: Store) -> None:
+    """Drop all of the log that may be dropped, whoever lacks it: the segment in use is ended first."""
+    machine = store._machine
+    with store._lock:
+        machine.fold()
+        position = machine.replica.position
+        machine.log.roll()
+    machine.flush(position)
+    machine.log.truncate(position)
+    assert machine.log.floor() == machine.vv()
+
+
+def is_equal(*stores: Store) -> bool:
+    return len({(s.digest(), s.vv()) for s in stores}) == 1
+
+
+def fill(store: Store, count: int, name: str) -> None:
+    for at in range(count):
+        store.put(f"{name}/{at:04}", {"n": at})
+    for at in range(20):
+        store.set(f"tags/{name}").add(f"{name}{at}")
+        store.counter("hits").increment(at)
+        store.map("profile").put(f"{name}{at}", at)
+
+
+def test_an_empty_region_joins_when_no_log_reaches_back(tmp_path: Path, stack: ExitStack, begun: list[str]) -> None:
+    us, eu = open_region(stack, tmp_path, "us"), open_region(stack, tmp_path, "eu")
+    first = start_node(stack, us, {})
+    second = start_node(stack, eu, {"us": first.address})
+    fill(us, 300, "us")
+    fill(eu, 300, "eu")
+    wait_for(lambda: is_equal(us, eu), "us and eu are equal")
+    us.delete("us/0007")
+    wait_for(lambda: is_equal(us, eu), "us and eu are equal")
+    second.close()  # nodes keep their newest own frames in memory, whatever the log has
+    first.close()
+    truncate(us)
+    truncate(eu)
+    first = start_node(stack, us, {})
+    second = start_node(stack, eu, {"us": first.address})
+    ap = open_region(stack, tmp_path, "ap")
+    node = start_node(stack, ap, {"us": first.address, "eu": second.address})
+    for at in range(50):  # every region writes meanwhile
+        us.put(f"live/us{at}", at)
+        eu.put(f"live/eu{at}", at)
+        ap.put(f"live/ap{at}", at)
+    wait_for(lambda: is_equal(us, eu, ap), "all are equal")
+    assert ap.get("us/0007") is None and ap.get("us/0008") == {"n": 8}
+    assert ap.counter("hits").value == 2 * sum(range(20))
+    assert len(begun) == 1, f"one bootstrap costs one snapshot, these were taken: {begun}"
+    assert "commits" in ap.last_install
+    ap.put("after", 1)
+    wait_for(lambda: us.get("after") == 1 and eu.get("after") == 1, "what the new region writes arrives")
+    # What was installed survives a restart.
+    node.close()
+    ap.close()
+    with crdtkv.open(tmp_path / "ap", region="ap") as again:
+        assert again.digest() == us.digest()
+
+
+def test_a_region_that_was_away_comes_back_with_what_it_wrote(tmp_path: Path, stack: ExitStack, begun: list[str]) -> None:
+    us, eu = open_region(stack, tmp_path, "us"), open_region(stack, tmp_path, "eu")
+    first = start_node(stack, us, {})
+    away = start_node(stack, eu, {"us": first.address})
+    fill(us, 100, "us")
+    eu.set("seats").add("b1")
+    wait_for(lambda: is_equal(us, eu), "us and eu are equal")
+    away.close()
+    us.delete("us/0001")
+    us.put("us/0002", "changed")
+    us.set("seats").remove("b1")
+    fill(us, 100, "more")
+    eu.put("alone", "kept")
+    eu.put("us/0002", "written at the same time")
+    eu.set("seats").add("b2")
+    first.close()
+    truncate(us)
+    first = start_node(stack, us, {})
+    start_node(stack, eu, {"us": first.address})
+    wait_for(lambda: is_equal(us, eu), "us and eu are equal")
+    for store in (us, eu):
+        assert "us/0001" not in store, "deleted keys do not come back"
+        assert store.get("alone") == "kept", "unseen writes flow out"
+        assert store.set("seats").members() == ["b2"]
+        assert len(store.siblings("us/0002")) == 2
+        assert [c for c in store.conflicts() if c.key == "us/0002"], (store.region, store.conflicts()[:3])
+    assert len(begun) == 1
+    assert "own commits were unseen there" in eu.last_install
+
+
+def test_a_transfer_goes_on_after_the_receiver_was_restarted(
+    tmp_path: Path, stack: ExitStack, begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    us = open_region(stack, tmp_path, "us")
+    for at in range(60):
+        us.put(f"big/{at:03}", bytes([at]) * 60_000)
+    truncate(us)
+    first = start_node(stack, us, {})
+    staged, original = [0], Transfers._stage_next
+
+    def stage_some(self: Transfers) -> None:
+        if staged[0] < 6:
+            staged[0] += bool(self._chunks and not self._staging)
+            original(self)
+
+    monkeypatch.setattr(Transfers, "_stage_next", stage_some)
+    eu = crdtkv.open(tmp_path / "eu", region="eu", durability="async")
+    node = crdtkv.Node(eu, listen="127.0.0.1:0", peers={"us": first.address}, replication="loopback")
+    wait_for(lambda: eu._machine.snapshots is not None and eu._machine.snapshots.staged.chunks == 6, "six chunks are staged")
+    node.close()
+    eu.close()
+    monkeypatch.setattr(Transfers, "_stage_next", original)
+    eu = open_region(stack, tmp_path, "eu")
+    assert eu._machine.snapshots is not None and eu._machine.snapshots.staged.chunks == 6
+    start_node(stack, eu, {"us": first.address})
+    wait_for(lambda: is_equal(us, eu), "us and eu are equal")
+    assert len(begun) == 1, "the same snapshot is gone on with"
+    assert not list((tmp_path / "eu" / "snapshot").iterdir())
