@@ -366,6 +366,7 @@ class Status:
         log_kept_for: the regions that have not yet acknowledged what would otherwise be dropped of the log.
         held_frames: received, waiting for what they rest on.
         conflicts: ever recorded in the journal.
+        last_install: what the last snapshot from another region changed here, since the start; empty if there was none.
         read_only: why no writes are taken, as on a full disk; empty when they are.
         listen, uptime_ms, sessions, requests, peers: of a node; empty for an embedded store.
         warnings: one line each, saying what to do; empty when all is well.
@@ -389,6 +390,7 @@ class Status:
     log_bytes: int = 0
     log_floor: VersionVector = EMPTY_VV
     log_kept_for: tuple[str, ...] = ()
+    last_install: str = ""
     read_only: str = ""
     state_bytes: int = 0
     held_frames: int = 0

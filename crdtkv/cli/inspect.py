@@ -90,6 +90,7 @@ def status(place: Place, output: str) -> int:
         ("digest", found.digest),
         ("log", f"frames {found.log_start} to {found.log_end}, {found.log_bytes} bytes"),
         ("writes", "refused" if found.read_only else "taken"),
+        *([("last snapshot", found.last_install)] if found.last_install else []),
         ("log floor", found.log_floor),
         ("log kept for", ", ".join(found.log_kept_for)),
         ("held frames", found.held_frames),

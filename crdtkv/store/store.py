@@ -810,6 +810,7 @@ class Store:
                 log_floor=machine.log.floor(),
                 log_kept_for=self._retention.last.held_by,
                 read_only=self.read_only,
+                last_install=self.last_install,
                 state_bytes=machine.engine.size_bytes(),
                 held_frames=replica.held[0],
                 conflicts=replica.journal.total,

@@ -11,10 +11,15 @@ from crdtkv.replication import messages
 from crdtkv.replication.messages import (
     Ack,
     AskRelay,
+    AskSnapshot,
     Bye,
     CannotRelay,
+    CannotSnapshot,
+    Chunk,
+    ChunkAck,
     Credit,
     EndRelay,
+    EndSnapshot,
     Frames,
     Heartbeat,
     HeartbeatReply,
@@ -58,6 +63,12 @@ EXAMPLES: list[Message] = [
     Heartbeat(9, 1_700_000_000_000_000, VV, 5, None),
     Heartbeat(9, 1_700_000_000_000_000, VV, 5, (VV, "d" * 32)),
     HeartbeatReply(9, 1, 2),
+    AskSnapshot(0, b""),
+    AskSnapshot(7, b"l" * 16),
+    Chunk(b"i" * 16, 3, b"data" * 100, b"l" * 16, True),
+    ChunkAck(b"i" * 16, 4),
+    EndSnapshot(b"i" * 16),
+    CannotSnapshot("too many", 10_000),
     Bye("fork", "two contents"),
 ]
 
