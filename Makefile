@@ -109,6 +109,14 @@ bench: $(VENV)/.dev ## every goal beside what it is held against, under 30 minut
 bench-quick: $(VENV)/.dev ## the same with a tenth of the work and one round, under 4 minutes: to see that it runs
 	@$(PY) -m bench goals --quick $(ARGS)
 
+.PHONY: bench-curves
+bench-curves: $(VENV)/.dev ## what an operation costs as things grow; goes on where it was; bench-results/curves.svg
+	@$(PY) -m bench curves $(ARGS)
+
+.PHONY: profile
+profile: $(VENV)/.dev ## flame graphs of the write, apply and read paths; bench-results/profile/
+	@$(PY) -m bench profile $(ARGS)
+
 .PHONY: clean
 clean: ## remove .venv, caches and reports
 	@rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo-report bench-results

@@ -48,6 +48,48 @@ def goals(arguments: argparse.Namespace) -> int:
     return 1 if any(kept[row.name]["error"] for row in rows) else 0
 
 
+def curves(arguments: argparse.Namespace) -> int:
+    """Measure the points that are missing, and draw all."""
+    from bench.curves import measures, plot, runner
+
+    if arguments.one:
+        name, x = arguments.one
+        print(json.dumps(measures.CURVES[name].measure(int(x))))
+        return 0
+    unknown = [name for name in arguments.curve if name not in measures.CURVES]
+    if unknown:
+        print(f"curve: {unknown[0]!r} is not one of {', '.join(measures.CURVES)}", file=sys.stderr)
+        return 2
+    names = tuple(arguments.curve or measures.CURVES)
+    try:
+        missing = runner.run(arguments.points, names, budget_s=arguments.budget, told=_told)
+    except runner.OtherMachineError as e:
+        print(e, file=sys.stderr)
+        return 2
+    if arguments.points.exists():
+        plot.draw(json.loads(arguments.points.read_text(encoding="utf-8")), arguments.points.with_suffix(".svg"))
+    if missing:
+        print(f"still missing: {', '.join(f'{name} {x:,}' for name, x in missing)}")
+    return 0
+
+
+def profile(arguments: argparse.Namespace) -> int:
+    """Flame graphs."""
+    from bench import profile as profiling
+
+    if arguments.path:
+        profiling.run_path(arguments.path[0], float(arguments.path[1]))
+        return 0
+    return profiling.main(arguments.out, arguments.seconds, arguments.only)
+
+
+def table(arguments: argparse.Namespace) -> int:
+    """The README's figures."""
+    from bench import readme_table
+
+    return readme_table.main(check=arguments.check)
+
+
 def _earlier(path: Path) -> dict[str, dict[str, object]]:
     """What an earlier run has found, row by row."""
     if not path.exists():
@@ -73,6 +115,26 @@ def main() -> int:
     command.add_argument("--out", type=Path, default=OUT, help="directory of goals.json, goals.md, goals.html (default %(default)s)")
     command.add_argument("--raw", type=Path, help=argparse.SUPPRESS)
     command.set_defaults(run=goals)
+
+    command = commands.add_parser("curves", help="what an operation costs as things grow; goes on where it was")
+    command.add_argument("--curve", action="append", default=[], metavar="NAME", help="only this one; may be repeated")
+    command.add_argument("--budget", type=float, metavar="SECONDS", help="begin no point after that")
+    command.add_argument(
+        "--points", type=Path, default=OUT / "curves.json", help="where they are kept (default %(default)s), the plot beside"
+    )
+    command.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    command.set_defaults(run=curves)
+
+    command = commands.add_parser("profile", help="flame graphs of the write, apply and read paths")
+    command.add_argument("--only", action="append", default=[], metavar="PATH", help="only this one; may be repeated")
+    command.add_argument("--seconds", type=float, default=8.0, help="of each (default %(default)s)")
+    command.add_argument("--out", type=Path, default=OUT / "profile", help="directory (default %(default)s)")
+    command.add_argument("--path", nargs=2, help=argparse.SUPPRESS)
+    command.set_defaults(run=profile)
+
+    command = commands.add_parser("table", help="write the README's figures from bench/results")
+    command.add_argument("--check", action="store_true", help="only say whether they are there")
+    command.set_defaults(run=table)
     arguments = parser.parse_args()
     code: int = arguments.run(arguments)
     return code
