@@ -160,6 +160,16 @@ def unit(metric: str) -> str:
     return next((text for ending, text in _UNITS if metric.endswith(ending)), "")
 
 
+_LARGER: Final = {" µs": " ms", " ms": " s"}
+
+
 def amount(figure: float, metric: str) -> str:
-    """A figure with its unit."""
-    return f"{human(figure)}{unit(metric)}"
+    """A figure with its unit, or the next larger one.
+
+    >>> amount(640.0, "put/p50_us"), amount(2280.0, "put/p50_us"), amount(2.5e6, "a/op_per_s")
+    ('640 µs', '2.28 ms', '2.5 M/s')
+    """
+    suffix = unit(metric)
+    while abs(figure) >= 1000 and suffix in _LARGER:
+        figure, suffix = figure / 1000, _LARGER[suffix]
+    return f"{human(figure)}{suffix}"

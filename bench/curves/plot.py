@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from bench import machine
-from bench.judging import unit
+from bench.judging import human, unit
 
 COLOURS: Final = ("#2f66d0", "#bd6b00", "#0c8573", "#8b46c1")
 
@@ -21,7 +22,9 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "crdtkv", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "crdtkv", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    )
     from matplotlib import pyplot
 
     curves = document["curves"]
@@ -49,12 +52,18 @@ def _panel(panel: Any, curve: Mapping[str, Any]) -> None:
     linear = max(point["x"] for point in points) < 20
     panel.set_xscale("linear" if linear else "log")
     panel.set_yscale("log")
+    if linear:
+        panel.set_xticks([point["x"] for point in points])
+    else:
+        panel.xaxis.set_major_formatter(lambda value, _: human(value))
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    panel.yaxis.set_minor_formatter(lambda value, _: "")
     low, high = panel.get_ylim()
-    panel.set_ylim(low / 2, high * 2)
+    panel.set_ylim(10 ** math.floor(math.log10(low)), 10 ** (math.ceil(math.log10(high)) + 0.6))  # whole decades, and room for the legend
     panel.set_title(curve["title"], loc="left", fontweight="bold", fontsize=10)
     panel.set_xlabel(curve["x"])
     panel.grid(True, axis="y", color="#ecece8")
-    panel.legend(frameon=False, fontsize=8, ncols=2)
+    panel.legend(frameon=False, fontsize=8, ncols=4, loc="upper left")
 
 
 def label(metric: str) -> str:

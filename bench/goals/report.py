@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import machine
-from bench.judging import amount, human
+from bench.judging import amount
 
 MARKS: Final = {"met": "✓", "half": "half", "below half": "below half", "void": "void", "not measured": "–", "": ""}
 
@@ -27,7 +27,8 @@ def found(claim: Mapping[str, Any]) -> str:
         return "not measured"
     if claim["base"]:
         return f"{claim['value']:.2f} × ({claim['low']:.2f} … {claim['high']:.2f})"
-    return f"{amount(claim['value'], claim['ours'])} ({human(claim['low'])} … {human(claim['high'])})"
+    value, low, high = (amount(claim[name], claim["ours"]) for name in ("value", "low", "high"))
+    return f"{value} ({low} … {high})"
 
 
 def sides(claim: Mapping[str, Any]) -> str:
