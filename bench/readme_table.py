@@ -35,7 +35,7 @@ GROWS: Final = (
 def table(goals: Mapping[str, Any], curves: Mapping[str, Any]) -> str:
     """Markdown: the goals beside what they are held against, then what grows and what that costs."""
     lines = [f"Goals, measured {machine.line(goals['machine'])}: {report.summary(goals)}.", ""]
-    lines += ["| path | beside | found | goal | | `make bench` alone: `python -m bench goals …` |", "|---|---|---|---|---|---|"]
+    lines += ["| path | beside | found | goal | | alone: `python -m bench goals …` |", "|---|---|---|---|---|---|"]
     for row in goals["rows"]:
         for number, claim in enumerate(claim for claim in row["claims"] if claim["bound"] is not None):
             first = number == 0
