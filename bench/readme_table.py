@@ -48,6 +48,8 @@ def table(goals: Mapping[str, Any], curves: Mapping[str, Any]) -> str:
                 f"`--row {row['name']}`" if first else "",
             )
             lines.append(f"| {' | '.join(cells)} |")
+    if goals["not_measured"]:
+        lines += ["", f"Rows that were not measured in that run: {', '.join(goals['not_measured'])}."]
     lines += [
         "",
         f"As things grow, measured {machine.line(curves['machine'])} ([all points](bench/results/curves.svg), `make bench-curves`):",

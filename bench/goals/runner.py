@@ -72,6 +72,7 @@ def document(rows: Sequence[Row], measured: Mapping[str, Mapping[str, Any]]) -> 
         "kind": KIND,
         "machine": machine.describe(),
         "rows": [_row(row, measured[row.name]) for row in rows if row.name in measured],
+        "not_measured": [row.name for row in rows if row.name not in measured],
     }
 
 
