@@ -7,6 +7,19 @@ from __future__ import annotations
 
 from crdtkv.audit.comparing import Certificate, Difference, verify
 from crdtkv.audit.repairing import Mended, Repair, repair
+from crdtkv.audit.salvaging import LogRepair, repair_log
 from crdtkv.audit.sides import LocalSide, MendableSide, Side
 
-__all__ = ["Certificate", "Difference", "LocalSide", "MendableSide", "Mended", "Repair", "Side", "repair", "verify"]
+__all__ = [
+    "Certificate",
+    "Difference",
+    "LocalSide",
+    "LogRepair",
+    "MendableSide",
+    "Mended",
+    "Repair",
+    "Side",
+    "repair",
+    "repair_log",
+    "verify",
+]

@@ -129,7 +129,8 @@ def as_lines(found: Certificate) -> Iterator[str]:
 
 
 @click.command()
-@click.option("--from", "donor", metavar="REGION", help="The region whose records are right, if you know.")
+@click.option("--from", "donor", metavar="REGION|HOST:PORT", help="The region whose records are right; with --data, a peer's address.")
+@click.option("--data", type=click.Path(path_type=Path), help="Mend the commit log of this directory instead, while its node is stopped.")
 @click.option("--dry-run", is_flag=True, help="Only say who would take over what from whom.")
 @click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds for regions to catch up.")
 @output_option
@@ -141,6 +142,7 @@ def repair(
     tls_cert: str | None,
     tls_key: str | None,
     donor: str | None,
+    data: Path | None,
     dry_run: bool,
     wait_s: float,
     output: str,
@@ -150,7 +152,14 @@ def repair(
     Whose is damaged is told by the record itself, by the digest that a region keeps with every commit, or by the majority of three; where
     nothing tells, nothing is touched, and --from REGION decides. What was taken over is printed, and is in that region's journal of
     conflicts. Status 1 if something still differs at the end.
+
+    --data DIR mends a commit log that is damaged in the middle, of a node that is stopped: the missing frames come from the peer that
+    --from names. If it has not got them, or none is named, the log's beginning goes, if the state engine has all of it.
     """
+    if data is not None:
+        if dry_run or at is not None:
+            raise click.UsageError("--data mends a directory, --at regions that serve: give one, and --dry-run only with --at")
+        return _repair_log(data, donor, (tls_ca, tls_cert, tls_key), output)
     from crdtkv.audit import repair as mend
 
     with opened_nodes(at, directory, (tls_ca, tls_cert, tls_key)) as sides:
@@ -184,3 +193,32 @@ def repair(
     for line in as_lines(done.certificate):
         emit(line)
     return DONE if done.holds else FAILED
+
+
+def _repair_log(data: Path, peer: str | None, tls: tuple[str | None, str | None, str | None], output: str) -> int:
+    from crdtkv.audit import repair_log
+    from crdtkv.audit.salvaging import Fetch
+
+    with ExitStack() as stack:
+        fetch: Fetch | None = None
+        if peer is not None:
+            from crdtkv.client.views import NodeSide, fetch_frames
+
+            side = stack.enter_context(NodeSide(peer, tls_ca=tls[0], tls_cert=tls[1], tls_key=tls[2]))
+            fetch = stack.enter_context(fetch_frames(side))
+        done = repair_log(data, fetch)
+    if output == JSON:
+        kept = [str(path) for path in done.kept]
+        emit_json({"damage": list(done.damage), "refilled": done.refilled, "given_up": done.given_up, "kept": kept})
+        return DONE
+    for where in done.damage:
+        emit(f"damaged: {where}")
+    if not done.damage:
+        emit(f"{data}: the log is sound")
+    elif done.given_up:
+        emit("the log begins behind the damage now: the state engine has all that was before it, peers get it elsewhere")
+    else:
+        emit(f"{done.refilled} frames were filled in from the peer")
+    for path in done.kept:
+        emit(f"kept: {path}")
+    return DONE

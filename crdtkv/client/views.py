@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 import grpc
 import msgspec
 
+from crdtkv.audit.salvaging import Fetch
 from crdtkv.audit.sides import WAIT_S
 from crdtkv.client.endpoints import check_endpoints, credentials
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.control import NOTHING_AGREED, Agreed
+from crdtkv.core.frame import Frame
 from crdtkv.errors import CorruptionError, CrdtkvError
 from crdtkv.pb.v1 import admin_pb2, admin_pb2_grpc
 from crdtkv.store.mending import Adopted, Settled
-from crdtkv.store.view import PAGE_BYTES, FramePage, Moment, Page, Part
+from crdtkv.store.view import PAGE_BYTES, FramePage, Moment, Page, Part, frames
 from crdtkv.transport import channel_options
 from crdtkv.transport.errors import rpc_errors
 
@@ -88,6 +90,21 @@ class NodeSide:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def fetch_frames(side: NodeSide) -> Iterator[Fetch]:
+    """What `repair_log` asks a peer, from one view that is held as long as this lasts."""
+    view = side.view()
+
+    def fetch(after: VersionVector) -> tuple[VersionVector, Iterator[Frame]] | None:
+        found = frames(view, after)
+        return None if found is None else (view.moment.vv, found)
+
+    try:
+        yield fetch
+    finally:
+        view.close()
 
 
 class NodeView:

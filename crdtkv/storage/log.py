@@ -358,7 +358,7 @@ class FileLog:
 
     def _corruption(self, segment: _Segment, offset: int, reason: str) -> CorruptionError:
         return CorruptionError(
-            f"{segment.path} is damaged at offset {offset}: {reason}. Restore this replica from its peers or a backup",
+            f"{segment.path} is damaged at offset {offset}: {reason}. `crdtkv repair --data DIR --from HOST:PORT` fills it from a peer",
             path=str(segment.path),
             offset=offset,
         )

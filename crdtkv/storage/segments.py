@@ -169,6 +169,19 @@ def synced_beyond(file: File, offset: int, end: int) -> int:
     return greatest
 
 
+def record_after(file: File, offset: int, end: int) -> int | None:
+    """The offset of the first valid record that begins at `offset` or beyond, None if there is none; found as in `synced_beyond`."""
+    data = file.read_at(offset, end - offset)
+    view = memoryview(data)
+    body = data.find(FRAME_START, RECORD_OVERHEAD)
+    while body >= 0:
+        length, checksum, synced = _RECORD.unpack_from(data, body - RECORD_OVERHEAD)
+        if 0 < length <= min(len(data) - body, FRAME_BYTES_MAX) and _is_frame(view[body : body + length], checksum, synced):
+            return offset + body - RECORD_OVERHEAD
+        body = data.find(FRAME_START, body + 1)
+    return None
+
+
 def _is_frame(body: memoryview, checksum: int, synced: int) -> bool:
     if crc32(body, synced) != checksum:
         return False

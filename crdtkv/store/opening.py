@@ -125,7 +125,7 @@ def open_machine(
             identity = _make_identity(directory / IDENTITY_NAME, region, name, settings, origin)
         log = FileLog(directory / "log", segment_bytes=settings.log_segment_bytes, wall_ms=wall_ms)
         opened.append(log)
-        state = _engine(directory, name)
+        state = open_engine(directory, name)
         opened.append(state)
         machine = _machine(log, state, check_origin(identity["origin"]), clock, settings, durability)
         if instance is None:
@@ -170,7 +170,7 @@ def create_directory(directory: Path, origin: Origin, engine: str, settings: Set
         (directory / "log").mkdir()
         log = FileLog(directory / "log", segment_bytes=settings.log_segment_bytes)
         opened.append(log)
-        state = _engine(directory, engine)
+        state = open_engine(directory, engine)
         opened.append(state)
         clock = HybridClock(lambda: time.time_ns() // 1_000_000, max_skew_ms=settings.max_skew_ms, refuse_ms=settings.clock_refuse_ms)
         machine = _machine(log, state, origin, clock, settings, "async")
@@ -232,9 +232,10 @@ def _machine(log: CommitLog, engine: StateEngine, origin: Origin, clock: HybridC
     )
 
 
-def _engine(directory: Path, name: str) -> StateEngine:
+def open_engine(directory: Path, name: str) -> StateEngine:
+    """The state engine of a data directory; "memory" has none there, and is rebuilt from the log at each opening."""
     if name == "memory":
-        return MemoryEngine()  # rebuilt from the log at each opening
+        return MemoryEngine()
     if name == "rocksdb":
         from crdtkv.storage.rocksdb import RocksDbEngine
 

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +143,25 @@ def test_repair_mends_a_damaged_region_while_all_of_them_write(regions: Regions,
     settled(regions)
     assert len({store.digest() for store in regions.stores.values()}) == 1
     assert {c.key for c in eu.conflicts("k/")} == {"k/77", "k/9"}
+
+
+def test_a_damaged_log_is_filled_from_a_peer_by_the_command(regions: Regions, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = crdtkv.Settings(log_segment_bytes=5000, instance_dir="trust")
+    peer = regions.stores["us"]
+    with crdtkv.open(tmp_path / "sa", region="sa", settings=settings) as sa:
+        for n in range(100):
+            sa.put(f"k/{n}", n)
+        peer.merge(sa.delta_since(None))
+    victim = sorted((tmp_path / "sa" / "log").glob("*.log"))[1]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:2000] + bytes(100) + whole[2100:])
+    where = ["repair", "--data", str(tmp_path / "sa")]
+    assert main([*where, "--from", regions.nodes["us"].address]) == 0
+    out = capsys.readouterr().out
+    assert f"damaged: {victim} at offset" in out and "frames were filled in from the peer" in out and f"kept: {victim}.damaged" in out
+    assert main(where) == 0
+    assert "the log is sound" in capsys.readouterr().out
+    assert main([*where, "--dry-run"]) == 2
+    with crdtkv.open(tmp_path / "sa", region="sa", settings=settings) as sa, crdtkv.open(region="x") as empty:
+        empty.merge(sa.delta_since(None))
+        assert len(dict(empty.scan())) == 100
