@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 VIEWS_MAX: Final = 8
-VIEW_IDLE_S: Final = 60.0
+VIEW_IDLE_S: Final = 600.0
+"""Long: while one view of a comparison is read, the others wait."""
 WAIT_MS_MAX: Final = 600_000
 PACE: Final = 0.5
 """How much of the time a scan for a view may take of a reader thread: serving goes before."""
@@ -136,7 +137,7 @@ class Views:
             if now - used >= VIEW_IDLE_S:
                 self.close(number)
         if self._views:
-            self._timer = asyncio.get_running_loop().call_later(VIEW_IDLE_S / 2, self._expire)
+            self._timer = asyncio.get_running_loop().call_later(VIEW_IDLE_S / 10, self._expire)
 
 
 def _parts(parts: list[Part]) -> Any:

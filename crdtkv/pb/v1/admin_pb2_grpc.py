@@ -127,7 +127,7 @@ class AdminServicer(object):
 
     def OpenView(self, request, context):
         """A view: the replicated state of one moment, held by the node while it is read, to compare it or to back it up. A view
-        that nobody reads for a minute is closed; what reads it then gets an error and opens another.
+        that nobody reads for ten minutes is closed; what reads it then gets an error and opens another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
