@@ -27,9 +27,8 @@ from crdtkv.core.types.base import Entry, decode_entries, rank, uncovered, winne
 from crdtkv.core.types.counter import decode_run, list_dead, run_name
 from crdtkv.errors import CorruptionError, RegionRemovedError, StorageError, WrongClusterError
 
-BATCH_RECORDS: Final = 16_384
 BATCH_BYTES: Final = 8 << 20
-"""About so many changed records, or bytes of them, are in one batch of an install."""
+"""About so many bytes of the snapshot are in one batch of an install."""
 SAMPLES_MAX: Final = 16
 
 
@@ -89,12 +88,16 @@ class Installer:
         self._removed_keys: dict[str, None] = {}
         self._conflicts = replica.journal.total
 
-    def run(self, slots: Iterable[tuple[bytes, bytes]]) -> Iterator[None]:
-        """Join the snapshot's slots, in their order, into the replica's; yields whenever a batch is full. O(both states)."""
+    def run(self, slots: Iterable[tuple[bytes, bytes]], records_max: int = 16_384) -> Iterator[None]:
+        """Join the snapshot's slots, in their order, into the replica's; yields whenever a batch is full. O(both states).
+
+        Args:
+            records_max: so many changed records, or `BATCH_BYTES` of the snapshot, make a batch.
+        """
         state = self._replica.state
         mine = state.scan(SLOT_SPACE, successor(SLOT_SPACE))
         my_slot, my_record = next(mine, (b"", b""))
-        size = records = 0
+        size = 0
         for slot, record in slots:
             while my_slot and my_slot < slot:
                 self._one(my_slot, my_record, None)
@@ -104,17 +107,14 @@ class Installer:
                 my_slot, my_record = next(mine, (b"", b""))
             else:
                 self._one(slot, None, record)
-            records += 1
             size += len(slot) + len(record)
-            if records >= BATCH_RECORDS or size >= BATCH_BYTES:
-                size = records = 0
+            if state.pending >= records_max or size >= BATCH_BYTES:
+                size = 0
                 yield
         while my_slot:
             self._one(my_slot, my_record, None)
             my_slot, my_record = next(mine, (b"", b""))
-            records += 1
-            if records >= BATCH_RECORDS:
-                records = 0
+            if state.pending >= records_max:
                 yield
 
     def finish(self) -> Installed:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import msgspec
 from sortedcontainers import SortedDict
@@ -29,6 +31,8 @@ class SimulatedLog:
     def __init__(self) -> None:
         self.frames: list[Frame] = []
         self.vv_at: list[VersionVector] = [EMPTY_VV]
+        self.jumps: list[tuple[int, VersionVector]] = []
+        """Where in the log snapshots were installed, and how far origins jumped by that."""
         self._start = 0
         self._synced = 0
         self.is_full = False
@@ -40,7 +44,10 @@ class SimulatedLog:
         return self._start
 
     def floor(self) -> VersionVector:
-        return self.vv_at[self._start]
+        floor = self.vv_at[self._start]
+        for _, origins in self.jumps:
+            floor = floor.join(origins)
+        return floor
 
     def position_after(self, vv: VersionVector) -> int:
         return next((p for p in range(self._start, self.end()) if not vv.covers(_last(self.frames[p]))), self.end())
@@ -93,7 +100,9 @@ class SimulatedLog:
         return self.vv_at[-1]
 
     def reset_floor(self, origins: VersionVector) -> None:
-        raise AssertionError("nothing is installed in this simulation")
+        """A snapshot is installed: what comes from here on follows it."""
+        self.jumps.append((self.end(), origins))
+        self.vv_at[-1] = self.vv_at[-1].join(origins)
 
     def close(self) -> None:
         pass
@@ -151,7 +160,7 @@ class SimulatedEngine:
         self.records.update(self.folds[fold])
 
     def snapshot(self) -> EngineSnapshot:
-        raise AssertionError("nothing takes a snapshot of the engine in this simulation")
+        return SimulatedView(self.records)
 
     def checkpoint(self, directory: Path) -> None:
         raise AssertionError("there is no directory")
@@ -165,6 +174,35 @@ class SimulatedEngine:
 
     def close(self) -> None:
         pass
+
+
+class SimulatedView:
+    """An `EngineSnapshot`: a copy."""
+
+    def __init__(self, records: Mapping[bytes, bytes]) -> None:
+        self._records = SortedDict(records)
+        self._is_open = True
+
+    def get(self, key: bytes, /) -> bytes | None:
+        found: bytes | None = self._records.get(key)
+        return found
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self._records.get(key) for key in keys]
+
+    def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Generator[tuple[bytes, bytes], None, None]:
+        assert self._is_open, "read after it was closed"
+        for key in list(self._records.irange(start, end, (True, False), reverse)):
+            yield key, self._records[key]
+
+    def close(self) -> None:
+        self._is_open = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
 def position_of(records: Mapping[bytes, bytes]) -> int:

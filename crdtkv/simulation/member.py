@@ -10,11 +10,13 @@ from crdtkv.core.causality import Dot, make_origin
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import TYPE_NAMES
 from crdtkv.core.frame import Frame
+from crdtkv.core.install import Installed
 from crdtkv.core.types.counter import DEAD_SPACE
 from crdtkv.errors import ClockSkewError, CrdtkvError, DiskFullError
 from crdtkv.replication.backoff import Backoff
 from crdtkv.replication.drive import Drive
 from crdtkv.replication.messages import CannotRelay, Frames, encode
+from crdtkv.replication.snapshot import Job
 from crdtkv.simulation.clocks import WallClock
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog
 from crdtkv.simulation.specification import Commit, Expire, Operation
@@ -22,6 +24,7 @@ from crdtkv.storage.retention import Acknowledgement, Due, RetentionPolicy
 from crdtkv.store.machine import Machine
 from crdtkv.store.reading import Reader
 from crdtkv.store.retention import Retention
+from crdtkv.store.snapshots import MemoryStaging, Snapshots, Staging
 from crdtkv.store.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -29,6 +32,25 @@ if TYPE_CHECKING:
 
 CLUSTER: Final = "simulation"
 EXPIRIES_AT_ONCE: Final = 4
+
+
+class PowerCut(BaseException):
+    """The process died here."""
+
+
+class _Snapshots(Snapshots):
+    """Installs that die after some of their steps."""
+
+    def __init__(self, machine: Machine, staging: Staging, world: World) -> None:
+        super().__init__(machine, staging)
+        self._world = world
+
+    def install(self, step: Callable[[str], None] = lambda name: None) -> Installed:
+        return super().install(self._step)
+
+    def _step(self, name: str) -> None:
+        if self._world.options.install_crashes and self._world.dice.chance(self._world.options.install_crashes):
+            raise PowerCut(name)
 
 
 class Member:
@@ -41,6 +63,7 @@ class Member:
         self.wall = wall
         self.log = SimulatedLog()
         self.engine = SimulatedEngine()
+        self.staging = MemoryStaging()  # a disk, too: it outlives a crash
         self.is_up = False
         self.machine: Machine
         self.drive: Drive
@@ -75,6 +98,10 @@ class Member:
             sync_releases=options.sync,
             fold_records_max=options.fold_records_max,
         )
+        if self.staging.is_marked:
+            self.machine.install(self.staging)
+            world.rare["install_finished_at_start"] += 1
+        self.machine.offer(_Snapshots(self.machine, self.staging, world))
         self.drive = Drive(
             self.machine, options.replication, now_ms=world.now_ms, wall_ms=self.wall, members=[m.region for m in world.members]
         )
@@ -94,6 +121,8 @@ class Member:
         self._life += 1
         self._world.network.host_died(self, silently=power and dice.chance(0.5))
         lost: list[Frame] = []
+        if power and self.staging.arrival.chunks and not self.staging.is_marked and dice.chance(0.5):
+            self.staging.discard()  # never synced
         if power:
             least = max(self.log.synced(), min(self.engine.positions()))
             lost = self.log.lose(least + dice.below(self.log.end() - least + 1))
@@ -238,8 +267,30 @@ class Member:
                 world.violation(f"{self.region}: {event.kind}: {event.text}")
         if work.apply:
             self._later(world.dice.pick((0.0, 0.1, 5.0)), self._apply, work.apply)
+        for job in work.jobs:
+            self._later(world.dice.pick((0.1, 1.0, 10.0)), self._do, job)
         if work.wake_at_ms is not None:
             self._wake(work.wake_at_ms)
+
+    def _do(self, job: Job) -> None:
+        """Work for a snapshot."""
+        world = self._world
+        try:
+            result = job.run()
+        except PowerCut:
+            world.rare["crashed_in_install"] += 1
+            world.crash(self, torn=True)
+            return
+        except DiskFullError as e:
+            self.drive.job_failed(job, e, world.now_ms)
+        except CrdtkvError as e:
+            world.violation(f"{self.region}: a snapshot could not be taken over ({job.kind}): {e}")
+        else:
+            self.drive.job_done(job, result, world.now_ms)
+        world.trace("snapshot", self.index, job.kind)
+        self.poke()
+        self._sync_later()
+        world.changed(self)
 
     def _apply(self, frames: tuple[Frame, ...]) -> None:
         world = self._world

@@ -36,6 +36,9 @@ class Options:
         skew_ms: how far wall clocks are off; `jumps` says how often one is set, `grain_ms` how coarse they are.
         delay_ms: one-way delay of a link; each message adds up to `jitter` times as much.
         cuts, resets, crashes, truncations, folds, fulls: rates of faults.
+        beyond: logs are truncated whoever lacks what goes, so that only snapshots help.
+        late: the last region comes empty while the others write.
+        install_crashes: how often each step of an install is the last of its process.
         bridge: when everything heals, two regions stay cut off from each other, and must converge through a third.
         weights: how often clients do what.
     """
@@ -59,6 +62,9 @@ class Options:
     crashes: float = 0.15
     truncations: float = 0.0
     fulls: float = 0.0
+    beyond: bool = False
+    late: bool = False
+    install_crashes: float = 0.0
     bridge: bool = False
     folds: float = 1.0
     fold_records_max: int = 64
@@ -182,6 +188,18 @@ def _full(options: Options) -> Options:
     return replace(options, fulls=2.5, crashes=0.5, truncations=2.0, hop=0.9, transactions=40)
 
 
+def _snapshot(options: Options) -> Options:
+    """Logs that forget what others lack, a region that comes late, crashes within installs: what no log gives, snapshots must."""
+    replication = replace(
+        options.replication, tail_bytes_max=300, snapshot_chunk_bytes=100 if options.both_dial else 2_000, snapshot_window=1 + options.keys,
+        snapshot_timeout_ms=400, snapshot_hold_ms=1_500, snapshot_life_ms=10_000,
+    )  # fmt: skip
+    return replace(
+        options, regions=max(3, options.regions), replication=replication, beyond=True, late=options.grain_ms > 1, install_crashes=0.15,
+        cuts=2.0, truncations=8.0, hop=0.9, transactions=25,
+    )  # fmt: skip
+
+
 SCENARIOS: Final = {
     "mixed": _mixed,
     "ties": _ties,
@@ -193,5 +211,6 @@ SCENARIOS: Final = {
     "expiry": _expiry,
     "holding": _holding,
     "full": _full,
+    "snapshot": _snapshot,
 }
 """What each scenario is biased to; the seed draws the rest."""

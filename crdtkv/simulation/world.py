@@ -137,8 +137,11 @@ class World:
         options, dice = self.options, self.dice
         for member in self.members:
             self.auditor.watch(member)
-            member.start()
+            if not (options.late and member is self.members[-1]):
+                member.start()
         busy_ms = options.busy_s * 1000
+        if options.late:
+            self.after(dice.between(busy_ms / 4, busy_ms), self._start_late, self.members[-1])
         for _ in range(options.transactions):
             self.after(dice.between(0, busy_ms), self._client)
         faults: tuple[tuple[float, Callable[[], None]], ...] = (
@@ -183,6 +186,12 @@ class World:
         self.trace("cut", kind, a, b)
         self.after(self.dice.between(50, 1_500), self._healed)
 
+    def _start_late(self, member: Member) -> None:
+        """A new, empty region joins."""
+        member.start()
+        self.rare["region_came_later"] += 1
+        self.changed(member)
+
     def _reset(self) -> None:
         self.rare["connection_lost"] += self.network.reset(self.dice)
 
@@ -190,9 +199,13 @@ class World:
         member = self.dice.pick(self.members)
         if not member.is_up:
             return
+        self.crash(member)
+
+    def crash(self, member: Member, *, torn: bool = False) -> None:
+        """A process dies, or its host; `torn`: while it installs a snapshot."""
         unfolded = member.machine.replica.state.pending > 0
         power = self.options.sync and self.dice.chance(0.5)
-        self.auditor.crashing(member)
+        self.auditor.crashing(member, torn=torn)
         lost = member.crash(power=power)
         self.trace("crash", member.index, power, len(lost))
         self.rare["crashed"] += 1
@@ -216,6 +229,13 @@ class World:
             member.retain(self.dice.pick((0, 300, 2_000)))
             self.rare["log_truncated"] += member.log.start() > before
             self.trace("retain", member.index, member.log.start())
+            self.changed(member)
+            return
+        if self.options.beyond and self.dice.chance(0.7):
+            position = member.log.start() + self.dice.below(member.log.synced() - member.log.start() + 1)
+            self.rare["log_truncated"] += position > member.log.start()
+            member.truncate(position)
+            self.trace("truncate beyond", member.index, member.log.start())
             self.changed(member)
             return
         durable = [m.log.vv_at[m.log.synced()] for m in self.members]

@@ -538,7 +538,7 @@ class Machine:
             step("flushed before")
             staging.mark()
             step("marked")
-            for _ in installer.run(staging.slots()):
+            for _ in installer.run(staging.slots(), self.fold_records_max):
                 replica.fold()
                 step("batch")
             replica.fold()

@@ -16,6 +16,16 @@ MUST_MEET = {
     "bridge": {"relay_asked", "relayed_frames", "held"},
     "crashes": {"crashed", "replayed", "crashed_between_append_and_fold", "log_lost_its_tail"},
     "expiry": {"expiry_by_another", "clock_jumped"},
+    "snapshot": {
+        "snapshot_installed",
+        "needs_snapshot",
+        "log_truncated",
+        "crashed_in_install",
+        "install_finished_at_start",
+        "region_came_later",
+        "snapshot_ended",
+        "connection_lost",
+    },
     "holding": {"held", "dropped_held", "connection_lost"},
     "full": {"commit_undone", "apply_deferred", "crashed", "log_truncated"},
 }
