@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from crdtkv.core.causality import Dot, VersionVector
 from crdtkv.core.codec import decode_value, encode_key, encode_prefix, encode_value, number_from_wire
 from crdtkv.errors import InvalidValueError, KeyNotFoundError, ValueTooLargeError, missing_field, missing_key
@@ -37,7 +39,7 @@ class Sink(Protocol):
     def set_exception(self, exception: Any, /) -> None: ...
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One request. `sink`, `deadline` and what follows belong to the session that sends it.
 
     Attributes:
@@ -48,19 +50,17 @@ class Call:
         bound: index of the endpoint that may have applied it; None: free to go anywhere.
     """
 
-    __slots__ = ("args", "bound", "deadline", "decode", "op", "options", "sent_at", "sink", "weight", "write")
-    sink: Sink
-    deadline: float
-
-    def __init__(self, op: str, args: list[Any], decode: Decoder, weight: int = 0) -> None:
-        self.op = op
-        self.args = args
-        self.decode = decode
-        self.weight = weight
-        self.options: dict[str, Any] | None = None
-        self.write = False
-        self.sent_at = 0.0
-        self.bound: int | None = None
+    op: str
+    args: list[Any]
+    decode: Decoder
+    weight: int = 0
+    options: dict[str, Any] | None = None
+    write: bool = False
+    sent_at: float = 0.0
+    bound: int | None = None
+    deadline: float = 0.0
+    sink: Any = None
+    """A `Sink`."""
 
 
 class _RequestIds:
@@ -80,7 +80,7 @@ class _RequestIds:
         start = self._next
         self._next = start + 8
         random = self._block[start : start + 8]
-        while len(random) < 8:  # used up; or two threads raced for its end
+        if len(random) < 8:  # used up; or two threads raced for its end
             self._block, self._next = os.urandom(self.BLOCK), 8
             random = self._block[:8]
         return int(time.time() * 1000).to_bytes(8, "big") + random
@@ -98,9 +98,7 @@ def _write(op: str, args: list[Any], decode: Decoder, weight: int = 0, durabilit
             limit=CALL_BYTES_MAX,
             size=weight,
         )
-    call = Call(op, args, decode, weight)
-    call.write = True
-    call.options = {"rid": new_request_id()}
+    call = Call(op, args, decode, weight, {"rid": new_request_id()}, True)
     if durability is not None:
         set_durability(call, durability)
     return call

@@ -167,8 +167,10 @@ def number_from_wire(wire: int | str) -> int:
 def check_value(data: bytes) -> None:
     """Raise `CorruptionError` unless `data` is exactly the canonical encoding of one value. O(size)."""
     value = decode_value(data)
+    kind = type(value)
     try:
-        canonical = encode_value(value)
+        # A text, bytes or an integer has one form, the encoder's: `encode_value` without its way to the others.
+        canonical = _encode(value) if kind is str or kind is bytes or kind is int else encode_value(value)
     except (InvalidValueError, RecursionError) as e:
         raise CorruptionError(f"value: {e}") from e
     if canonical != data:

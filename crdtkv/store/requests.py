@@ -94,6 +94,7 @@ class _Group:
         self._machine = store._machine
         self._replica = store._replica
         self._reader = store._reader
+        self._value_max = store.settings.value_bytes_max
         self._began = store._machine.log.end()
         self.bytes = 0
         self.sync = False
@@ -134,10 +135,8 @@ class _Group:
 
     def put(self, rid: bytes | None, key: str, value: bytes, ttl: float | None = None) -> Any:
         """The commonest request, without a transaction around it."""
-        if rid is not None:
-            known = self._known(rid)
-            if known is not None:
-                return known
+        if rid is not None and (known := self._known(rid)) is not None:
+            return known
         self.check(value)
         slot = register_slot_of(key)
         if self._machine.blocked:
@@ -182,7 +181,8 @@ class _Group:
         """A value or element from elsewhere: canonical, and not too large."""
         if type(value) is not bytes:
             raise InvalidValueError(f"{what}: must be canonical MessagePack bytes, got a {type(value).__name__}", field=what)
-        check_size(value, self._store.settings.value_bytes_max, what)
+        if len(value) > self._value_max:
+            check_size(value, self._value_max, what)
         try:
             check_value(value)
         except CorruptionError as e:

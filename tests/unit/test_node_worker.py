@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from crdtkv import Settings
+from crdtkv.core.codec import encode_value
 from crdtkv.errors import StorageError
 from crdtkv.node.worker import GROUP_ROWS_MAX, QUICK_BYTES_MAX, QUICK_ROWS_MAX, QUICK_SLOW_S, SOON_S, StorageWorker
+from tests.stores import Clock, store_at
 
 
 @dataclass
@@ -464,3 +468,60 @@ def test_a_bug_in_a_turn_of_the_loop_leaves_the_worker_able_to_go_on() -> None:
             assert (await client.until(2))[1] == [2, 0, [2]]
 
     run(check)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_turns_in_the_loop_give_what_turns_of_the_writer_give(seed: int) -> None:
+    """The twin: the same messages, with the loop never asked; each is answered before the next, so that both see one order."""
+    dice = random.Random(seed)
+    messages = []
+    for number in range(60):
+        rows = []
+        for _ in range(dice.choice((1, 1, 2, 5, QUICK_ROWS_MAX, QUICK_ROWS_MAX + 1))):
+            key = f"{dice.randrange(6)}"
+            op, args = dice.choice(
+                [
+                    ("put", [key, encode_value("x" * dice.choice((1, 200, 3000)))]),
+                    ("get", [key]),
+                    ("sadd", [f"s{key}", [encode_value(dice.randrange(5))]]),
+                    ("sdiscard", [f"s{key}", [encode_value(dice.randrange(5))]]),
+                    ("cincr", [f"c{key}", dice.randrange(-3, 4)]),
+                    ("hput", [f"m{key}", "f", encode_value(number)]),
+                    ("delete", [key]),
+                    ("slen", [f"s{key}"]),
+                    ("sadd", [key, [encode_value(1)]]),
+                ]
+            )
+            rows.append((number, op, args, None))
+        messages.append(rows)
+
+    async def play(quick: bool) -> tuple[Any, ...]:
+        in_loop = 0
+        with store_at(Clock(), settings=Settings(fold_records_max=64)) as store:
+            begin = store.begin_quick
+
+            def counting() -> bool:
+                nonlocal in_loop
+                began = quick and begin()
+                in_loop += began
+                return began
+
+            store.begin_quick = counting  # type: ignore[method-assign]
+            worker = StorageWorker(store, asyncio.get_running_loop(), sync=False, requests_queued_max=1000)
+            client = Client(worker)
+            answered = 0
+            for rows in messages:
+                answered += len(rows)
+                while worker._turning:  # an answer comes before its turn has ended, and the writer would go on
+                    await asyncio.sleep(0)
+                worker.submit(rows, 100 * len(rows), client.deliver)
+                await client.until(answered)
+            await worker.stop()
+            assert bool(in_loop) == quick
+            return str(client.replies).replace(store.origin, "us"), list(store.scan()), store.vv().seq(store.origin)
+
+    async def main() -> None:
+        async with asyncio.timeout(60):
+            assert await play(True) == await play(False)
+
+    asyncio.run(main())
