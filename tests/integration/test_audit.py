@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from crdtkv.cli.main import main
 from crdtkv.client.views import NodeSide
 from crdtkv.core.codec import register_slot_of
 from crdtkv.errors import StoreClosedError
+from crdtkv.pb.v1 import admin_pb2
+from crdtkv.results import Status
 from crdtkv.store.view import FIRST, LAST, records
 from tests.integration.test_node import Regions, until
 
@@ -100,6 +103,12 @@ def test_verify_refuses_in_one_line(regions: Regions, capsys: pytest.CaptureFixt
     with crdtkv.open(region="sa") as store, crdtkv.Node(store) as alone:
         assert main(["verify", "--at", f"{us},{alone.address}", "--wait", "0.1"]) == 3
     assert "sa lacks 1 commits" in capsys.readouterr().err
+
+
+def test_every_field_of_a_status_has_its_place_in_the_reply() -> None:
+    """A field without one makes every status of the Admin service fail."""
+    fields = {field.name for field in dataclasses.fields(Status)} - {"path"}
+    assert fields <= {field.name for field in admin_pb2.StatusReply.DESCRIPTOR.fields}
 
 
 def test_a_view_over_grpc_is_that_of_the_store_and_ends_when_it_is_closed(regions: Regions) -> None:

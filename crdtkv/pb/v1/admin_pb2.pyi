@@ -25,7 +25,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("region", "origin", "cluster", "shard", "version", "engine", "durability", "pid", "uptime_ms", "ready", "listen", "vv", "durable_vv", "digest", "hlc", "wall_ms", "log_start", "log_end", "log_bytes", "state_bytes", "held_frames", "conflicts", "watchers", "sessions", "requests", "peers", "warnings", "log_floor", "read_only", "log_kept_for")
+    __slots__ = ("region", "origin", "cluster", "shard", "version", "engine", "durability", "pid", "uptime_ms", "ready", "listen", "vv", "durable_vv", "digest", "hlc", "wall_ms", "log_start", "log_end", "log_bytes", "state_bytes", "held_frames", "conflicts", "watchers", "sessions", "requests", "peers", "warnings", "log_floor", "read_only", "last_install", "log_kept_for")
     REGION_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class StatusReply(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     LOG_FLOOR_FIELD_NUMBER: _ClassVar[int]
     READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    LAST_INSTALL_FIELD_NUMBER: _ClassVar[int]
     LOG_KEPT_FOR_FIELD_NUMBER: _ClassVar[int]
     region: str
     origin: str
@@ -85,8 +86,9 @@ class StatusReply(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     log_floor: VersionVector
     read_only: str
+    last_install: str
     log_kept_for: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, region: _Optional[str] = ..., origin: _Optional[str] = ..., cluster: _Optional[str] = ..., shard: _Optional[int] = ..., version: _Optional[str] = ..., engine: _Optional[str] = ..., durability: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., ready: bool = ..., listen: _Optional[str] = ..., vv: _Optional[_Union[VersionVector, _Mapping]] = ..., durable_vv: _Optional[_Union[VersionVector, _Mapping]] = ..., digest: _Optional[str] = ..., hlc: _Optional[int] = ..., wall_ms: _Optional[int] = ..., log_start: _Optional[int] = ..., log_end: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., held_frames: _Optional[int] = ..., conflicts: _Optional[int] = ..., watchers: _Optional[int] = ..., sessions: _Optional[int] = ..., requests: _Optional[int] = ..., peers: _Optional[_Iterable[_Union[PeerLag, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., log_floor: _Optional[_Union[VersionVector, _Mapping]] = ..., read_only: _Optional[str] = ..., log_kept_for: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, region: _Optional[str] = ..., origin: _Optional[str] = ..., cluster: _Optional[str] = ..., shard: _Optional[int] = ..., version: _Optional[str] = ..., engine: _Optional[str] = ..., durability: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., ready: bool = ..., listen: _Optional[str] = ..., vv: _Optional[_Union[VersionVector, _Mapping]] = ..., durable_vv: _Optional[_Union[VersionVector, _Mapping]] = ..., digest: _Optional[str] = ..., hlc: _Optional[int] = ..., wall_ms: _Optional[int] = ..., log_start: _Optional[int] = ..., log_end: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., held_frames: _Optional[int] = ..., conflicts: _Optional[int] = ..., watchers: _Optional[int] = ..., sessions: _Optional[int] = ..., requests: _Optional[int] = ..., peers: _Optional[_Iterable[_Union[PeerLag, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., log_floor: _Optional[_Union[VersionVector, _Mapping]] = ..., read_only: _Optional[str] = ..., last_install: _Optional[str] = ..., log_kept_for: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DigestRequest(_message.Message):
     __slots__ = ()
