@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from bench import machine
 from bench.goals import report
+from bench.goals.runner import ROUNDS
 from bench.judging import amount, human
 
 GOALS: Final = Path("bench/results/goals.json")
@@ -34,13 +35,15 @@ GROWS: Final = (
 
 def table(goals: Mapping[str, Any], curves: Mapping[str, Any]) -> str:
     """Markdown: the goals beside what they are held against, then what grows and what that costs."""
-    lines = [f"Goals, measured {machine.line(goals['machine'])}: {report.summary(goals)}.", ""]
+    note = f" {goals['note']}" if goals.get("note") else ""
+    lines = [f"Goals, measured {machine.line(goals['machine'])}: {report.summary(goals)}.{note}", ""]
     lines += ["| path | beside | found | goal | | alone: `python -m bench goals …` |", "|---|---|---|---|---|---|"]
     for row in goals["rows"]:
+        rounds = max((len(figures) for figures in row["rounds"].values()), default=0)
         for number, claim in enumerate(claim for claim in row["claims"] if claim["bound"] is not None):
             first = number == 0
             cells = (
-                row["path"] if first else "",
+                f"{row['path']}{'' if rounds >= ROUNDS else f' ({rounds} rounds)'}" if first else "",
                 _beside(claim),
                 _found(claim),
                 report.bound(claim),
