@@ -10,7 +10,7 @@ from crdtkv.simulation.world import Outcome, World
 
 FAULTS: Final = ("clocks", "connections", "crashes", "cuts", "disks", "truncations")
 """Kinds of faults that can be switched off: wrong and jumping clocks, lost connections, crashes of processes and machines,
-cut links, full disks, truncated logs. Delays, and reordering between links, are always there: they are how a network is."""
+cut links, full and lost disks, truncated logs. Delays, and reordering between links, are always there: they are how a network is."""
 REGIONS_MIN: Final = 2
 REGIONS_MAX: Final = len(REGIONS)
 OPS_MAX: Final = 1_000
@@ -56,7 +56,7 @@ class Case:
         if "truncations" not in self.faults:
             options = replace(options, truncations=0.0)
         if "disks" not in self.faults:
-            options = replace(options, fulls=0.0)
+            options = replace(options, fulls=0.0, losses=0.0)
         if "clocks" not in self.faults:
             options = replace(options, skew_ms=0, drift=0.0, jumps=0.0)
         return options

@@ -110,6 +110,12 @@ class SimulatedLog:
     def retained_bytes(self) -> int:
         return sum(frame.size for frame in self.frames[self._start :])
 
+    def copy(self) -> SimulatedLog:
+        """What a copy of the directory holds."""
+        twin = SimulatedLog()
+        twin.frames, twin.vv_at, twin._start, twin._synced = self.frames[:], self.vv_at[:], self._start, self.end()
+        return twin
+
     def lose(self, position: int) -> list[Frame]:
         """The power fails: what comes from `position` on, none of it synced, was never written. Returns it."""
         assert position >= self._synced
@@ -158,6 +164,13 @@ class SimulatedEngine:
         del self.folds[fold + 1 :]
         self.records.clear()
         self.records.update(self.folds[fold])
+
+    def copy(self) -> SimulatedEngine:
+        """What a copy of the directory holds: the last batch."""
+        twin = SimulatedEngine()
+        twin.folds = [dict(self.records)]
+        twin.records.update(self.records)
+        return twin
 
     def snapshot(self) -> EngineSnapshot:
         return SimulatedView(self.records)

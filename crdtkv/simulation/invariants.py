@@ -324,6 +324,7 @@ class Auditor:
                 last = max(Frame.decode(data).last_seq for data in message.frames)
                 bound = durable if self._sync else log.vv_at[-1]
                 must(last <= bound.seq(member.origin), f"{member.region} sent {member.origin}:{last}, durable up to {bound}")
+                must(self._sync or last <= member.instance.bound, f"{member.region} sent {member.origin}:{last} above the sent bound")
             case Chunk(number=0):
                 header = Arrival()
                 header.take(message.data, message.link)
@@ -364,6 +365,13 @@ class Auditor:
         kept = followed.order[: len(member.log.frames)]
         if len(kept) < len(followed.order):
             self._rewind(member, followed, kept)
+
+    def renewed(self, member: Member) -> None:
+        """8: it goes on under an id that nobody has seen, above every one seen; what its disk holds is followed anew."""
+        written = any(dot.origin == member.origin for dot in self._history.commits)
+        must(not written, f"{member.region} goes on as {member.origin}, which has written")
+        followed = self._followed[member.index] = _Followed()
+        followed.mark = member.machine.hlc()
 
     def undone(self, member: Member, dots: list[Dot]) -> None:
         """3: commits that found no room: nothing of them is left, here or anywhere, and nothing else has changed."""

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from crdtkv.core.causality import Dot, make_origin
+from crdtkv.core.causality import Dot, Origin, make_origin, next_generation
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import TYPE_NAMES
 from crdtkv.core.frame import Frame
@@ -19,8 +19,10 @@ from crdtkv.replication.messages import CannotRelay, Frames, encode
 from crdtkv.replication.snapshot import Job
 from crdtkv.simulation.clocks import WallClock
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog
+from crdtkv.simulation.instance import SimulatedInstance
 from crdtkv.simulation.specification import Commit, Expire, Operation
 from crdtkv.storage.retention import Acknowledgement, Due, RetentionPolicy
+from crdtkv.store.identity import Record, why_new
 from crdtkv.store.machine import Machine
 from crdtkv.store.reading import Reader
 from crdtkv.store.retention import Retention
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 CLUSTER: Final = "simulation"
 EXPIRIES_AT_ONCE: Final = 4
+LEAP: Final = 3
+"""How far ahead the sent bound is set here: near, so that it is often reached."""
 
 
 class PowerCut(BaseException):
@@ -64,6 +68,10 @@ class Member:
         self.log = SimulatedLog()
         self.engine = SimulatedEngine()
         self.staging = MemoryStaging()  # a disk, too: it outlives a crash
+        self.instance = SimulatedInstance()
+        self.instance.open(self.origin, 0)
+        self.copy: tuple[Origin, SimulatedLog, SimulatedEngine, Record | None] | None = None
+        """A copy of the directory, taken while it was in use."""
         self.is_up = False
         self.machine: Machine
         self.drive: Drive
@@ -74,7 +82,7 @@ class Member:
         self._dialed: dict[int, int] = {}
         self._dialing: set[int] = set()
         self._unacknowledged: list[tuple[int, Dot]] = []
-        self._pump_due = self._sync_due = False
+        self._pump_due = self._sync_due = self._bound_due = False
         self._wake_us: int | None = None
 
     # -- life and death -------------------------------------------------------------------------------------------
@@ -85,7 +93,7 @@ class Member:
         self._life += 1
         self.is_up = True
         self._dialed, self._dialing, self._unacknowledged = {}, set(), []
-        self._pump_due = self._sync_due = False
+        self._pump_due = self._sync_due = self._bound_due = False
         self._wake_us = None
         clock = HybridClock(self.wall, max_skew_ms=options.core.max_skew_ms, refuse_ms=options.core.clock_refuse_ms)
         self.machine = Machine(
@@ -98,6 +106,7 @@ class Member:
             sync_releases=options.sync,
             fold_records_max=options.fold_records_max,
         )
+        self._decide_incarnation()
         if self.staging.is_marked:
             self.machine.install(self.staging)
             world.rare["install_finished_at_start"] += 1
@@ -114,6 +123,57 @@ class Member:
         self._sync_later()  # what a killed process had appended is synced by the next one
         self.poke()
 
+    def _decide_incarnation(self) -> None:
+        """As the opening of a store does."""
+        machine, instance = self.machine, self.instance
+        if why_new(instance.evidence(self.origin, machine.replica.seq(self.origin))) is not None:
+            known = (*machine.replica.vv(), self.origin)
+            self.origin = make_origin(self.region, next_generation(self.region, known), self._world.dice.below(1 << 32))
+            machine.begin_incarnation(self.origin)
+        instance.open(self.origin, machine.own_seq())
+        if not self._world.options.sync:
+            machine.sent_bound = machine.own_seq()
+            machine.when_beyond = self._raise_bound_later
+
+    def _raise_bound_later(self) -> None:
+        if not self._bound_due:
+            self._bound_due = True
+            self._later(self._world.options.disk_ms * (0.5 + self._world.dice.random()), self._raise_bound)
+
+    def _raise_bound(self) -> None:
+        self._bound_due = False
+        bound = self.machine.own_seq() + LEAP
+        self.instance.set_bound(self.origin, self.machine.own_seq(), bound)
+        self.machine.raise_bound(bound)
+        self._released()
+
+    def take_copy(self) -> None:
+        """Copy the directory as it is, in use."""
+        self.copy = self.origin, self.log.copy(), self.engine.copy(), self.instance.inside
+
+    def put_back(self) -> None:
+        """The disk holds what the last copy did; its process is dead."""
+        assert self.copy is not None and not self.is_up
+        self.origin, log, engine, self.instance.inside = self.copy
+        self.staging = MemoryStaging()
+        self.log, self.engine = log.copy(), engine.copy()
+
+    def lose_disk(self) -> None:
+        """The disk is a new one; its process is dead."""
+        assert not self.is_up
+        self.origin = make_origin(self.region, 1, self._world.dice.below(1 << 32))
+        self.log, self.engine, self.staging, self.copy = SimulatedLog(), SimulatedEngine(), MemoryStaging(), None
+        self.instance.wipe()
+        self.instance.open(self.origin, 0)
+
+    def roll_back_log(self, position: int) -> None:
+        """The log alone is that of an earlier time, and the engine is rebuilt from it; its process is dead."""
+        assert not self.is_up and self.log.start() == 0
+        self.log = self.log.copy()
+        del self.log.frames[position:], self.log.vv_at[position + 1 :]
+        self.log.sync()
+        self.engine = SimulatedEngine()
+
     def crash(self, *, power: bool) -> list[Frame]:
         """Stop at once. With the power goes what was not synced; returns that. The engine wakes up at an earlier batch."""
         dice = self._world.dice
@@ -124,6 +184,7 @@ class Member:
         if power and self.staging.arrival.chunks and not self.staging.is_marked and dice.chance(0.5):
             self.staging.discard()  # never synced
         if power:
+            self.instance.power_failed(keeps_mark=self._world.options.sync)
             least = max(self.log.synced(), min(self.engine.positions()))
             lost = self.log.lose(least + dice.below(self.log.end() - least + 1))
         fits = [i for i, p in enumerate(self.engine.positions()) if self.log.start() <= p <= self.log.end()]
@@ -178,6 +239,8 @@ class Member:
             told = self.log.synced() if self._world.options.sync else self.log.end()
             self._world.acknowledge(self, [dot for end, dot in self._unacknowledged if end <= told])
             self._unacknowledged = [(end, dot) for end, dot in self._unacknowledged if end > told]
+        synced = self.log.vv_at[self.log.synced() if self._world.options.sync else self.log.end()]
+        self.instance.note(self.origin, synced.seq(self.origin))
         self.drive.local_commits(self._world.now_ms)
         self.poke()
 
@@ -191,6 +254,10 @@ class Member:
     def _sync(self) -> None:
         self._sync_due = False
         self.log.sync()
+        machine = self.machine
+        if machine.sent_bound is not None and machine.sent_bound > machine.own_seq() and self._world.dice.chance(0.3):
+            machine.raise_bound(machine.own_seq())  # drawn back, as at rest
+            self.instance.set_bound(self.origin, machine.own_seq(), machine.own_seq())
         self._released()
 
     def _housekeep(self) -> None:

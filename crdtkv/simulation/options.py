@@ -39,6 +39,8 @@ class Options:
         beyond: logs are truncated whoever lacks what goes, so that only snapshots help.
         late: the last region comes empty while the others write.
         install_crashes: how often each step of an install is the last of its process.
+        losses: rate at which a directory is put back from a copy, lost, or its log rolled back, and in half of all crashes the power
+            fails, at whatever durability: own commits are then lost, and new incarnations due. Without truncations.
         bridge: when everything heals, two regions stay cut off from each other, and must converge through a third.
         weights: how often clients do what.
     """
@@ -61,6 +63,7 @@ class Options:
     resets: float = 0.3
     crashes: float = 0.15
     truncations: float = 0.0
+    losses: float = 0.0
     fulls: float = 0.0
     beyond: bool = False
     late: bool = False
@@ -200,6 +203,14 @@ def _snapshot(options: Options) -> Options:
     )  # fmt: skip
 
 
+def _losses(options: Options) -> Options:
+    """Disks that are put back, lost or rolled back, and power that fails: replicas that must not go on under their old ids."""
+    return replace(
+        options, regions=max(3, options.regions), losses=1.0, crashes=0.6, truncations=0.0, sync=options.sync and options.delay_ms > 1,
+        hop=0.9, transactions=40,
+    )  # fmt: skip
+
+
 SCENARIOS: Final = {
     "mixed": _mixed,
     "ties": _ties,
@@ -212,5 +223,6 @@ SCENARIOS: Final = {
     "holding": _holding,
     "full": _full,
     "snapshot": _snapshot,
+    "losses": _losses,
 }
 """What each scenario is biased to; the seed draws the rest."""

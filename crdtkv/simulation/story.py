@@ -27,6 +27,11 @@ _CUTS: Final = {
     "island": "{a} is cut off from everybody",
     "bridge": "{a} is cut off from everybody but {b}",
 }
+_LOSSES: Final = {
+    "put_back": "its directory replaced by the last copy",
+    "lose_disk": "its disk by an empty one",
+    "roll_back": "its log by one of an earlier time",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +98,19 @@ class Narrator(CaseWorld):
                 self._seen.pop(index, None)
                 gone = f"; {lost} frame{'s' * (lost != 1)} of its log were not synced and are gone" if lost else ""
                 self._say(f"{self.members[index].region} {'loses power' if power else 'is killed'}{gone}")
+            case ("copy", int(index), int(end)):
+                self._say(f"the directory of {self.members[index].region} is copied, with {end} frames")
+            case ("lose", int(index), str(kind), int(end)):
+                self._say(f"{self.members[index].region} is stopped, and {_LOSSES[kind]}: its log now holds {end} frames")
             case ("truncate", int(index), int(start)) if start:
                 self._say(f"{self.members[index].region} keeps its log only from frame {start} on")
             case ("heal",):
                 self._say("no more faults, and nobody writes any more")
         super().trace(*parts)
 
-    def _restart(self, member: Member) -> None:
-        self._say(f"{member.region} starts again")
-        super()._restart(member)
+    def _restart(self, member: Member, before: Origin) -> None:
+        super()._restart(member, before)
+        self._say(f"{member.region} starts again{'' if member.origin == before else f', as {member.origin}'}")
         self._seen[member.index] = member.machine.vv()
 
     def _healed(self) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from crdtkv.core.causality import Dot
+from crdtkv.core.causality import Dot, Origin
 from crdtkv.simulation.clocks import WallClock
 from crdtkv.simulation.dice import Dice
 from crdtkv.simulation.invariants import Auditor, Violation
@@ -151,6 +151,8 @@ class World:
             (options.truncations, self._truncate),
             (options.jumps, self._jump),
             (options.fulls, self._fill),
+            (options.losses, self._copy),
+            (options.losses, self._lose),
             (2.0, self._join),
         )
         for rate, fault in faults:
@@ -204,20 +206,63 @@ class World:
     def crash(self, member: Member, *, torn: bool = False) -> None:
         """A process dies, or its host; `torn`: while it installs a snapshot."""
         unfolded = member.machine.replica.state.pending > 0
-        power = self.options.sync and self.dice.chance(0.5)
+        power = (self.options.sync or self.options.losses > 0) and self.dice.chance(0.5)
         self.auditor.crashing(member, torn=torn)
         lost = member.crash(power=power)
         self.trace("crash", member.index, power, len(lost))
         self.rare["crashed"] += 1
         self.rare["crashed_between_append_and_fold"] += unfolded
         self.rare["log_lost_its_tail"] += bool(lost)
-        self.auditor.crashed(member, [m for m in self.members if m is not member])
-        self.after(self.dice.between(5, 400), self._restart, member)
+        if not self.options.losses:
+            self.auditor.crashed(member, [m for m in self.members if m is not member])
+        self.after(self.dice.between(5, 400), self._restart, member, member.origin)
 
-    def _restart(self, member: Member) -> None:
+    def _copy(self) -> None:
+        member = self.dice.pick(self.members)
+        if member.is_up:
+            member.take_copy()
+            self.trace("copy", member.index, member.log.end())
+
+    def _lose(self) -> None:
+        """A directory is no longer what it was: put back from a copy, lost, or in part of an earlier time."""
+        member = self.dice.pick(self.members)
+        if not member.is_up:
+            return
+        kind = self.dice.pick(("put_back", "put_back", "lose_disk", "roll_back"))
+        if kind == "put_back" and member.copy is None:
+            return
+        before = member.origin
+        self.auditor.crashing(member)
+        member.crash(power=self.dice.chance(0.5))
+        if kind == "put_back":
+            member.put_back()
+        elif kind == "lose_disk":
+            member.lose_disk()
+        else:
+            member.roll_back_log(self.dice.below(member.log.end() + 1))
+        self.rare[kind] += 1
+        self.trace("lose", member.index, kind, member.log.end())
+        self.after(self.dice.between(5, 400), self._restart, member, before)
+
+    def _restart(self, member: Member, before: Origin) -> None:
         member.start()
+        if self.options.losses:
+            self._count_losses(member, before)
         self.rare["replayed"] += member.machine.replayed > 0
         self.auditor.recovered(member)
+
+    def _count_losses(self, member: Member, before: Origin) -> None:
+        """Only now it shows whether it goes on as who it was: then nobody may have what it lost of its own."""
+        if member.origin == before:
+            self.auditor.crashed(member, [m for m in self.members if m is not member])
+        else:
+            self.rare["new_incarnation"] += 1
+            self.auditor.renewed(member)
+        # Nobody gets back what was on lost disks only; nothing else may be lost.
+        kept = [m.log.vv() for m in self.members]
+        gone = {dot for dot in self.acknowledged if not any(vv.covers(dot) for vv in kept)}
+        self.rare["acknowledged_and_lost"] += bool(gone)
+        self.acknowledged -= gone
 
     def _truncate(self) -> None:
         """Drop part of a log: what everybody has for good, or what its origin still keeps for those who lack it."""

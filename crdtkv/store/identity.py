@@ -63,7 +63,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What both files hold.
 
     Attributes:
-        bound: the last own seq if `clean`, else up to where own commits may have left.
+        seq: the last own commit when it was written.
+        bound: the same if `clean`, else up to where own commits may have left.
         path: the directory; "" if no token is kept.
     """
 
@@ -76,6 +77,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     clean: bool
     bound: int
     path: str
+    seq: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,9 @@ def why_new(e: Evidence) -> str | None:
     closed = max((r.bound for r in records if r.clean), default=0)
     if kept < closed:
         return f"it was closed with own commits up to {closed} and the log ends at {kept}: a part of it was lost or put back"
+    had = max((r.seq for r in records), default=0)
+    if kept < had:
+        return f"it had own commits up to {had} and the log ends at {kept}: a part of it was lost or put back"
     rebooted = not e.boot or any(r.boot != e.boot for r in records)
     bound = max((r.bound for r in records), default=0)
     if rebooted and kept < bound:
@@ -337,7 +342,7 @@ class Instance:
         with self._lock:
             if is_new or self._record is None or (self._outside is None and self._tokens is not None):
                 self._begin_token(is_new)
-            self._renew(origin, bound, clean=False, thrice=True)
+            self._renew(origin, bound, bound, clean=False, thrice=True)
             self._prune()
 
     def _begin_token(self, is_new: bool) -> None:
@@ -357,8 +362,10 @@ class Instance:
             except OSError as e:
                 self._distrust(e)
 
-    def set_bound(self, origin: Origin, bound: int) -> bool:
-        """Fsynced in both files when this returns True: own commits up to `bound` may have left. False: the id is another by now.
+    def set_bound(self, origin: Origin, seq: int, bound: int) -> bool:
+        """Fsynced in both files when this returns True: own commits up to `bound` may have left, those up to `seq` are there.
+
+        False: the id is another by now, and nothing was written.
 
         Raises:
             StorageError: it could not be written.
@@ -366,21 +373,21 @@ class Instance:
         with self._lock:
             if self._record is None or self._record.origin != origin:
                 return False
-            self._renew(origin, bound, clean=False)
+            self._renew(origin, seq, bound, clean=False)
             return True
 
     def close_clean(self, origin: Origin, seq: int) -> None:
         """The directory ends in order with own commits up to `seq`, all of them fsynced. Raises StorageError."""
         with self._lock:
-            self._renew(origin, seq, clean=True)
+            self._renew(origin, seq, seq, clean=True)
 
-    def _renew(self, origin: Origin, bound: int, *, clean: bool, thrice: bool = False) -> None:
+    def _renew(self, origin: Origin, seq: int, bound: int, *, clean: bool, thrice: bool = False) -> None:
         before = self._record
         assert before is not None
         nonce = secrets.token_hex(8)
         record = Record(
             number=self._next_number(), id=before.id, nonce=nonce, previous=before.nonce, origin=origin, boot=self._boot, clean=clean,
-            bound=bound, path=self._real if self._outside is not None else "",
+            bound=bound, seq=seq, path=self._real if self._outside is not None else "",
         )  # fmt: skip
         self._write_outside(record)
         try:

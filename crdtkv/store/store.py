@@ -853,14 +853,14 @@ class Store:
                 if rests and machine.log.synced() == machine.log.end():
                     machine.raise_bound(seq)  # what is written from here on waits for the next raise
             if seq > bound or 0 < bound - seq < LEAP // 2:
-                if instance.set_bound(origin, seq + LEAP):
+                if instance.set_bound(origin, seq, seq + LEAP):
                     with self._lock:
                         if machine.origin == origin:
                             machine.raise_bound(seq + LEAP)
                 for callback in self._callbacks:
                     callback()
             elif machine.sent_bound == seq < bound:
-                instance.set_bound(origin, seq)
+                instance.set_bound(origin, seq, seq)
             elif rests:
                 machine.log.sync()
             instance.note(origin, seq)

@@ -27,6 +27,7 @@ MUST_MEET = {
         "connection_lost",
     },
     "holding": {"held", "dropped_held", "connection_lost"},
+    "losses": {"new_incarnation", "put_back", "lose_disk", "roll_back", "log_lost_its_tail", "acknowledged_and_lost", "relayed_frames"},
     "full": {"commit_undone", "apply_deferred", "crashed", "log_truncated"},
 }
 

@@ -95,6 +95,7 @@ NEW = {
         evidence(record(clean=True, bound=11), record(clean=True, bound=11)),
         "closed with own commits up to 11",
     ),
+    "rolled back before anything was noted": (evidence(record(seq=11), record(seq=11)), "had own commits up to 11"),
     "power lost, and commits": (evidence(AHEAD, AHEAD, boot="c"), "up to 100 may have left"),
     "power lost, the bound outside is higher": (evidence(record(bound=10), AHEAD, boot="c"), "up to 100 may have left"),
     "no boot id": (evidence(record(bound=100, boot=""), record(bound=100, boot=""), boot=""), "may have left"),
