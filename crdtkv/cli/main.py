@@ -62,6 +62,7 @@ _SECTIONS: Final[tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...]] = (
             ("verify", "audit:verify", "Compare regions while they are written to: a certificate, or what differs."),
             ("repair", "audit:repair", "Mend what verify finds, from the regions that are sound."),
             ("backup", "backup:backup", "Make, list, check and restore backups."),
+            ("recover", "recover:recover", "Save what a directory wrote that the cluster will not take, and write it anew."),
         ),
     ),
     (

@@ -34,6 +34,7 @@ class Batch:
 
     Attributes:
         commit: after the block: the commit, or None if nothing changed.
+        request_id: 16 bytes by which the node tells a repetition; None: one of its own.
     """
 
     def __init__(self, client: SyncCaller, durability: str | None) -> None:
@@ -41,6 +42,7 @@ class Batch:
         self._durability = durability
         self._core = Overlay()
         self.commit: Commit | None = None
+        self.request_id: bytes | None = None
 
     def _read(self, reads: Generator[Call | Stream, Any, T]) -> T:
         """Run a read's decisions, asking the node as they say."""
@@ -98,7 +100,11 @@ class Batch:
         core = self._core
         core.open = False
         if kind is None and core.writes:
-            self.commit = self._client._call(wire.batch(core.writes, self._durability))
+            call = wire.batch(core.writes, self._durability)
+            if self.request_id is not None:
+                assert call.options is not None
+                call.options["rid"] = self.request_id
+            self.commit = self._client._call(call)
 
 
 class _BatchHandle:

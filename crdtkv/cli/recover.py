@@ -1,0 +1,143 @@
+"""`crdtkv recover`: the way out of a fork, and of any directory whose own writes cannot be merged any more."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crdtkv.cli.errors import DONE
+from crdtkv.cli.output import emit, from_json, to_json
+from crdtkv.cli.place import Place, where_options
+from crdtkv.errors import ConfigError, InvalidValueError
+
+if TYPE_CHECKING:
+    from crdtkv.client.batch import Batch
+    from crdtkv.core.causality import VersionVector
+
+
+@click.group(no_args_is_help=True)
+def recover() -> None:
+    """Save what a directory wrote that the cluster will not take: one branch of a fork, a removed region.
+
+    `export` tells it as operations, one commit a line, to be read and edited; `reissue` does them again, under a new name.
+    """
+
+
+@recover.command()
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--since", "points", multiple=True, metavar="ORIGIN:SEQ", help="Only what came after this commit; once for each origin.")
+@click.option("-o", "--output", "file", type=click.File("w", encoding="utf-8", lazy=True), default="-", help="A file; default: stdout.")
+def export(directory: Path, points: tuple[str, ...], file: Any) -> int:
+    """Write what the region of DIRECTORY wrote there, as JSON, one commit a line. Its node must be stopped; nothing is changed."""
+    from crdtkv.store.recovering import own_commits
+
+    count = 0
+    for commit in own_commits(directory, _vector(points)):
+        operations = [
+            {name: to_json(value) if name in ("value", "field") else value for name, value in op._asdict().items() if value is not None}
+            for op in commit.operations
+        ]
+        for op, told in zip(commit.operations, operations, strict=True):
+            if op.name in ("put", "put_field", "add", "remove"):
+                told["value"] = to_json(op.value)  # None is a value
+            if op.name == "increment":
+                told["amount"] = op.amount
+        file.write(json.dumps({"origin": commit.origin, "seq": commit.seq, "hlc": commit.hlc, "operations": operations}) + "\n")
+        count += 1
+    if getattr(file, "name", "-") not in ("-", "<stdout>"):
+        emit(f"{count:,} commits written to {file.name}")
+    return DONE
+
+
+@recover.command()
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+@where_options
+def reissue(place: Place, file: Any) -> int:
+    """Do the operations in FILE again, commit by commit, as new writes of the node that is named.
+
+    They are new: they win or lose against what was written meanwhile like any write made now. Each has a request id of its own, so
+    a run that broke off may be repeated within ten minutes, and what was done is not done twice.
+    """
+    from crdtkv.client.batch import Batch
+
+    commits = list(_read(file))  # all of it is checked before anything is done
+    done = 0
+    with place.connect() as client:
+        for commit in commits:
+            name = f"{commit['origin']}:{commit['seq']}"
+            batch = Batch(client, None)
+            batch.request_id = hashlib.blake2b(f"reissue {name}".encode(), digest_size=16).digest()
+            with batch:
+                for op in commit["operations"]:
+                    _do(batch, op)
+            done += 1
+    emit(f"{done:,} commits re-issued at {place.endpoints[0]}")
+    return DONE
+
+
+def _vector(points: tuple[str, ...]) -> VersionVector:
+    from crdtkv.core.causality import VersionVector, check_origin
+
+    found = {}
+    for point in points:
+        origin, colon, seq = point.rpartition(":")
+        if not colon or not seq.isascii() or not seq.isdigit():
+            raise ConfigError(f"--since: {point!r} is not ORIGIN:SEQ, for example us@1-9f3c2a1b:80", setting="since")
+        found[check_origin(origin)] = int(seq)
+    return VersionVector(found)
+
+
+def _read(file: Any) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, 1):
+        where = f"{file.name}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            commit = json.loads(line)
+            str(commit["origin"]), int(commit["seq"])
+            for op in commit["operations"]:
+                if op["name"] not in _CALLS:
+                    raise InvalidValueError(f"{where}: operation {op['name']!r} is not one of {', '.join(_CALLS)}", field="name")
+                if op["name"] == "increment" and type(op["amount"]) is not int:
+                    raise InvalidValueError(
+                        f"{where}: the amount added to {op['key']!r} is unknown, since the log lacked the increment before: write it in, "
+                        "or drop the operation",
+                        field="amount",
+                    )
+                if op["name"] in ("put", "put_field", "add", "remove"):
+                    from_json(op["value"])
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            raise InvalidValueError(f"{where}: not a commit as `crdtkv recover export` writes it: {e!r}", field="file") from e
+        yield commit
+
+
+def _ttl(op: dict[str, Any]) -> float | None:
+    """Seconds left of an expiry; 0 or less: it has passed."""
+    expires_ms = op.get("expires_ms")
+    return None if expires_ms is None else expires_ms / 1000 - time.time()
+
+
+def _do(batch: Batch, op: dict[str, Any]) -> None:
+    ttl = _ttl(op)
+    if ttl is None or ttl > 0:
+        _CALLS[op["name"]](batch, op, ttl)
+
+
+_CALLS: dict[str, Any] = {
+    "put": lambda b, op, ttl: b.put(op["key"], from_json(op["value"]), ttl=ttl),
+    "delete": lambda b, op, ttl: b.delete(op["key"]),
+    "add": lambda b, op, ttl: b.set(op["key"]).add(from_json(op["value"]), ttl=ttl),
+    "remove": lambda b, op, ttl: b.set(op["key"]).discard(from_json(op["value"])),
+    "clear_set": lambda b, op, ttl: b.set(op["key"]).clear(),
+    "put_field": lambda b, op, ttl: b.map(op["key"]).put(from_json(op["field"]), from_json(op["value"]), ttl=ttl),
+    "delete_field": lambda b, op, ttl: b.map(op["key"]).delete(from_json(op["field"])),
+    "clear_map": lambda b, op, ttl: b.map(op["key"]).clear(),
+    "increment": lambda b, op, ttl: b.counter(op["key"]).increment(op["amount"]),
+    "reset": lambda b, op, ttl: b.counter(op["key"]).reset(),
+}
