@@ -401,6 +401,10 @@ class Replica:
         """How many commits are in the frame in the making."""
         return len(self._rows)
 
+    def moment(self) -> tuple[int, int, VersionVector]:
+        """What differs at any two times between which something was committed, applied or installed."""
+        return self.position, len(self._rows), self.context()
+
     @property
     def is_watched(self) -> bool:
         """Whether somebody wants to know what changes visibly."""

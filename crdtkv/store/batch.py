@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_value
-from crdtkv.errors import StoreClosedError, missing_element, missing_field, missing_key
+from crdtkv.errors import CrdtkvError, StoreClosedError, missing_element, missing_field, missing_key
 from crdtkv.results import Commit
 from crdtkv.store.handles import encode_field
 from crdtkv.store.reading import wrong_type
@@ -37,15 +37,23 @@ class Batch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        calls, self._calls, self._preview = self._calls, [], None
+        calls, self._calls = self._calls, []
+        tried, self._preview = self._preview, None
         if kind is None and calls:
-            self.commit = self._store._transact(lambda t: any([call(t) for call in calls]), self._durability)
+            self.commit = self._store._transact(lambda t: any([call(t) for call in calls]), self._durability, tried)
             if self._store._replica.purges:
                 self._store._keep_house()
 
     def _write(self, call: Callable[[Transaction], bool]) -> bool:
         """Check a call against the batch so far and keep it; whether it changes anything."""
-        changed = self._read(call)
+        try:
+            changed = self._read(call)
+        except CrdtkvError:
+            if self._preview is not None:  # the call may have got half-way: begin again without it
+                self._preview = Transaction(self._store._replica, self._store._reader)
+                for kept in self._calls:
+                    self._read(kept)
+            raise
         self._calls.append(call)
         return changed
 
@@ -67,7 +75,6 @@ class Batch:
     # -- registers and keys ---------------------------------------------------------------------------------------
 
     def put(self, key: str, value: Any, *, ttl: float | None = None) -> None:
-        encode_key(key)
         data, expiry = self._encode(value), self._expiry(ttl)
         self._write(lambda t: t.put(key, data, expiry))
 
@@ -142,12 +149,13 @@ class BatchSet(_BatchHandle):
 
     def add(self, *elements: Any, ttl: float | None = None) -> None:
         expiry = self._batch._expiry(ttl)
-        for data in [self._batch._encode(e, "element") for e in elements]:
-            self._batch._write(lambda t, data=data: t.add(self.key, data, expiry))  # type: ignore[misc]
+        encoded = [self._batch._encode(e, "element") for e in elements]
+        if encoded:  # one call: all of them, or none
+            self._batch._write(lambda t: any([t.add(self.key, data, expiry) for data in encoded]))
 
     def discard(self, *elements: Any) -> bool:
         encoded = [encode_value(e) for e in elements]
-        return any([self._batch._write(lambda t, data=data: t.discard(self.key, data)) for data in encoded])  # type: ignore[misc]
+        return bool(encoded) and self._batch._write(lambda t: any([t.discard(self.key, data) for data in encoded]))
 
     def remove(self, element: Any) -> None:
         if not self.discard(element):

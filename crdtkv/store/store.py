@@ -443,18 +443,25 @@ class Store:
 
     # -- the way of every write -----------------------------------------------------------------------------------
 
-    def _transact(self, build: Callable[[Transaction], bool], durability: str | None) -> Commit | None:
-        """Run one transaction; None if it changed nothing."""
+    def _transact(self, build: Callable[[Transaction], bool], durability: str | None, tried: Transaction | None = None) -> Commit | None:
+        """Run one transaction; None if it changed nothing.
+
+        Args:
+            tried: one that `build` has been run on before: it is committed as it is if nothing has happened since.
+        """
         with self._lock:
-            commit = self._change(build, durability)
+            commit = self._change(build, durability, tried)
         return None if commit is None else self._settle(commit, durability)
 
-    def _change(self, build: Callable[[Transaction], bool], durability: str | None) -> Commit | None:
+    def _change(self, build: Callable[[Transaction], bool], durability: str | None, tried: Transaction | None = None) -> Commit | None:
         """`_transact` with the lock held, up to the append: `_settle`, which may wait, follows without it."""
         self._begin(durability)
-        transaction = Transaction(self._replica, self._reader)
-        if not build(transaction):
-            return None
+        if tried is not None and tried.still_holds(self._replica):
+            transaction = tried
+        else:
+            transaction = Transaction(self._replica, self._reader)
+            if not build(transaction):
+                return None
         deltas = transaction.deltas()
         return self._finish(deltas, transaction.size, durability) if deltas else None
 

@@ -82,10 +82,12 @@ class Transaction:
     Mutators say whether they change anything. `expiry` is Unix ms.
     """
 
-    __slots__ = ("_bytes", "_keys", "_reader", "_replica")
+    __slots__ = ("_bytes", "_bytes_max", "_keys", "_moment", "_reader", "_replica")
 
     def __init__(self, replica: Replica, reader: Reader) -> None:
         self._replica = replica
+        self._bytes_max = replica.settings.commit_bytes_max
+        self._moment = replica.moment()
         self._reader = reader
         self._keys: dict[str, _KeyChanges] = {}
         self._bytes = 0
@@ -95,10 +97,17 @@ class Transaction:
         """About how many bytes it holds."""
         return self._bytes
 
+    def still_holds(self, replica: Replica) -> bool:
+        """Whether nothing was committed or applied since it began: it would come to the same now."""
+        return replica is self._replica and replica.moment() == self._moment
+
     # -- mutators -------------------------------------------------------------------------------------------------
 
     def put(self, key: str, value: bytes, expiry: int | None = None) -> bool:
-        self._require(key, SlotType.REGISTER)
+        if self._replica.heads.exist or key in self._keys:
+            self._require(key, SlotType.REGISTER)
+        else:
+            encode_key(key)  # nothing but registers anywhere
         self._account(key, value)
         self._changes(key).register = _Written(value, expiry)
         return True
@@ -329,7 +338,8 @@ class Transaction:
                 out.append([DeltaKind.MAP_CLEAR, key])
             for name, written in changes.fields.items():
                 out.append(_delta(DeltaKind.MAP_PUT, DeltaKind.MAP_DELETE, [key, name], written, [written.value]))
-            out.extend(self._counter_deltas(key, changes))
+            if changes.counter_reset or changes.counter_add:
+                out.extend(self._counter_deltas(key, changes))
         return out
 
     def _counter_deltas(self, key: str, changes: _KeyChanges) -> Iterator[Delta]:
@@ -380,9 +390,9 @@ class Transaction:
             self._reader.require(encode_key(key), type_code)
 
     def _account(self, key: str, value: bytes = b"", name: str = "") -> None:
-        size = self._bytes + _utf8_size(key) + len(value) + _utf8_size(name) + 16
-        limit = self._replica.settings.commit_bytes_max
-        check_commit_size(size, limit)
+        size = self._bytes + _utf8_size(key) + len(value) + (_utf8_size(name) if name else 0) + 16
+        if size > self._bytes_max:
+            check_commit_size(size, self._bytes_max)
         self._bytes = size
 
 

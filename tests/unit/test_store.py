@@ -602,3 +602,36 @@ def test_adds_one_by_one_are_the_adds_of_a_transaction() -> None:
         with other:
             other.merge(fast.delta_since(None))
             assert other.digest() == fast.digest() and other.set("s").members() == fast.set("s").members()
+
+
+def test_a_batch_comes_to_what_the_store_is_at_its_exit() -> None:
+    """Committed as it was tried if nothing has happened meanwhile, else tried anew."""
+    for meanwhile in (False, True):
+        with crdtkv.open(region="us") as store:
+            store.counter("c").increment(3)
+            store.set("s").add("old")
+            with store.batch() as batch:
+                batch.counter("c").increment(5)
+                batch.set("s").discard("old")
+                batch.put("k", 1)
+                batch.delete("gone")
+                if meanwhile:
+                    store.counter("c").increment(1)
+                    store.set("s").add("new")
+                    store.put("gone", 1)
+            assert dict(store.scan()) == ({"c": 9, "k": 1, "s": ["new"]} if meanwhile else {"c": 8, "k": 1})
+            with crdtkv.open(region="eu") as other:
+                other.merge(store.delta_since(None))
+                assert other.digest() == store.digest() and dict(other.scan()) == dict(store.scan())
+
+
+def test_a_call_that_a_batch_refused_half_way_leaves_nothing_of_itself() -> None:
+    settings = Settings(value_bytes_max=1000, commit_bytes_max=2000)
+    with crdtkv.open(settings=settings) as store:
+        with store.batch() as batch:
+            batch.put("kept", 1)
+            with pytest.raises(ValueTooLargeError):
+                batch.set("s").add("a" * 900, "b" * 900, "c" * 900)
+            assert batch.set("s").members() == []
+            batch.put("also", 2)
+        assert dict(store.scan()) == {"kept": 1, "also": 2}
