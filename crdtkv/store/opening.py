@@ -22,6 +22,7 @@ from typing import Any
 
 from crdtkv.core.causality import Origin, check_origin, check_region, make_origin, next_generation, region_of
 from crdtkv.core.clock import HybridClock
+from crdtkv.core.install import Installed
 from crdtkv.errors import ConfigError, CorruptionError, StorageError
 from crdtkv.storage.engine import MemoryEngine, StateEngine
 from crdtkv.storage.lock import DirectoryLock
@@ -49,6 +50,8 @@ class Opened:
     lock: DirectoryLock | None
     instance: Instance | None = None
     identity: dict[str, Any] = field(default_factory=dict)
+    installed: tuple[Origin, Installed] | None = None
+    """A snapshot's donor and what its install, which had been cut short, did at the opening."""
     staging: Staging | None = None
     """Where a snapshot from another node waits to be installed; None: none can be."""
     incarnation_reason: str | None = None
@@ -142,7 +145,9 @@ def open_machine(
             found.staging = staging
             if staging.is_marked:
                 LOGGER.warning("region %s goes on with the install of a snapshot that was cut short", region)
-                machine.install(staging)
+                donor = staging.arrival.origin
+                assert donor is not None
+                found.installed = donor, machine.install(staging)
         return found
     except BaseException:
         for part in reversed(opened):

@@ -124,6 +124,8 @@ class Store:
         self._machine.when_failed = self._show_nothing
         self.last_install = ""
         """What the last snapshot from another region changed here; empty if there was none since the start."""
+        if opened.installed is not None:
+            self._installed(*opened.installed)
         if opened.staging is not None:
             self._machine.offer(Snapshots(self._machine, opened.staging, self._lock, self._installing, self._installed))
         self._own_seen = (self._machine.own_seq(), time.monotonic())
@@ -263,6 +265,9 @@ class Store:
             found.append(f"this replica took a new incarnation, {self.origin}: {self._opened.incarnation_reason}")
         if self._opened.instance is not None and self._opened.instance.warning is not None:
             found.append(self._opened.instance.warning)
+        snapshots = self._machine.snapshots
+        if snapshots is not None and (staged := snapshots.staged).chunks:
+            found.append(f"a snapshot from {staged.origin} is being received: {staged.slots:,} records in {staged.chunks:,} chunks so far")
         with self._lock:
             return (*found, *self._retention.warnings())
 

@@ -86,6 +86,7 @@ def test_killed_after_a_step(step: str, cut_off: tuple[Path, dict[str, object], 
             assert shown == (before if step == "flushed before" else after)
             assert eu.get("alone") == 1
             assert not (copy / DIRECTORY / INSTALLING).exists()
+            assert bool(eu.last_install) == (step not in ("flushed before", "done"))
             if step != "flushed before":
                 assert not (copy / DIRECTORY / STAGED).exists()
 

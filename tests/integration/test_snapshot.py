@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 import crdtkv
 from crdtkv.replication.snapshot import Transfers
-from crdtkv.store import Store
+from crdtkv.store import Settings, Store
 from crdtkv.store.snapshots import Source
 
 
@@ -168,3 +172,53 @@ def test_a_transfer_goes_on_after_the_receiver_was_restarted(
     wait_for(lambda: is_equal(us, eu), "us and eu are equal")
     assert len(begun) == 1, "the same snapshot is gone on with"
     assert not list((tmp_path / "eu" / "snapshot").iterdir())
+
+
+@contextmanager
+def node_process(path: Path, region: str, peers: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A region as `crdtkv node` runs it; with it its address."""
+    command = [sys.executable, "-m", "crdtkv", "node", "--region", region, "--data", str(path / region), "--listen", "127.0.0.1:0"]
+    for name, address in peers.items():
+        command += ["--peer", f"{name}={address}"]
+    environment = {**os.environ, "CRDTKV_INSTANCE_DIR": str(path / "instances"), "CRDTKV_READY_FORMAT": "json"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"127\.0\.0\.1:\d+", line)
+        assert found is not None, f"the node of {region} did not start: {line!r}"
+        try:
+            yield process, found.group()
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_processes_killed_while_a_region_is_brought_up(tmp_path: Path) -> None:
+    """An empty region is killed again and again while it is brought up by one whose log is truncated; so is, once, the donor."""
+    settings = Settings(instance_dir=str(tmp_path / "instances"))
+    with crdtkv.open(tmp_path / "us", region="us", settings=settings) as us:
+        for at in range(0, 30_000, 1_000):
+            with us.batch() as batch:
+                for number in range(at, at + 1_000):
+                    batch.put(f"key/{number:06}", "x" * 200)
+        us.delete("key/000007")
+        truncate(us)
+        digest = us.digest()
+    peers = {"us": ""}
+    killed = 0
+    for donor_life in (0.6, 60.0):
+        with node_process(tmp_path, "us", {}) as (_, peers["us"]):
+            until = time.monotonic() + donor_life
+            lives = iter((0.2, 0.35, 0.5, 0.8))
+            while time.monotonic() < until:
+                with node_process(tmp_path, "eu", peers) as (_, address), crdtkv.connect(address) as client:
+                    end = time.monotonic() + next(lives, 20.0)
+                    while (found := client.status()).digest != digest and time.monotonic() < min(end, until):
+                        time.sleep(0.02)
+                    killed += 1
+                if found.digest == digest:
+                    break
+    with crdtkv.open(tmp_path / "eu", region="eu", settings=settings) as eu:
+        assert eu.digest() == digest and "key/000007" not in eu
+        assert eu.get("key/029999") == "x" * 200
+    assert killed >= 2
