@@ -194,7 +194,7 @@ def _full(options: Options) -> Options:
 def _snapshot(options: Options) -> Options:
     """Logs that forget what others lack, a region that comes late, crashes within installs: what no log gives, snapshots must."""
     replication = replace(
-        options.replication, tail_bytes_max=300, snapshot_chunk_bytes=100 if options.both_dial else 2_000, snapshot_window=1 + options.keys,
+        options.replication, tail_bytes_max=300, snapshot_chunk_bytes=100, snapshot_window=1 + options.keys,
         snapshot_timeout_ms=400, snapshot_hold_ms=1_500, snapshot_life_ms=10_000,
     )  # fmt: skip
     return replace(
