@@ -6,6 +6,7 @@ directory, and compares: every reported write, and the whole state with that of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -116,3 +117,39 @@ def test_a_killed_store_opens_alike_with_every_engine_that_replays_the_log(tmp_p
     (path / "replica.json").write_text(json.dumps({**identity, "engine": "memory"}))
     with crdtkv.open(path, region="us", engine="memory", settings=SETTINGS) as store:
         assert store.digest() == digest and dict(store.scan("k/")) == values
+
+
+OPENING = """
+import sys
+from tests.fault.test_kill import SETTINGS
+import crdtkv, crdtkv.store
+print("opening", flush=True)
+with crdtkv.open(sys.argv[1], region="us", engine="memory", durability="async", settings=SETTINGS) as store:
+    print(store.origin, flush=True)
+    for i in range(10**9):
+        store.put("k", i)
+"""
+
+
+@pytest.mark.parametrize("kills", [pytest.param(12), pytest.param(1000, marks=pytest.mark.soak)])
+def test_no_kill_costs_an_incarnation_whether_it_strikes_while_opening_or_later(tmp_path: Path, kills: int) -> None:
+    """Real processes; `test_identity` has a thousand in one, and each write of an opening in turn."""
+    dice = random.Random(kills)
+    with crdtkv.open(tmp_path / "data", region="us", engine="memory", durability="async", settings=SETTINGS) as store:
+        origin = store.origin
+    while_opening = 0
+    for _ in range(kills):
+        with subprocess.Popen(
+            [sys.executable, "-c", OPENING, str(tmp_path / "data")], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        ) as child:
+            assert child.stdout is not None and child.stdout.readline() == "opening\n"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(dice.choice((0.0, 0.002, 0.01, 0.02, 0.03, 0.1)))
+            child.kill()
+            said = child.stdout.readlines()
+            assert child.wait() == -signal.SIGKILL
+        while_opening += not said
+        assert said in ([], [f"{origin}\n"])
+    assert kills // 6 <= while_opening < kills, f"{while_opening} of {kills} struck while it was opened"
+    with crdtkv.open(tmp_path / "data", region="us", engine="memory", durability="async", settings=SETTINGS) as store:
+        assert store.origin == origin and not store.warnings
