@@ -72,6 +72,10 @@ soak: $(VENV)/.dev ## randomised tests, with fresh seeds and many more of them
 mutants: $(VENV)/.dev ## every planted bug must be found by the simulations or by its test
 	@$(PY) -m pytest -q -n $(WORKERS) tests/mutants $(ARGS)
 
+.PHONY: soak-kill
+soak-kill: $(VENV)/.dev ## SIGKILL ten times at each step on the way to the disk, over 1,000 kills; a few minutes
+	@$(PY) -m pytest -q -s -n $(WORKERS) --timeout 0 -m soak tests/fault/test_kill_steps.py $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev proto-check ## ruff, formatting, mypy --strict, generated code up to date
 	@echo "== ruff check"; $(BIN)/ruff check .
