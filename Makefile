@@ -76,6 +76,14 @@ mutants: $(VENV)/.dev ## every planted bug must be found by the simulations or b
 soak-kill: $(VENV)/.dev ## SIGKILL ten times at each step on the way to the disk, over 1,000 kills; a few minutes
 	@$(PY) -m pytest -q -s -n $(WORKERS) --timeout 0 -m soak tests/fault/test_kill_steps.py $(ARGS)
 
+.PHONY: soak-simulate
+soak-simulate: $(VENV)/.dev ## 50,000 simulated seeds on all cores; goes on where it was stopped; ARGS="--seeds N"
+	@$(PY) -m tests.simulation.soak $(ARGS)
+
+.PHONY: soak-histories
+soak-histories: $(VENV)/.dev ## a real cluster through 100 kills and 50 partitions, judged by what its clients saw; some ten minutes
+	@$(PY) -m pytest -q -s --timeout 0 -m soak tests/integration/test_histories_of_processes.py $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev proto-check ## ruff, formatting, mypy --strict, generated code up to date
 	@echo "== ruff check"; $(BIN)/ruff check .
@@ -123,4 +131,4 @@ profile: $(VENV)/.dev ## flame graphs of the write, apply and read paths; bench-
 
 .PHONY: clean
 clean: ## remove .venv, caches and reports
-	@rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo-report bench-results
+	@rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo-report bench-results soak-results

@@ -14,7 +14,7 @@ cut links, full and lost disks, truncated logs. Delays, and reordering between l
 REGIONS_MIN: Final = 2
 REGIONS_MAX: Final = len(REGIONS)
 OPS_MAX: Final = 1_000
-"""The checks look at the whole history after each step: a run takes time as the square of its requests, here about a minute."""
+"""A run of so many requests takes some seconds, and the checks at its end grow as the square of its requests."""
 _BUSY_OPS: Final = 40
 """More client requests than this take more virtual time, at the same rate."""
 

@@ -12,7 +12,8 @@ from crdtkv.core.settings import CoreSettings
 from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.simulation.dice import Dice
 
-REGIONS: Final = ("ap", "br", "ca", "eu", "us")
+REGIONS: Final = ("ap", "br", "ca", "eu", "us", "au", "in", "jp", "za")
+"""In this order: a run of n regions has the first n."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,8 +212,15 @@ def _losses(options: Options) -> Options:
     )  # fmt: skip
 
 
+def _crowd(options: Options) -> Options:
+    """Six to nine regions, hopping clients, cuts that leave islands and bridges."""
+    regions = min(len(REGIONS), options.regions + 4)
+    return replace(options, regions=regions, transactions=20, cuts=1.0, hop=0.9, truncations=2.0)
+
+
 SCENARIOS: Final = {
     "mixed": _mixed,
+    "crowd": _crowd,
     "ties": _ties,
     "counters": _counters,
     "clears": _clears,

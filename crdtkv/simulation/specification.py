@@ -89,6 +89,7 @@ class History:
         self._live: dict[tuple[Slot, tuple[Dot, ...]], tuple[Live, ...]] = {}
         self._counted: dict[tuple[str, tuple[Dot, ...]], tuple[int, int]] = {}
         self._states: dict[VersionVector, State] = {}
+        self._increments: dict[VersionVector, dict[str, dict[Dot, int]]] = {}
 
     def record(self, commit: Commit) -> None:
         """Note a commit when it is made."""
@@ -107,6 +108,7 @@ class History:
             for operation in self.commits.pop(dot).operations:
                 self.at[place_of(operation)] = [pair for pair in self.at[place_of(operation)] if pair[0].dot != dot]
         self._states.clear()
+        self._increments.clear()
         self._live.clear()
         self._counted.clear()
 
@@ -135,14 +137,72 @@ class History:
             found = self._counted[known] = live_increments(seen)
         return found
 
-    def state(self, vv: VersionVector) -> State:
-        """The whole state: live writes per slot, value per counter that has any."""
+    def state(self, vv: VersionVector, since: VersionVector | None = None) -> State:
+        """The whole state: live writes per slot, value per counter that has any.
+
+        Args:
+            since: a vector whose state was asked for before, if it is known: only what came after it is looked at then.
+        """
         found = self._states.get(vv)
         if found is None:
-            slots = {slot: live for slot in self.slots if (live := self.live(vv, slot))}
-            counters = {key: counted[1] for key in self.counters if (counted := self.counter(vv, key))[0]}
-            found = self._states[vv] = slots, counters
+            before = self._increments.get(since) if since is not None and since <= vv else None
+            if before is not None:
+                assert since is not None
+                slots, amounts = self._continued(dict(self._states[since][0]), dict(before), self._between(since, vv))
+            else:
+                slots = {slot: live for slot in self.slots if (live := self.live(vv, slot))}
+                amounts = {key: live_amounts(self.seen(vv, (key, "counter"))) for key in self.counters}
+            self._increments[vv] = amounts
+            found = self._states[vv] = slots, {key: sum(each.values()) for key, each in amounts.items() if each}
         return found
+
+    def _between(self, since: VersionVector, vv: VersionVector) -> list[Commit]:
+        """The commits that one vector covers and another does not."""
+        dots = (Dot(origin, seq) for origin, last in vv.items() for seq in range(since.seq(origin) + 1, last + 1))
+        return [self.commits[dot] for dot in dots if dot in self.commits]
+
+    @staticmethod
+    def _continued(
+        slots: dict[Slot, tuple[Live, ...]], amounts: dict[str, dict[Dot, int]], new: list[Commit]
+    ) -> tuple[dict[Slot, tuple[Live, ...]], dict[str, dict[Dot, int]]]:
+        """The comprehensions of `live_writes` and `live_amounts`, where what was live before some commits is known.
+
+        Commits are applied after everything in their past. So none of the former ones supersedes one of the new ones, and what
+        they had superseded stays so: it is enough to hold what was live, and what is new, against the new ones.
+        """
+        touched: dict[Slot, None] = {}
+        collections: set[tuple[str, str]] = set()
+        counters: dict[str, None] = {}
+        for commit in new:
+            for op in commit.operations:
+                if isinstance(op, Write | Remove | Expire):
+                    touched[op.slot] = None
+                elif isinstance(op, Clear):
+                    collections.add((op.key, op.type))
+                else:
+                    counters[op.key] = None
+        if collections:
+            touched.update(dict.fromkeys(slot for slot in slots if slot[:2] in collections))
+        at: dict[Place, list[tuple[Commit, Operation]]] = {}
+        for commit in new:
+            for op in commit.operations:
+                at.setdefault(place_of(op), []).append((commit, op))
+        for slot in touched:
+            seen = [*at.get(slot, ()), *at.get(slot[:2], ())]
+            named = {dot for _, op in seen if isinstance(op, Expire) for dot in op.dots}
+            superseding = [commit for commit, op in seen if isinstance(op, Write | Remove | Clear)]
+            held = [*slots.get(slot, ()), *(Live(c.dot, c.hlc, op.value, op.expiry) for c, op in seen if isinstance(op, Write))]
+            live = tuple(sorted(w for w in held if w.dot not in named and not any(c.past.covers(w.dot) for c in superseding)))
+            if live:
+                slots[slot] = live
+            else:
+                slots.pop(slot, None)
+        for key in counters:
+            seen = at[key, "counter"]
+            resets = [commit for commit, op in seen if isinstance(op, Reset)]
+            each = {**amounts.get(key, {}), **{commit.dot: op.amount for commit, op in seen if isinstance(op, Increment)}}
+            amounts[key] = {dot: amount for dot, amount in each.items() if not any(reset.past.covers(dot) for reset in resets)}
+        return slots, amounts
 
 
 def place_of(operation: Operation) -> Place:
@@ -172,10 +232,19 @@ def live_writes(seen: list[tuple[Commit, Operation]]) -> tuple[Live, ...]:
     )
 
 
-def live_increments(seen: list[tuple[Commit, Operation]]) -> tuple[int, int]:
+def live_amounts(seen: list[tuple[Commit, Operation]]) -> dict[Dot, int]:
     """A counter: the increments that no visible reset had seen."""
     resets = [commit for commit, op in seen if isinstance(op, Reset)]
-    amounts = [op.amount for commit, op in seen if isinstance(op, Increment) and not any(reset.past.covers(commit.dot) for reset in resets)]
+    return {
+        commit.dot: op.amount
+        for commit, op in seen
+        if isinstance(op, Increment) and not any(reset.past.covers(commit.dot) for reset in resets)
+    }
+
+
+def live_increments(seen: list[tuple[Commit, Operation]]) -> tuple[int, int]:
+    """How many increments count, and their sum."""
+    amounts = live_amounts(seen).values()
     return len(amounts), sum(amounts)
 
 
@@ -200,5 +269,5 @@ def beaten(live: tuple[Live, ...]) -> Iterator[Live]:
 
 __all__ = [
     "Clear", "Commit", "Expire", "History", "Increment", "Live", "Operation", "Place", "Remove", "Reset", "Slot", "State", "Write",
-    "beaten", "concurrent", "live_increments", "live_writes", "place_of", "read",
+    "beaten", "concurrent", "live_amounts", "live_increments", "live_writes", "place_of", "read",
 ]  # fmt: skip

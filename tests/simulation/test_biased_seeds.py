@@ -9,6 +9,7 @@ from tests.simulation.runs import run_seeds
 
 CHUNK = 30
 MUST_MEET = {
+    "crowd": {"relayed_frames", "held", "cut_bridge", "cut_island"},
     "ties": {"equal_stamps", "three_siblings"},
     "counters": {"held"},
     "clears": {"clear_in_slices"},

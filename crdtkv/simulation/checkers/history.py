@@ -136,8 +136,16 @@ class History:
         return found
 
     def writers(self, key: str) -> Iterator[int]:
-        """Who wrote a key."""
-        return (number for number, writes in enumerate(self.writes) if key in writes)
+        """Who wrote a key, in the order of numbers."""
+        return iter(self._writers.get(key, ()))
+
+    @cached_property
+    def _writers(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for number, writes in enumerate(self.writes):
+            for key in writes:
+                found.setdefault(key, []).append(number)
+        return found
 
     @cached_property
     def direct(self) -> list[int]:

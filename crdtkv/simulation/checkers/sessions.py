@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from crdtkv.simulation.checkers.history import INITIAL, Anomaly, History
+from crdtkv.simulation.checkers.history import INITIAL, Anomaly, History, holds
 
 
 def session_guarantees(history: History) -> list[Anomaly]:
@@ -24,10 +24,19 @@ def session_guarantees(history: History) -> list[Anomaly]:
     for numbers in history.sessions.values():
         for at, number in enumerate(numbers):
             for key, writer in history.reads[number].items():
-                anomaly = next(_breaches(history, numbers[:at], number, key, writer), None)
-                if anomaly is not None:
-                    found.append(anomaly)
+                if _is_outdated(history, number, key, writer):
+                    anomaly = next(_breaches(history, numbers[:at], number, key, writer), None)
+                    if anomaly is not None:
+                        found.append(anomaly)
     return found
+
+
+def _is_outdated(history: History, number: int, key: str, writer: int) -> bool:
+    """Whether anything in a transaction's causal past is newer than what it read: without that no guarantee is broken. O(writers)."""
+    return any(
+        other not in (writer, number) and holds(history.co, other, number) and history.precedes(writer, other)
+        for other in history.writers(key)
+    )
 
 
 def _breaches(history: History, earlier: list[int], number: int, key: str, writer: int) -> Iterator[Anomaly]:

@@ -1,0 +1,97 @@
+"""Tens of thousands of seeds, in parallel, with a summary; `make soak-simulate`. Stopped, it goes on where it was.
+
+Seeds are run in chunks, the scenarios by turns; every so many seeds one is *long*, with a thousand client requests. Each chunk that is
+done is a line in a file. The soak fails on a violation, and on a rare state that a scenario is there for and that was never met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from crdtkv.simulation.case import OPS_MAX, Case, run_case
+from crdtkv.simulation.options import SCENARIOS
+from tests.simulation.test_biased_seeds import MUST_MEET
+
+CHUNK = 100
+LONG_EVERY = 250
+"""One seed in so many is long: about as many events come from long runs as from a seventh of the short ones."""
+
+
+def run_chunk(first: int) -> dict[str, Any]:
+    """Run one chunk of seeds."""
+    names = list(SCENARIOS)
+    events, long_runs = 0, 0
+    rare: Counter[str] = Counter()
+    violations = []
+    began = time.process_time()
+    for seed in range(first, first + CHUNK):
+        is_long = seed % LONG_EVERY == 0
+        case = Case(seed=seed, scenario=names[seed % len(names)], ops=OPS_MAX if is_long else None)
+        outcome = run_case(case)
+        events += outcome.events
+        long_runs += is_long
+        rare.update(outcome.rare)
+        violations += [f"{case.command()}: {text}" for text in outcome.violations]
+    cpu_s = time.process_time() - began
+    return {"first": first, "events": events, "long": long_runs, "cpu_s": cpu_s, "rare": dict(rare), "violations": violations}
+
+
+def summarise(done: list[dict[str, Any]], *, is_complete: bool) -> list[str]:
+    """Print what came of it so far; what is wrong."""
+    rare: Counter[str] = Counter()
+    for chunk in done:
+        rare.update(chunk["rare"])
+    events, cpu_s, long_runs = (sum(chunk[name] for chunk in done) for name in ("events", "cpu_s", "long"))
+    seeds = len(done) * CHUNK
+    print(
+        f"{seeds:,} seeds, {long_runs} of them with {OPS_MAX:,} requests; {events:,} events, {events // max(1, seeds):,} a seed, "
+        f"{events / max(cpu_s, 1e-9):,.0f} a second of one core"
+    )
+    print("met: " + ", ".join(f"{name} {count:,}" for name, count in sorted(rare.items())))
+    wrong = [text for chunk in done for text in chunk["violations"]]
+    if is_complete:
+        wanted = set().union(*MUST_MEET.values())
+        wrong += [f"never met in {seeds:,} seeds: {name}" for name in sorted(wanted - rare.keys())]
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--first", type=int, default=1_000_000, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=50_000)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=Path("soak-results/simulate.jsonl"), help="what is done, a line a chunk")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    wanted = range(arguments.first, arguments.first + arguments.seeds, CHUNK)
+    known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    done = [chunk for chunk in known if chunk["first"] in wanted]
+    left = sorted(set(wanted) - {chunk["first"] for chunk in done})
+    print(f"{len(done)} of {len(wanted)} chunks of {CHUNK} seeds are done", flush=True)
+    with out.open("a") as file, multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        for chunk in pool.imap_unordered(run_chunk, left):
+            done.append(chunk)
+            file.write(json.dumps(chunk) + "\n")
+            file.flush()
+            for text in chunk["violations"]:
+                print(f"VIOLATION {text}", flush=True)
+            if len(done) % 20 == 0:
+                summarise(done, is_complete=False)
+                sys.stdout.flush()
+    wrong = summarise(done, is_complete=True)
+    for text in wrong:
+        print(text, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
