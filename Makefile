@@ -65,7 +65,10 @@ test: $(VENV)/.dev ## all tests but the soak ones
 	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not soak" $(ARGS)
 
 .PHONY: soak
-soak: $(VENV)/.dev ## randomised tests, with fresh seeds and many more of them
+soak: soak-random soak-kill soak-histories soak-simulate ## all that follow, one after the other: hours
+
+.PHONY: soak-random
+soak-random: $(VENV)/.dev ## randomised tests, with fresh seeds and many more of them
 	@HYPOTHESIS_PROFILE=soak $(PY) -m pytest -q -n $(WORKERS) --timeout 0 tests/property tests/simulation $(ARGS)
 
 .PHONY: mutants

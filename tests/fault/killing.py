@@ -19,8 +19,9 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -62,10 +63,15 @@ CALLS: dict[str, tuple[tuple[type, str], ...]] = {
     "instance record": ((crdtkv.store.identity.Instance, "_renew"),),
 }
 """What the named calls are, wherever they are made from."""
+INSTALLS: dict[str, tuple[tuple[type, str], ...]] = {
+    "install": ((Machine, "installed"),),
+    "floor record": ((crdtkv.storage.log.FileLog, "reset_floor"),),
+}
+"""Calls that are made only when a snapshot comes: a life that is to die there merges some."""
 TORN = "write torn"
 RECOVERY_CUT = "torn tail cut"
 STEPS = (
-    *(f"{name} {side}" for name in CALLS for side in ("before", "after")),
+    *(f"{name} {side}" for name in CALLS | INSTALLS for side in ("before", "after")),
     TORN,
     *(f"{RECOVERY_CUT} {side}" for side in ("before", "after")),
 )
@@ -201,7 +207,7 @@ class Death:
 
 def plant(death: Death) -> None:
     """Wrap everything that is a step."""
-    for name, methods in CALLS.items():
+    for name, methods in (CALLS | INSTALLS).items():
         for owner, method in methods:
             setattr(owner, method, _wrapped(getattr(owner, method), name, death))
     write = OsFile.write
@@ -231,6 +237,8 @@ def live(order: Order) -> None:
     path = Path(order.path)
     with crdtkv.open(path, region="us", engine=order.engine, durability=order.durability, settings=SETTINGS) as store:
         say(json.dumps(found(store, order.writers)))
+        if order.step is not None and order.step.startswith(tuple(INSTALLS)):
+            install(store)
         threads = [threading.Thread(target=write, args=(store, order, w)) for w in range(order.writers)]
         for thread in threads:
             thread.start()
@@ -247,7 +255,7 @@ def found(store: crdtkv.Store, writers: int) -> dict[str, Any]:
     digest = store.digest()
     machine = store._machine
     replayed = None
-    if machine.log.start() == 0:
+    if machine.log.start() == 0 and not machine.log.floor():
         clock = HybridClock(lambda: 0)
         twin = Machine(machine.log, MemoryEngine(), origin=store.origin, cluster=store.cluster, clock=clock, settings=SETTINGS)
         while twin.purge_slice(1000):
@@ -261,8 +269,22 @@ def found(store: crdtkv.Store, writers: int) -> dict[str, Any]:
         "computed": f"{snapshot_of(machine.replica).digest():032x}",
         "replayed": replayed,
         "start": machine.log.start(),
+        "merged": Counter(key.rpartition("/")[0] for key, _ in store.scan("x/")),
         "state": {w: dict(store.scan(f"{w}/")) for w in range(writers)},
     }
+
+
+def install(store: crdtkv.Store) -> None:
+    """Merge snapshots of replicas that nobody has heard of, until the end."""
+    for n in range(8):
+        with crdtkv.open(region="eu", settings=replace(SETTINGS, memory_log_bytes=1, gather_commits_max=1)) as other:
+            tag = f"x/{os.getpid()}.{n}"
+            for i in range(20):
+                other.put(f"{tag}/{i}", i)
+            snapshot = other.delta_since()
+        say(f"merging {tag}")
+        store.merge(snapshot)
+        say(f"merged {tag}")
 
 
 def write(store: crdtkv.Store, order: Order, writer: int) -> None:

@@ -40,6 +40,8 @@ class Lives:
         self.acknowledged = [-1] * writers
         self.begun = [-1] * writers
         self.seq = 0
+        self.merging: set[str] = set()
+        self.merged: set[str] = set()
         self.origin: str | None = None
         self.hits: Counter[str] = Counter()
         self.kills = self.in_flight = self.truncated = 0
@@ -77,6 +79,10 @@ class Lives:
                     reports += 1
                     if reports == after:
                         os.kill(pid, signal.SIGKILL)
+                case ["merging", tag]:
+                    self.merging.add(tag)
+                case ["merged", tag]:
+                    self.merged.add(tag)
                 case ["at", *_]:
                     hit = True
                 case ["end", code]:
@@ -90,7 +96,8 @@ class Lives:
         assert int(code) in (0, -signal.SIGKILL), self._errors.read_text()[-3000:]
         if int(code) == -signal.SIGKILL:
             self.kills += 1
-            self.in_flight += any(b > a for a, b in zip(done, self.begun, strict=True))
+            halfway = any(tag.startswith(f"x/{pid}.") for tag in self.merging - self.merged)
+            self.in_flight += halfway or any(b > a for a, b in zip(done, self.begun, strict=True))
             if after is not None:
                 hit = True
         self.acknowledged = done
@@ -106,6 +113,9 @@ class Lives:
         assert found["digest"] == found["computed"]
         assert found["replayed"] in (None, found["digest"])
         self.truncated += bool(found["start"])
+        merged = found["merged"]
+        assert isinstance(merged, dict)
+        assert self.merged <= merged.keys() <= self.merging and set(merged.values()) <= {20}, "a snapshot is lost, or a part of it is there"
         states = found["state"]
         assert isinstance(states, dict)
         for w, model in enumerate(self.models):
