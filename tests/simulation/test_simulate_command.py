@@ -45,7 +45,7 @@ def test_json_has_the_fields_of_the_contract(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(
     "args",
-    [("--regions", "1"), ("--regions", "6"), ("--ops", "0"), ("--seeds", "0"), ("--faults", "gremlins"), ("--scenario", "none"), ("x",)],
+    [("--regions", "1"), ("--regions", "10"), ("--ops", "0"), ("--seeds", "0"), ("--faults", "gremlins"), ("--scenario", "none"), ("x",)],
     ids=" ".join,
 )
 def test_bad_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], args: tuple[str, ...]) -> None:
