@@ -87,6 +87,15 @@ soak-simulate: $(VENV)/.dev ## 50,000 simulated seeds on all cores; goes on wher
 soak-histories: $(VENV)/.dev ## a real cluster through 100 kills and 50 partitions, judged by what its clients saw; some ten minutes
 	@$(PY) -m pytest -q -s --timeout 0 -m soak tests/integration/test_histories_of_processes.py $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev ## coverage-guided fuzzing of every decoder with atheris, 30 s each; ARGS="all 600" for ten minutes each
+	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install --disable-pip-version-check --no-input -q atheris
+	@$(PY) -m tests.fuzz $(or $(ARGS),all)
+
+.PHONY: golden
+golden: $(VENV)/.dev ## renew the committed traces of simulated runs, after a change that was meant to alter them
+	@$(PY) -m tests.simulation.golden
+
 .PHONY: lint
 lint: $(VENV)/.dev proto-check ## ruff, formatting, mypy --strict, generated code up to date
 	@echo "== ruff check"; $(BIN)/ruff check .
@@ -134,4 +143,4 @@ profile: $(VENV)/.dev ## flame graphs of the write, apply and read paths; bench-
 
 .PHONY: clean
 clean: ## remove .venv, caches and reports
-	@rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo-report bench-results soak-results
+	@rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist demo-report bench-results soak-results .fuzz

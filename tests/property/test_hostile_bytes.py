@@ -11,6 +11,7 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -19,12 +20,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crdtkv.core import join
-from crdtkv.core.causality import VersionVector
+from crdtkv.core.causality import EMPTY_VV, VersionVector
 from crdtkv.core.codec import check_value, decode_value, encode_value
 from crdtkv.core.frame import Frame
 from crdtkv.core.join import Snapshot, snapshot_of
 from crdtkv.core.token import Token, decode_token
 from crdtkv.errors import CorruptionError, IncompatibleFormatError, InvalidValueError
+from crdtkv.storage.segments import (
+    Damage,
+    encode_header,
+    encode_records,
+    read_header,
+    record_after,
+    scan_records,
+    segment_name,
+    synced_beyond,
+)
 from crdtkv.store import exchange
 from tests.property.fleet import Fleet
 
@@ -43,6 +54,41 @@ def _text(data: bytes) -> str:
     return data.decode("latin-1")
 
 
+class BytesFile:
+    """A file that is read: what of `File` the decoders of a log segment use."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        return self._data[offset : offset + size]
+
+    def size(self) -> int:
+        return len(self._data)
+
+
+def _segment(data: bytes) -> list[object]:
+    """A whole segment: its header, and the records or what is wrong with them."""
+    file: Any = BytesFile(data)
+    header = read_header(file, Path(segment_name(0)))
+    return _records(data, header.records_at)
+
+
+def _records(data: bytes, offset: int = 0) -> list[object]:
+    """A segment's records, all of them good; whoever reads them says so by a `Damage`, behind which is searched for more."""
+    file: Any = BytesFile(data)
+    found = list(scan_records(file, offset, len(data)))
+    for item in found:
+        if isinstance(item, Damage):
+            synced_beyond(file, item.offset, len(data))
+            record_after(file, item.offset, len(data))
+            raise CorruptionError(item.reason)
+    if not found:
+        raise CorruptionError("no record")
+    return list(found)
+
+
+RECORDS = encode_records([FLEET.frames()[0].data], 0)
 DELTA = msgpack.packb([[frame.data for frame in FLEET.frames()]])
 DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "value": (decode_value, encode_value({"a": [1, 2.5, None], "b": b"xyz"})),
@@ -50,6 +96,8 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "version vector": (VersionVector.from_bytes, FLEET.replicas[0].vv().to_bytes()),
     "frame": (lambda data: Frame.decode(data).rows(), FLEET.frames()[0].data),
     "frame's inside": (lambda data: Frame.decode(b"\xc1\x01" + data).rows(), FLEET.frames()[0].data[2:]),
+    "log segment": (_segment, encode_header(0, EMPTY_VV) + RECORDS),
+    "log records": (_records, RECORDS),
     "snapshot": (Snapshot.from_bytes, snapshot_of(FLEET.replicas[0]).to_bytes()),
     "snapshot's inside": (lambda data: Snapshot.from_bytes(_sealed_snapshot(data)), snapshot_of(FLEET.replicas[0]).to_bytes()[19:]),
     "delta": (exchange.decode_frames, _sealed_delta(DELTA)),
@@ -209,3 +257,11 @@ def test_snapshots_that_no_replica_would_write(changes: dict[str, Callable[[Any]
     assert meets("snapshot", _with_slots())
     with pytest.raises(CorruptionError):
         Snapshot.from_bytes(_with_slots(**changes))
+
+
+def test_what_fuzzing_found_stays_mended() -> None:
+    """Inputs that once broke a decoder; see `tests/fuzz`."""
+    corpus = Path(__file__).parents[1] / "fuzz" / "corpus"
+    for name in DECODERS:
+        for path in sorted((corpus / name.replace(" ", "_")).glob("*")):
+            meets(name, path.read_bytes())
