@@ -166,7 +166,7 @@ class _Core:
 
     def turn(self) -> float | None:
         """Let the drive see what is new and do what it says; when the next turn is due, in `time.monotonic`."""
-        if not self._links and not self._touched:
+        if not self._links and not self._touched and not self.drive.transfers.holds:
             return None
         self._touched = False
         drive = self.drive

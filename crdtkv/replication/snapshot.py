@@ -131,6 +131,11 @@ class Transfers:
         """Whether a snapshot is on its way here, or being installed."""
         return self._donor is not None or self.installing or self._staging
 
+    @property
+    def holds(self) -> int:
+        """How many snapshots are held for others."""
+        return len(self._giving)
+
     def _send(self, link: Hashable, message: Message) -> None:
         if link in self._sessions:
             self._out.append((link, message))
@@ -163,6 +168,7 @@ class Transfers:
         for giving in self._giving:
             if giving.link == link:
                 giving.link, giving.heard_ms = None, now_ms
+                self._wake(now_ms + self._settings.snapshot_hold_ms)
         if link == self._donor:
             self._donor = None
             self._lost = True

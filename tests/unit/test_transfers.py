@@ -1,0 +1,56 @@
+"""Snapshots that a donor holds end by themselves: what they hold back is let go though nobody is connected any more."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+
+import crdtkv
+from crdtkv.replication.drive import Drive
+from crdtkv.replication.messages import AskSnapshot, Message
+from crdtkv.replication.session import Session
+from crdtkv.replication.settings import LOOPBACK
+from crdtkv.store import Store
+
+SETTINGS = dataclasses.replace(LOOPBACK, snapshot_hold_ms=1_000, snapshots_max=1)
+
+
+@pytest.fixture
+def us() -> Iterator[Store]:
+    with crdtkv.open(region="us") as store:
+        for at in range(100):
+            store.put(f"k{at}", at)
+        yield store
+
+
+def _ask(drive: Drive, link: str, region: str, now_ms: float) -> list[Message]:
+    """A live peer asks for a snapshot; what it is told, and the jobs done that this takes."""
+    drive.connect(link, now_ms, dialed=False)
+    session: Session = drive._peers[link].session
+    session.region = region
+    drive.transfers.receive(link, session, AskSnapshot(0, b""), now_ms)
+    told: list[Message] = []
+    while jobs := drive.transfers.jobs:
+        drive.transfers.accept(len(jobs), 0)
+        for job in jobs:
+            drive.job_done(job, job.run(), now_ms)
+    told += [message for to, message in drive.transfers.messages() if to == link]
+    drive.transfers.accept(0, len(drive.transfers.messages()))
+    return told
+
+
+def test_a_snapshot_whose_receiver_is_gone_is_dropped_in_time(us: Store) -> None:
+    drive = Drive(us.port, SETTINGS, now_ms=0.0, wall_ms=lambda: 0.0)
+    assert [type(m).__name__ for m in _ask(drive, "eu", "eu", 10.0)] == ["Chunk", "Chunk"]
+    assert us._machine.pins and drive.transfers.holds == 1
+    assert [type(m).__name__ for m in _ask(drive, "ap", "ap", 20.0)] == ["CannotSnapshot"], "one is the limit here"
+    drive.disconnect("eu", 100.0)
+    drive.disconnect("ap", 100.0)
+    wake = drive.ready().wake_at_ms
+    assert wake is not None and wake <= 1_100.0, "somebody must look again although nobody is connected"
+    drive.tick(1_050.0)
+    assert us._machine.pins, "it may still come back"
+    drive.tick(1_101.0)
+    assert not us._machine.pins and not drive.transfers.holds
