@@ -117,9 +117,10 @@ def test_a_new_id_is_taken(found: Evidence, why: str) -> None:
 # -- SIGKILL ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_kills_take_no_new_incarnation(data: Path) -> None:
+@pytest.mark.parametrize("kills", [pytest.param(201), pytest.param(1002, marks=pytest.mark.soak)])
+def test_a_thousand_kills_take_no_new_incarnation(data: Path, kills: int) -> None:
     before = origin_of(data)
-    for number in range(1000):
+    for number in range(kills):
         store = opened(data)
         assert store.origin == before and not store.warnings
         if number % 3:
@@ -128,7 +129,7 @@ def test_a_thousand_kills_take_no_new_incarnation(data: Path) -> None:
             store.keep_bound()
         kill(store)
     with opened(data) as store:
-        assert store.origin == before and store["k"] == 998
+        assert store.origin == before and store["k"] == kills - 1
 
 
 class Killed(BaseException):
