@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 
 from crdtkv.core.causality import Origin, VersionVector, make_origin
 from crdtkv.core.codec import encode_value
+from crdtkv.core.control import Control, Steering
 from crdtkv.core.frame import NO_HASH, Frame
+from crdtkv.core.state import DictBase, State
 from crdtkv.errors import CorruptionError
 from crdtkv.replication import LOOPBACK, Applied, Drive, Event, EventKind, PeerStatistics, ReplicationSettings
 from crdtkv.replication.messages import Frames, Heartbeat, Message, encode
@@ -27,6 +29,7 @@ class ToyReplica:
         self.origin: Origin = make_origin(region, generation, 7)
         self.cluster = cluster
         self.shard = 0
+        self.control = Control(State(DictBase(), lambda slot, record: True))
         self.log = MemoryLog(log_bytes_max)
         self.frames: dict[tuple[Origin, int], Frame] = {}
         self.held: list[Frame] = []
@@ -52,6 +55,9 @@ class ToyReplica:
         self._vv = self._vv.advance(frame.origin, frame.last_seq)
 
     snapshots = None
+
+    def steer(self, steering: Steering) -> None:
+        """Nothing ends here."""
 
     def vv(self) -> VersionVector:
         return self._vv

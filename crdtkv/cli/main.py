@@ -63,6 +63,7 @@ _SECTIONS: Final[tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...]] = (
             ("repair", "audit:repair", "Mend what verify finds, from the regions that are sound."),
             ("backup", "backup:backup", "Make, list, check and restore backups."),
             ("recover", "recover:recover", "Save what a directory wrote that the cluster will not take, and write it anew."),
+            ("region", "region:region", "Members of the cluster: list, add, drain, remove."),
         ),
     ),
     (

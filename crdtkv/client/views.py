@@ -32,7 +32,7 @@ _decode_rows = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
 class NodeSide:
-    """One node, as an audit or a backup asks it. A context manager.
+    """One node, as an audit, a backup or an operator asks it. A context manager.
 
     Args:
         endpoint: `host:port`.
@@ -76,6 +76,14 @@ class NodeSide:
         """See `MendableSide.settle`."""
         reply = self._call(self._stub.Settle, admin_pb2.SettleRequest(), SETTLE_S)
         return Settled(reply.kept, reply.scanned, reply.beside)
+
+    def regions(self) -> Any:
+        """The members of the cluster as the node knows them: `admin_pb2.RegionsReply`."""
+        return self._call(self._stub.Regions, admin_pb2.RegionsRequest())
+
+    def change_regions(self, change: str, regions: Sequence[str], address: str = "") -> Any:
+        """`add`, `drain`, `remove` or `force` regions; what is known of all after it."""
+        return self._call(self._stub.ChangeRegions, admin_pb2.ChangeRegionsRequest(change=change, regions=regions, address=address))
 
     def _call(self, method: Callable[..., Any], request: Any, timeout_s: float = READ_S) -> Any:
         with rpc_errors(where=self.endpoint):

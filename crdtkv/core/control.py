@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -68,6 +69,8 @@ class Member(msgspec.Struct, array_like=True, frozen=True, gc=False):
     epoch: int
     hlc: int
     origin: str
+    seq: int
+    """The record's commit is `(origin, seq)`."""
 
     @property
     def rank(self) -> tuple[int, int, str]:
@@ -212,7 +215,7 @@ class Control:
         if delta[0] == DeltaKind.CLOSE:
             self._close(Origin(delta[1]), (Close(delta[2], by, at),), hash_of_last)
         else:
-            self._take(Member(delta[1], delta[2], delta[3], delta[4], hlc, by))
+            self._take(Member(delta[1], delta[2], delta[3], delta[4], hlc, by, at))
 
     def absorb(self, agreed: Agreed, hashes: Mapping[Origin, bytes]) -> None:
         """Take over what a snapshot brought; `hashes` are those of the origins' last frames."""
@@ -270,6 +273,12 @@ class Control:
             self._state.side_put(FROZEN_SPACE + origin.encode(), b"")
             self.version += 1
 
+    def thaw(self, origin: Origin) -> None:
+        """Undo a freeze that could not be made durable."""
+        if self.frozen.pop(origin, None) is not None:
+            self._state.side_put(FROZEN_SPACE + origin.encode(), None)
+            self.version += 1
+
     def raise_limit(self, origin: Origin, limit: int) -> bool:
         """A member had taken so much before it froze: so much may be taken. True if that is more than before."""
         before = self.limit(origin)
@@ -277,6 +286,11 @@ class Control:
             return False
         self.frozen[origin] = limit
         return True
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether anything is frozen or closed."""
+        return bool(self.frozen or self._closed)
 
     def limit(self, origin: Origin) -> int | None:
         """The last seq that is taken of an origin; None: no limit."""
@@ -296,6 +310,19 @@ class Control:
     def open_regions(self, full: Mapping[Origin, int]) -> Iterator[str]:
         """Regions that have written, are not removed and have an origin that is not closed."""
         return (r for r in dict.fromkeys(region_of(o) for o in full if o not in self._closed) if not self.is_removed(r))
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What `replication.membership` wants done, in this order: origins to freeze (on the disk before anybody is told), limits to raise,
+    origins to close at their last commit."""
+
+    freeze: tuple[Origin, ...] = ()
+    limits: Mapping[Origin, int] = field(default_factory=dict)
+    close: Mapping[Origin, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.freeze or self.limits or self.close)
 
 
 def removed_text(origin: Origin, limit: int) -> str:

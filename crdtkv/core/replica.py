@@ -330,6 +330,8 @@ class Replica:
             self.control.apply(delta, by, at, hlc, hash_of_last if known == delta[2] else NO_HASH)
             self._kept.pop(origin, None)
             self._stamps.pop(origin, None)
+            for first in list(self._held.get(origin, ())):
+                self._release(origin, first)  # beyond the end: whoever should have more of it after all will send it
         else:
             self.control.apply(delta, by, at, hlc, NO_HASH)
         self._find_refusal()
@@ -340,6 +342,12 @@ class Replica:
         self._context = None
         self._template = None
         self._find_refusal()
+
+    def refuse_writes(self, why: str | None) -> None:
+        """Take no writes, because the cluster says that this region is removed; None: as its records say."""
+        self._find_refusal()
+        if why is not None and self.refusal is None:
+            self.refusal = RegionRemovedError(why, origin=self.origin)
 
     def _find_refusal(self) -> None:
         region, last = region_of(self.origin), self.control.last(self.origin)
@@ -453,6 +461,11 @@ class Replica:
         assert not self._rows, "a frame is being made"
         applied = [] if applied is None else applied
         outcome = self.ready(frame)
+        if outcome is Outcome.HELD and self.control.has_limits:
+            self._follow(frame)
+            if self._surfaced:
+                self.apply_held(applied)
+                outcome = self.ready(frame)
         if outcome is Outcome.HELD or (outcome is Outcome.APPLIED and self._is_beyond(frame)):
             outcome = self._hold(frame)
         elif outcome is Outcome.APPLIED:
@@ -476,6 +489,22 @@ class Replica:
         """Whether a frame goes beyond what is taken of its origin, which is frozen or closed."""
         limit = self.control.limit(frame.origin)
         return limit is not None and frame.last_seq > limit
+
+    def freeze(self, origin: Origin) -> None:
+        """Take no more of an origin than is applied, or than what is held rests on. To be flushed before anybody is told."""
+        self.control.freeze(origin, self._vv.get(origin, 0))
+        for frames in list(self._held.values()):
+            for frame in list(frames.values()):
+                self._follow(frame)
+
+    def _follow(self, frame: Frame) -> None:
+        """Take as much of a frozen or closed origin as the writer of a frame had: it is a member, so all will have that much.
+
+        (Its report says so too. But one who joins after the closing hears no reports, only frames, the closing's own among them.)
+        """
+        if self.control.limit(frame.origin) is None:
+            for origin, seq in frame.context.items():
+                self.raise_limit(origin, seq)
 
     def raise_limit(self, origin: Origin, limit: int) -> None:
         """Take an origin that is frozen or closed up to `limit`, if that is more than before: what is held of it may be ready then."""

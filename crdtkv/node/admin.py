@@ -18,6 +18,7 @@ from crdtkv.errors import InvalidValueError, RegionUnavailableError
 from crdtkv.node.kv import Context, KeyValueService, unary
 from crdtkv.node.logging import event
 from crdtkv.node.peers import Peers
+from crdtkv.node.regions import changes, regions_reply
 from crdtkv.node.views import PACE, Views, from_vector
 from crdtkv.node.views import vector as _vector
 from crdtkv.node.worker import StorageWorker
@@ -119,6 +120,29 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def Lag(self, request: Any, context: Context) -> Any:
         store, _ = self._serving()
         return admin_pb2.LagReply(region=store.region, peers=[_peer(lag, row, store.origin) for lag, row in await self._peers.lag()])
+
+    # -- members --------------------------------------------------------------------------------------------------
+
+    def _regions(self) -> Any:
+        return regions_reply(self._serving()[0], self._peers.standings())
+
+    @unary
+    async def Regions(self, request: Any, context: Context) -> Any:
+        return await self._serving()[1].run(self._regions)
+
+    @unary
+    async def ChangeRegions(self, request: Any, context: Context) -> Any:
+        store, worker = self._serving()
+        addresses = {**self._peers.addresses, store.region: self.listen}
+
+        def decide() -> list[list[Any]]:
+            return changes(store, self._peers.standings(), addresses, request.change, list(request.regions), request.address)
+
+        deltas = await worker.run(decide)
+        if deltas:
+            event(logging.INFO, "regions_changed", change=request.change, regions=",".join(request.regions))
+            await worker.read(store.commit_control, deltas)  # may wait for the disk
+        return await worker.run(self._regions)
 
     # -- views ----------------------------------------------------------------------------------------------------
 

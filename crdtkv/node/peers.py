@@ -26,10 +26,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from crdtkv.core.causality import region_of
+from crdtkv.core.control import Member, Steering
 from crdtkv.errors import CrdtkvError, DiskFullError, RegionUnavailableError
 from crdtkv.node.logging import event
 from crdtkv.node.worker import StorageWorker, as_crdtkv_error
 from crdtkv.replication import Backoff, Code, Drive, Event, EventKind, PeerStatistics, Relay, ReplicationSettings, State
+from crdtkv.replication.membership import Standing
 from crdtkv.replication.messages import encode
 from crdtkv.replication.snapshot import Job
 from crdtkv.results import PeerLag
@@ -55,6 +57,8 @@ WHY: Final[Mapping[str, str]] = {
     Code.VERSION: "no common version of the protocol; upgrade the older node",
     Code.AMNESIA: "commits of one side were lost; it takes a new incarnation and fetches them",
     Code.FORK: "two contents for one commit: a copied or rolled back disk; see its log",
+    Code.REMOVED: "one side's region was removed from the cluster; see its log",
+    Code.ENDED: "one side returned as an incarnation that has ended; it takes a new one",
     Code.TIMEOUT: "it is silent",
     Code.SHUTDOWN: "it is shutting down",
 }
@@ -110,6 +114,7 @@ class _Core:
         send: Callable[[Sequence[tuple[Any, list[bytes]]]], None],
         finish: Callable[[_Link, str, bool], None],
         changed: Callable[[frozenset[str]], None],
+        recorded: Callable[[Mapping[str, Member]], None],
     ) -> None:
         self._port = store.port
         self._store = store
@@ -120,6 +125,10 @@ class _Core:
         self._send = send
         self._finish = finish
         self._changed = changed
+        self._recorded = recorded
+        self._recorded_as_of: int | None = None
+        self._removed_ms: float | None = None
+        """When a peer last said that this region was removed."""
         self._links: set[_Link] = set()
         self._touched = False
         """Links came or went since the last turn."""
@@ -166,7 +175,10 @@ class _Core:
 
     def turn(self) -> float | None:
         """Let the drive see what is new and do what it says; when the next turn is due, in `time.monotonic`."""
-        if not self._links and not self._touched and not self.drive.transfers.holds:
+        if (version := self._port.control.version) != self._recorded_as_of:
+            self._recorded_as_of, self._touched = version, True
+            self._worker.emit(partial(self._recorded, dict(self._port.control.members)))
+        if not self._links and not self._touched and not self.drive.transfers.holds and not self._port.control.frozen:
             return None
         self._touched = False
         drive = self.drive
@@ -187,8 +199,12 @@ class _Core:
                 self._report(work.events)
             for job in work.jobs:
                 self._worker.read_soon(partial(self._do, job))
-            if not work.apply:
+            if work.steering is not None:
+                self._steer(work.steering)
+            if not work.apply and work.steering is None:
                 break
+            if not work.apply:
+                continue
             try:
                 drive.applied(self._port.apply(work.apply), _now_ms())
             except DiskFullError:
@@ -205,7 +221,21 @@ class _Core:
         if _now_ms() >= self._sample_at_ms:
             self._sample()
         self._wake_at_ms = work.wake_at_ms
-        return None if work.wake_at_ms is None else work.wake_at_ms / 1000
+        if self._wake_at_ms is None and self._port.control.frozen:
+            self._wake_at_ms = _now_ms() + self._settings.heartbeat_ms  # with nobody connected, too, an origin may be closed
+        return None if self._wake_at_ms is None else self._wake_at_ms / 1000
+
+    def _steer(self, steering: Steering) -> None:
+        """Freeze, raise limits, close; what fails is found due again at the next look."""
+        try:
+            self._port.steer(steering)
+        except CrdtkvError as e:
+            event(logging.WARNING, "membership_waits", error=e.message)
+            return
+        if steering.freeze or steering.close:
+            closed = ", ".join(f"{origin} at {seq}" for origin, seq in steering.close.items())
+            event(logging.INFO, "membership", frozen=", ".join(steering.freeze), closed=closed)
+        self.drive.local_commits(_now_ms())
 
     def _do(self, job: Job) -> None:
         """In a reader thread: work for a snapshot, and back into a turn with what came of it."""
@@ -235,6 +265,9 @@ class _Core:
             if one.kind is EventKind.LIVE and one.origin is not None and region_of(one.origin) in self._live:
                 level = logging.DEBUG  # a second link, of which one will be dropped
             event(level, f"peer_{one.kind.value}", origin=one.origin, text=one.text, **one.details)
+            if one.kind is EventKind.REMOVED:
+                self._removed_ms = _now_ms()
+                self._store.refuse_writes(one.text)
             if one.alarm or one.kind is EventKind.NEEDS_SNAPSHOT:
                 self.alarms.append(f"{one.kind.value}: {one.text}")
         self._live = frozenset(row.region for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE)
@@ -249,6 +282,10 @@ class _Core:
                 self._behind_since.setdefault(row.region, now_ms)
             else:
                 self._behind_since.pop(row.region, None)
+        if self._removed_ms is not None and now_ms - self._removed_ms > 2 * self._settings.backoff_max_ms and self._live:
+            # Whoever said so had not heard that the region was added again: others have gone on talking to it.
+            self._removed_ms = None
+            self._store.refuse_writes(None)
         if now_ms >= self._acknowledge_at_ms:
             self._acknowledge_at_ms = now_ms + ACKNOWLEDGE_MS
             self.acknowledge()
@@ -257,7 +294,8 @@ class _Core:
         """Tell the store who there is and what they have fsynced: it keeps its log for them."""
         rows = {row.region: row for row in self.drive.statistics(_now_ms())}
         found: dict[str, Acknowledgement | None] = {}
-        for region in {*self._members, *rows}:
+        control = self._port.control
+        for region in {r for r in (*self._members, *rows, *control.members) if r != self._store.region and not control.is_removed(r)}:
             row = rows.get(region)
             is_live = row is not None and row.state is State.LIVE and row.durable
             found[region] = Acknowledgement(row.origin, row.durable) if row is not None and is_live else None
@@ -273,6 +311,11 @@ class _Core:
             found.append((row, row.vv.missing_from(vv), None if since is None else now_ms - since))
         return found
 
+    def standings(self) -> tuple[tuple[Standing, bool], ...]:
+        """Every region known, and whether it is connected."""
+        live = {row.region for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE} | {self._store.region}
+        return tuple((standing, standing.region in live) for standing in self.drive.membership.standings(self._port.vv()))
+
     def is_flushed(self) -> bool:
         """Every connected peer has acknowledged what was written here."""
         return all(not row.behind_commits for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE)
@@ -287,6 +330,8 @@ class Peers:
 
     def __init__(self, addresses: Mapping[str, str], transport: Transport, settings: ReplicationSettings) -> None:
         self._addresses = dict(addresses)
+        self._configured = dict(addresses)
+        self._own = ""
         self._transport = transport
         self._settings = settings
         self._core: _Core | None = None
@@ -304,11 +349,20 @@ class Peers:
     async def open(self, store: Store, worker: StorageWorker, *, sync: bool) -> None:
         """Replicate `store`: accept links, and dial."""
         self._worker = worker
+        self._own = store.region
 
         def build() -> _Core:
             members = tuple(self._addresses)
             return _Core(
-                store, worker, self._settings, members, sync=sync, send=self._send, finish=self._finish, changed=self._live_changed
+                store,
+                worker,
+                self._settings,
+                members,
+                sync=sync,
+                send=self._send,
+                finish=self._finish,
+                changed=self._live_changed,
+                recorded=self._members_recorded,
             )
 
         core = await worker.run(build)
@@ -320,6 +374,13 @@ class Peers:
     def set_address(self, region: str, address: str | None) -> None:
         """Dial a region at another address, or (None) no longer; a live link stays as it is."""
         if address is None:
+            self._configured.pop(region, None)
+        else:
+            self._configured[region] = address
+        self._dial_at(region, address)
+
+    def _dial_at(self, region: str, address: str | None) -> None:
+        if address is None:
             self._addresses.pop(region, None)
         else:
             self._addresses[region] = address
@@ -327,6 +388,13 @@ class Peers:
             dialer.cancel()
         if address is not None and self._core is not None and not self._closing:
             self._dial_soon(region)
+
+    def _members_recorded(self, members: Mapping[str, Member]) -> None:
+        """The members' records have changed: dial who was added, no longer who was removed. What is configured here comes first."""
+        for region, member in members.items():
+            address = None if member.is_removed else self._configured.get(region) or member.address or None
+            if region != self._own and address != self._addresses.get(region):
+                self._dial_at(region, address)
 
     async def wait_connected(self) -> None:
         """Wait until every region that is dialled is connected, by either side."""
@@ -485,6 +553,15 @@ class Peers:
         task.add_done_callback(self._notifying.discard)
 
     # -- what is known --------------------------------------------------------------------------------------------
+
+    def standings(self) -> tuple[tuple[Standing, bool], ...]:
+        """In the writer: every region known, and whether it is connected."""
+        return self._core.standings() if self._core is not None else ()
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Region → the address that is dialled."""
+        return dict(self._addresses)
 
     @property
     def alarms(self) -> tuple[str, ...]:

@@ -25,11 +25,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from crdtkv.core.causality import EMPTY_VV, Origin, region_of
+from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
+from crdtkv.core.control import Steering
 from crdtkv.core.frame import Frame
 from crdtkv.core.replica import Applied
 from crdtkv.errors import CorruptionError, CrdtkvError
-from crdtkv.replication.messages import Ack, Chunk, ChunkAck, Credit, Frames, HeartbeatReply, Message, decode
+from crdtkv.replication.membership import Membership
+from crdtkv.replication.messages import Ack, Chunk, ChunkAck, Credit, Frames, HeartbeatReply, Message, Reports, decode
 from crdtkv.replication.port import ReplicaPort
 from crdtkv.replication.progress import OwnTail
 from crdtkv.replication.session import Ready, Session
@@ -70,6 +72,8 @@ class Work:
     events: tuple[Event, ...]
     wake_at_ms: float | None
     """When to `tick` at the latest; None: nothing is pending."""
+    steering: Steering | None = None
+    """For `port.steer`, after the messages; then `local_commits`."""
     jobs: tuple[Job, ...] = ()
     """What snapshots need done; then `job_done` or `job_failed`, in any order."""
     sends: int = field(default=0, repr=False)
@@ -124,6 +128,9 @@ class Drive:
         self._vv = port.vv()
         self._peers: dict[Link, _Peer] = {}
         self._events: list[Event] = []
+        self.membership = Membership(port, members)
+        self._agreed_as_of: tuple[int, int] | None = None
+        """The control's version and its count of frozen origins at the last look."""
         self._remembered: dict[str, PeerStatistics] = {}
 
         self._queue: list[_Arrival] = []
@@ -154,7 +161,14 @@ class Drive:
         self._begin(now_ms)
         assert link not in self._peers
         session = Session(
-            self._port, self._settings, self._tail, now_ms=self._now, wall_ms=self._wall_ms, events=self._events, members=self._members
+            self._port,
+            self._settings,
+            self._tail,
+            now_ms=self._now,
+            wall_ms=self._wall_ms,
+            events=self._events,
+            members=self._members,
+            is_former=self.membership.is_former,
         )
         self._peers[link] = _Peer(session, dialed)
 
@@ -191,13 +205,20 @@ class Drive:
             self.amnesia = next(e.text for e in reversed(self._events) if e.kind is EventKind.AMNESIA)
         if before is State.OPENING and session.state is State.LIVE:
             self._drop_duplicates(link, peer)
-        if not isinstance(message, Frames | Ack | Credit | HeartbeatReply | Chunk | ChunkAck):
+        if isinstance(message, Reports):
+            self.membership.receive(session.reports)
+            self._agree()
+        elif not isinstance(message, Frames | Ack | Credit | HeartbeatReply | Chunk | ChunkAck):
+            if before is State.OPENING and session.state is State.LIVE:
+                self._agree()
             self._review()  # what acks tell of others' commits, the next heartbeat tells as well
 
     def local_commits(self, now_ms: float) -> None:
         """Something was committed here, released, or became durable. Cheap; many changes may share one call."""
         self._begin(now_ms)
         self._refresh()
+        if self._agreed_as_of != (self._port.control.version, len(self._port.control.frozen)) or self.membership.steering:
+            self._agree()
 
     def applied(self, result: Applied, now_ms: float) -> None:
         """What came of the last `Work.apply`."""
@@ -214,6 +235,8 @@ class Drive:
             self._resubscribe_after_ms = min(2 * self._resubscribe_after_ms, max(self._settings.relay_retry_ms, self._resubscribe_after_ms))
         if result.held or result.dropped or self._needs:
             self._review()
+        if self._agreed_as_of is None or self._agreed_as_of[0] != self._port.control.version:
+            self._agree()
 
     def apply_failed(self, error: CrdtkvError, now_ms: float) -> None:
         """The last `Work.apply` raised. Who is to blame loses its link; `details["fork"]` of the error makes it a quarantine.
@@ -294,6 +317,7 @@ class Drive:
         self._refresh()
         for peer in self._peers.values():
             peer.session.tick(self._now)
+        self._agree()
         self.transfers.tick(self._now)
         if self._resubscribe_at_ms is not None and self._resubscribe_at_ms <= self._now:
             self._resubscribe_at_ms = None
@@ -337,12 +361,13 @@ class Drive:
         arrivals = self._next_group()
         frames = tuple(frame for arrival in arrivals for frame in arrival.frames)
         wake_at_ms = min(wakes, default=None)
-        jobs = self.transfers.jobs
-        return Work(messages, frames, tuple(closed), tuple(self._events), wake_at_ms, jobs, len(sends), readies, arrivals)
+        jobs, steering = self.transfers.jobs, self.membership.steering or None
+        return Work(messages, frames, tuple(closed), tuple(self._events), wake_at_ms, steering, jobs, len(sends), readies, arrivals)
 
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""
         del self._events[: len(work.events)]
+        self.membership.steering = Steering()
         self.transfers.accept(len(work.jobs), work.sends)
         for link, ready in work.readies.items():
             self._peers[link].session.accept(ready)
@@ -387,6 +412,26 @@ class Drive:
         self._vv, durable = self._port.vv(), self._port.durable_vv()
         for peer in self._peers.values():
             peer.session.advance(self._vv, durable, self._now)
+
+    def _agree(self) -> None:
+        """Look anew at what ends and who is a member; tell the peers, and end links to whoever was removed."""
+        control = self._port.control
+        self._agreed_as_of = control.version, len(control.frozen)
+        live: dict[Origin, tuple[str, ...]] = {}
+        for peer in self._peers.values():
+            peer.session.check_removed()
+            if peer.session.state is State.LIVE and peer.session.origin is not None:
+                live[peer.session.origin] = peer.session.peer_members
+                self.membership.announce(peer.session.peer_vv)
+        here = {region_of(origin) for origin in live}
+        alone = VersionVector.adopt({o: n for o, n in self._vv.items() if region_of(o) not in here})
+        sessions = [peer.session for peer in self._peers.values() if peer.session.state is State.LIVE]
+        handed_over = bool(sessions) and all(alone <= session.peer_durable for session in sessions)
+        message = self.membership.review(self._vv, self._port.durable_vv(), live, is_handed_over=handed_over)
+        if message is not None:
+            for peer in self._peers.values():
+                if peer.session.told is not message:
+                    peer.session.tell(message)
 
     def _next_group(self) -> tuple[_Arrival, ...]:
         """What is applied next: whole messages in order of arrival, up to `apply_bytes_max`."""

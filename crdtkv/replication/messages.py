@@ -15,6 +15,7 @@ changes that this cannot express.
     Ack              what is applied here, what is fsynced, how many messages of frames were dealt with
     Credit           how many bytes of frames, in total since the hello, you may send me
     Heartbeat        I live: vector, clock, digest; answered by HeartbeatReply: round trip and clock offset
+    ?reports         what members have of origins that end, and whether they take no more: see `membership`
     AskSnapshot      no log reaches back to what I lack: send me a snapshot, or go on with the one that I have a part of
     Chunk, ChunkAck  a chunk of it; so many are staged. EndSnapshot: no more is needed. CannotSnapshot: not now, and why
     Bye              why this link ends; nothing follows it
@@ -148,6 +149,12 @@ class HeartbeatReply(Struct, frozen=True, array_like=True, tag="heartbeat_reply"
     waited_us: _Whole
 
 
+class Reports(Struct, frozen=True, array_like=True, tag="?reports"):
+    """By member, by origin that ends: what it has fsynced of that origin, and whether it is frozen there."""
+
+    reports: Annotated[dict[Origin, Annotated[dict[Origin, tuple[_Seq, bool]], Meta(max_length=ORIGINS_MAX)]], Meta(max_length=ORIGINS_MAX)]
+
+
 class AskSnapshot(Struct, frozen=True, array_like=True, tag="ask_snapshot"):
     """Send a snapshot. `chunks` and `link` (of the last) say what is staged already of one that was being sent."""
 
@@ -200,7 +207,7 @@ class Unknown(Struct, frozen=True):
 
 
 AboutSnapshots = AskSnapshot | Chunk | ChunkAck | EndSnapshot | CannotSnapshot
-Live = Frames | Subscribe | AskRelay | EndRelay | CannotRelay | Ack | Credit | Heartbeat | HeartbeatReply | AboutSnapshots
+Live = Frames | Subscribe | AskRelay | EndRelay | CannotRelay | Ack | Credit | Heartbeat | HeartbeatReply | Reports | AboutSnapshots
 Wire = Hello | Live | Bye
 Message = Wire | Unknown
 
@@ -262,6 +269,10 @@ def decode(data: bytes) -> Message:
         check_origin(message.origin)
         for origin in message.kept:
             check_origin(origin)
+    elif isinstance(message, Reports):
+        for reporter, told in message.reports.items():
+            for origin in (reporter, *told):
+                check_origin(origin)
     return message
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from crdtkv.core.causality import Origin, VersionVector
+from crdtkv.core.control import Control, Steering
 from crdtkv.core.frame import Frame
 from crdtkv.core.install import Installed
 from crdtkv.core.replica import Applied
@@ -62,11 +63,15 @@ class ReplicaPort(Protocol):
     def log(self) -> LogReader: ...
 
     @property
+    def control(self) -> Control:
+        """Closed origins, members, frozen origins."""
+
+    @property
     def snapshots(self) -> Snapshots | None:
         """Snapshots given and taken; None: this replica does neither."""
 
     def vv(self) -> VersionVector:
-        """What is applied."""
+        """What is applied, closed origins included. (All vectors here are full ones; those in messages are shown ones.)"""
 
     def durable_vv(self) -> VersionVector:
         """What of it is fsynced here (or as durable as it ever gets)."""
@@ -94,6 +99,9 @@ class ReplicaPort(Protocol):
             CorruptionError: a frame's bytes, or the hash of its predecessor, are not what they should be. Nothing before
                 it is lost; it and what follows may be given again.
         """
+
+    def steer(self, steering: Steering) -> None:
+        """Carry out what `membership` decided. May block on the disk: called by the I/O layer around the drive loop, like `apply`."""
 
 
 __all__ = ["Applied", "ReplicaPort"]

@@ -30,11 +30,12 @@ the credit, one version vector.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
+from crdtkv.core.control import removed_text
 from crdtkv.core.frame import Frame
 from crdtkv.errors import CorruptionError, IncompatibleFormatError
 from crdtkv.replication import messages
@@ -57,6 +58,7 @@ from crdtkv.replication.messages import (
     Hello,
     Live,
     Message,
+    Reports,
     Subscribe,
     Unknown,
 )
@@ -90,6 +92,7 @@ class Session:
         tail: the newest own frames, shared by all sessions of the replica.
         events: what happens is appended to it.
         members: names of the regions known here, for the hello.
+        is_former: whether a region is known to have gone on as a later incarnation than the one given.
         wall_ms: the wall clock, for clock offsets only. `now_ms` everywhere is a clock that never goes back.
     """
 
@@ -103,14 +106,20 @@ class Session:
         wall_ms: Callable[[], float],
         events: list[Event],
         members: Sequence[str] = (),
+        is_former: Callable[[Origin], bool] = lambda origin: False,
     ) -> None:
         self._port = port
         self._settings = settings
         self._tail = tail
         self._wall_ms = wall_ms
+        self._is_former = is_former
         self._now = now_ms
         self.state = State.OPENING
         self.origin: Origin | None = None
+        self.reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]] = {}
+        """What members told of origins that end, by this peer's last word; see `membership`."""
+        self.told: Reports | None = None
+        """What this peer was last told of them."""
         self.region = ""
         self.peer_members: tuple[str, ...] = ()
         self.features: frozenset[str] = frozenset()
@@ -128,7 +137,7 @@ class Session:
         self._durable = port.durable_vv()
         self.peer_vv = EMPTY_VV
         """What the peer has applied, by its latest message; never goes back."""
-        self._peer_durable = EMPTY_VV
+        self.peer_durable = EMPTY_VV
         self._told_durable = EMPTY_VV
 
         self.own_out = OwnStream(port, settings, tail)
@@ -151,7 +160,7 @@ class Session:
         self._stall_reported: Frame | None = None
 
         self._pending: dict[str, Message] = {}
-        """Decided and not sent yet, one per purpose: `relay`, `subscribe`, `bye`."""
+        """Decided and not sent yet, one per purpose: `relay`, `subscribe`, `reports`, `bye`."""
         self._hello_due = True
         self._ack = AckTimer(settings)
         self._heartbeat_at_ms = now_ms
@@ -176,6 +185,11 @@ class Session:
         self._heard_ms = self._now
         if isinstance(message, Bye):
             self.said_bye_by_peer = True
+            if message.code == Code.REMOVED:
+                self._event(EventKind.REMOVED, message.reason)
+            elif message.code == Code.ENDED:
+                self.found_amnesia = True  # this replica goes on from an earlier state of its region: under another origin, then
+                self._event(EventKind.AMNESIA, message.reason)
             self._end(message.code, f"the peer ended the link: {message.reason}", say=False)
         elif isinstance(message, Unknown):
             if not message.optional:
@@ -240,7 +254,7 @@ class Session:
         assert self.state is State.LIVE
         self.relay, self.relay_changed_ms, self.relay_useful_ms = Relay.ASKED, self._now, self._now
         self._was_asked = True
-        self._pending["relay"] = AskRelay(self._vv)
+        self._pending["relay"] = AskRelay(self._port.control.show(self._vv))
         self._event(EventKind.RELAY_ASKED, f"asked {self.origin} to relay")
 
     def end_relay(self) -> None:
@@ -256,7 +270,12 @@ class Session:
         if self.state is State.LIVE:
             self.own_in.forget()
             self.relay_in.forget()
-            self._pending["subscribe"] = Subscribe(self._vv)
+            self._pending["subscribe"] = Subscribe(self._port.control.show(self._vv))
+
+    def tell(self, message: Reports) -> None:
+        """Send the newest reports on origins that end."""
+        if self.state is State.LIVE:
+            self._pending["reports"] = self.told = message
 
     def close(self, code: Code, reason: str) -> None:
         """End the link from this side."""
@@ -276,8 +295,9 @@ class Session:
         if self.state is not State.LIVE:
             return Ready(tuple(out), self._heard_ms + self._settings.hello_timeout_ms)
         out.extend(self._pending.values())
+        show = self._port.control.show
         if self._ack.due_ms <= self._now:
-            out.append(Ack(self._vv, self._durable, self.own_in.settled_messages, self.relay_in.settled_messages))
+            out.append(Ack(show(self._vv), show(self._durable), self.own_in.settled_messages, self.relay_in.settled_messages))
         if self.own_in.grant_due or self.relay_in.grant_due:
             out.append(Credit(self.own_in.next_grant, self.relay_in.next_grant))
         if self._reply is not None:
@@ -290,7 +310,8 @@ class Session:
             wall_us = max(0, int(self._wall_ms() * 1000))
             # Settling a digest costs the replica work: only when it is idle, and in the first heartbeat.
             digest = self._port.digest() if self._beat_vv in (None, self._vv) else None
-            out.append(Heartbeat(self._heartbeat_number, wall_us, self._vv, self._port.hlc(), digest))
+            told = None if digest is None else (show(digest[0]), digest[1])
+            out.append(Heartbeat(self._heartbeat_number, wall_us, show(self._vv), self._port.hlc(), told))
         else:
             wake_at_ms = min(wake_at_ms, self._heartbeat_at_ms)
         plans: list[Plan] = []
@@ -307,7 +328,9 @@ class Session:
             plans.append(plan)
             if plan.refused is not None:
                 if plan.relayed or not self.own_out.needs_snapshot:
-                    out.append(CannotRelay(plan.refused, own=not plan.relayed))
+                    # Of closed origins the peer need not hear, if it has them.
+                    lacks = {o: n for o, n in plan.refused.items() if n > self.peer_vv.seq(o)}
+                    out.append(CannotRelay(VersionVector.adopt(lacks), own=not plan.relayed))
             elif plan.frames:
                 out.append(Frames(plan.relayed, tuple(frame.data for frame in plan.frames)))
                 if stream.has_more_after(plan):
@@ -324,7 +347,7 @@ class Session:
                     self._hello_due = False
                 case Ack():
                     self._ack.sent()
-                    self._told_durable = message.durable
+                    self._told_durable = self._durable
                 case Credit():
                     self.own_in.granted_bytes, self.relay_in.granted_bytes = message.own_bytes, message.relay_bytes
                 case HeartbeatReply():
@@ -333,7 +356,7 @@ class Session:
                     self._beats[message.number] = (self._now, message.wall_us / 1000)
                     if len(self._beats) > SAMPLES:
                         del self._beats[next(iter(self._beats))]
-                    self._beat_vv = message.vv
+                    self._beat_vv = self._vv
                     self._heartbeat_number += 1
                     self._heartbeat_at_ms = self._now + self._settings.heartbeat_ms
                     if self._told_durable != self._durable:
@@ -410,7 +433,7 @@ class Session:
             origin=self.origin,
             state=self.state,
             applied_seq=applied,
-            durable_seq=self._peer_durable.seq(self._port.origin),
+            durable_seq=self.peer_durable.seq(self._port.origin),
             behind_commits=max(0, tail.last_seq - applied),
             behind_bytes=tail.behind_bytes(applied),
             behind_ms=tail.behind_ms(applied, self._now),
@@ -426,13 +449,14 @@ class Session:
             needs_snapshot=self.own_out.needs_snapshot,
             below_floor=not self.sends_own,
             vv=self.peer_vv,
-            durable=self._peer_durable,
+            durable=self.peer_durable,
         )
 
     # -- the hello --------------------------------------------------------------------------------------------
 
     def _hello(self) -> Hello:
         port = self._port
+        shown = port.control.show(self._vv)
         return Hello(
             version_min=messages.PROTOCOL_VERSION_MIN,
             version_max=messages.PROTOCOL_VERSION_MAX,
@@ -442,8 +466,8 @@ class Session:
             region=region_of(port.origin),
             origin=port.origin,
             members=self._members,
-            vv=self._vv,
-            kept=port.kept_hashes(),
+            vv=shown,
+            kept={o: kept for o, kept in port.kept_hashes().items() if o in shown},
             wall_ms=max(0, int(self._wall_ms())),
             hlc=port.hlc(),
             own_credit=self.own_in.granted_bytes,
@@ -464,12 +488,14 @@ class Session:
         if hello.origin == port.origin:
             return self._end(Code.SELF, f"the peer is {port.origin} as well: a link to oneself, or a copied data directory")
         self.origin, self.region, self.peer_members = hello.origin, hello.region, hello.members
+        if (why := self._refusal()) is not None:
+            return self._end(*why)
         self.features = frozenset(self._offers) & frozenset(hello.features)
         if not self._learn(hello.vv) or self._find_fork(hello):
             return None
         self.own_out.flow.grant(hello.own_credit)
         self.relay_out.flow.grant(hello.relay_credit)
-        self.own_out.restart(hello.vv.seq(port.origin))
+        self.own_out.restart(self.peer_vv.seq(port.origin))
         self._last_received = self._vv.seq(hello.origin)
         self._heartbeat_at_ms = self._now
         self.state = State.LIVE
@@ -492,13 +518,36 @@ class Session:
                 return True
         return False
 
+    def _refusal(self) -> tuple[Code, str] | None:
+        """Why the peer is not talked to: its region was removed, or its incarnation has ended; None if neither."""
+        control, origin = self._port.control, self.origin
+        assert origin is not None
+        limit = control.limit(origin)
+        if control.is_removed(self.region):
+            return Code.REMOVED, removed_text(origin, self._vv.seq(origin) if limit is None else limit)
+        is_former = self.state is State.OPENING and self._is_former(origin)
+        if limit is not None and control.last(origin) is None and not is_former:
+            return Code.FROZEN, f"{origin} is being closed, for a reason that has not reached this replica yet"
+        if limit is not None or is_former:
+            return Code.ENDED, f"{origin} has ended: region {self.region} went on as another incarnation, and so must whoever was it"
+        return None
+
+    def check_removed(self) -> None:
+        """End the link if the peer was removed since it was opened."""
+        if self.state is State.LIVE and (why := self._refusal()) is not None:
+            self._end(*why)
+
     def _learn(self, vv: VersionVector) -> bool:
         """Take in what the peer says it has applied; False if the session ended by that."""
+        named, vv = vv, self._port.control.complete(vv)
         if vv == self.peer_vv:
             return True
-        if not self.peer_vv <= vv:
+        # What it no longer names it has closed, but for the two that talk here; what it names must not go back.
+        known, talking = self.peer_vv.seq, (self.origin, self._port.origin)
+        if any(n < known(o) for o, n in named.items()) or any(o and named.seq(o) < known(o) for o in talking):
             self._end(Code.PROTOCOL, "the peer's version vector went back")
             return False
+        vv = self.peer_vv.join(vv)
         origin = self._port.origin
         theirs, ours = vv.seq(origin), self._port.vv().seq(origin)
         if theirs > ours:
@@ -523,7 +572,7 @@ class Session:
                 if not self.own_out.flow.ack(message.own_messages) or not self.relay_out.flow.ack(message.relay_messages):
                     self._end(Code.PROTOCOL, "an ack for messages that were not sent")
                 elif self._learn(message.applied):
-                    self._peer_durable = message.durable
+                    self.peer_durable = self._port.control.complete(message.durable)
             case Credit():
                 if not self.own_out.flow.grant(message.own_bytes) or not self.relay_out.flow.grant(message.relay_bytes):
                     self._end(Code.PROTOCOL, "credit was taken back")
@@ -545,6 +594,8 @@ class Session:
                 self.relay_out.end()
             case CannotRelay():
                 self._receive_refusal(message)
+            case Reports():
+                self.reports = message.reports
             case AskSnapshot() | Chunk() | ChunkAck() | EndSnapshot() | CannotSnapshot():
                 if "snapshot" in self.features:
                     self._of_snapshots.append(message)
@@ -639,9 +690,11 @@ class Session:
 
     def _compare_digest(self, beat: Heartbeat) -> None:
         """Equal vectors must have equal digests; anything else is divergence, whoever is to blame."""
-        if beat.digest is None or beat.digest[0] != self._vv or (mine := self._port.digest()) is None:
+        if beat.digest is None:
             return
-        vv, theirs = beat.digest
+        vv, theirs = self._port.control.complete(beat.digest[0]), beat.digest[1]
+        if vv != self._vv or (mine := self._port.digest()) is None:
+            return
         if vv == mine[0] and theirs != mine[1] and vv != self._divergence:
             self._divergence = vv
             text = f"this replica and {self.origin} differ at {vv}: digest {mine[1]} here, {theirs} there: run `crdtkv verify`"

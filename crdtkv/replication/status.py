@@ -33,6 +33,9 @@ class Code(enum.StrEnum):
     VERSION = "version"
     AMNESIA = "amnesia"
     FORK = "fork"
+    REMOVED = "removed"
+    ENDED = "ended"
+    FROZEN = "frozen"
     DUPLICATE = "duplicate"
     REPLACED = "replaced"
     OVERDRAWN = "overdrawn"
@@ -46,7 +49,7 @@ class Code(enum.StrEnum):
     @property
     def permanent(self) -> bool:
         """Whether dialling again soon cannot help."""
-        return self in (Code.CLUSTER, Code.SELF, Code.VERSION, Code.FORK)
+        return self in (Code.CLUSTER, Code.SELF, Code.VERSION, Code.FORK, Code.REMOVED)
 
 
 class EventKind(enum.StrEnum):
@@ -55,6 +58,7 @@ class EventKind(enum.StrEnum):
     AMNESIA = "amnesia"
     FORK = "fork"
     DIVERGENCE = "divergence"
+    REMOVED = "removed"
     NEEDS_SNAPSHOT = "needs_snapshot"
     STALLED = "stalled"
     SNAPSHOT_ASKED = "snapshot_asked"
@@ -78,7 +82,7 @@ class Event:
 
     @property
     def alarm(self) -> bool:
-        return self.kind in (EventKind.AMNESIA, EventKind.FORK, EventKind.DIVERGENCE)
+        return self.kind in (EventKind.AMNESIA, EventKind.FORK, EventKind.DIVERGENCE, EventKind.REMOVED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector
+from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector, region_of
 from crdtkv.core.clock import stamp
 from crdtkv.core.codec import SLOT_SPACE, TYPE_CODES, TYPE_NAMES, slot_of, split_slot, successor
 from crdtkv.core.frame import Frame
@@ -94,6 +94,7 @@ class _Followed:
         """Where the log stood at the last install, and what was applied before it."""
         self.checked = EMPTY_VV
         self.records: dict[bytes, bytes] | None = None
+        self.frozen: set[Origin] = set()
 
 
 class Auditor:
@@ -114,6 +115,9 @@ class Auditor:
         self._records: dict[Slot, bytes] = {}
         self._stamps: dict[Origin, int] = {}
         self._requests: dict[Dot, bytes] = {}
+        self._closed_at: dict[Origin, int] = {}
+        self.removed_regions: set[str] = set()
+        self.ends_may_rise = False
         self.siblings_max = 0
 
     def watch(self, member: Member) -> None:
@@ -148,6 +152,7 @@ class Auditor:
             self._check_heads(member)
             self._check_requests(member, vv)
         self._check_digest(member, vv, records)
+        self._check_ends(member, vv)
         self._check_monotone(member, followed, records)
         self._check_reads(member, vv, is_changed=is_changed)
         followed.checked, followed.records = vv, records
@@ -252,6 +257,20 @@ class Auditor:
         must(told == f"{total & _DIGEST_MASK:032x}", f"{member.region}: its digest is {told}, its state amounts to another")
         must(self._digests.setdefault(vv, told) == told, f"{member.region}: digest {told} at {vv} was {self._digests[vv]} elsewhere")
 
+    def _check_ends(self, member: Member, vv: VersionVector) -> None:
+        """An origin is closed once, and nobody has more of it than that; each vector says the same with and without what is closed."""
+        control = member.machine.control
+        for origin, closes in control.closed.items():
+            end = closes[-1].seq
+            known = self._closed_at.get(origin, end)
+            must(known == end or self.ends_may_rise, f"{member.region}: {origin} is closed at {end} and at {known}")
+            self._closed_at[origin] = max(known, end)
+            must(vv.seq(origin) >= end, f"{member.region} has closed {origin} at {end} without having it: {vv}")
+            must(control.complete(control.show(vv)) == vv, f"{member.region} shows {vv} as {control.show(vv)}")
+        if region_of(member.origin) not in self.removed_regions and not self.ends_may_rise:
+            for origin, end in self._closed_at.items():
+                must(vv.seq(origin) <= end, f"{member.region} has {origin} up to {vv.seq(origin)}, which was closed at {end}")
+
     def _check_heads(self, member: Member) -> None:
         """The bookkeeping beside the state: heads count slots and name runs."""
         state = member.machine.replica.state
@@ -354,7 +373,9 @@ class Auditor:
             must(durable.covers(dot), f"{member.region} acknowledged {dot}, durable up to {durable}")
 
     def crashing(self, member: Member, *, torn: bool = False) -> None:
-        """3: note what replay must give again; nothing, if it dies half-way through an install, which is then done anew."""
+        """3: note what replay must give again, and what must still be frozen; nothing to replay, if it dies half-way through an install,
+        which is then done anew."""
+        self._followed[member.index].frozen = set(member.machine.control.frozen)
         self._followed[member.index].replayed = None if torn or member.machine.replica.purges else self._bookkeeping(member)
 
     def crashed(self, member: Member, others: Iterable[Member]) -> None:
@@ -404,12 +425,23 @@ class Auditor:
         """3: replay from whatever batch the engine had kept gives the same state, digest and bookkeeping."""
         followed = self._followed[member.index]
         followed.mark = member.machine.hlc()  # what was only absorbed may be lost; that own stamps go up, `committed` sees to
+        control, vv = member.machine.control, member.machine.vv()
+        for origin in followed.frozen:
+            limit = control.limit(origin)
+            must(
+                limit is not None and limit <= vv.seq(origin),
+                f"{member.region}: {origin} was frozen, and after a restart is taken up to {limit}",
+            )
         if followed.replayed is not None and not member.machine.replica.purges:
             now = self._bookkeeping(member)
             if now != followed.replayed:
                 where = next(k for k in sorted(now.keys() | followed.replayed.keys()) if now.get(k) != followed.replayed.get(k))
                 must(False, f"{member.region}: replay made {where!r} {now.get(where)!r}, it was {followed.replayed.get(where)!r}")
         self.check(member)
+
+    def clock_begins_anew(self, member: Member) -> None:
+        """The replica goes on as another incarnation: its clock may begin anew."""
+        self._followed[member.index].mark = member.machine.hlc()
 
     @staticmethod
     def _bookkeeping(member: Member) -> dict[bytes, bytes]:

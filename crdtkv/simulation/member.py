@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from crdtkv.core.causality import Dot, Origin, make_origin, next_generation
+from crdtkv.core.causality import Dot, Origin, VersionVector, make_origin, next_generation
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import TYPE_NAMES
+from crdtkv.core.control import Steering
 from crdtkv.core.frame import Frame
 from crdtkv.core.install import Installed
 from crdtkv.core.types.counter import DEAD_SPACE
@@ -17,13 +18,14 @@ from crdtkv.replication.backoff import Backoff
 from crdtkv.replication.drive import Drive
 from crdtkv.replication.messages import CannotRelay, Frames, encode
 from crdtkv.replication.snapshot import Job
+from crdtkv.replication.status import EventKind
 from crdtkv.simulation.clocks import WallClock
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog
 from crdtkv.simulation.instance import SimulatedInstance
 from crdtkv.simulation.specification import Commit, Expire, Operation
 from crdtkv.storage.retention import Acknowledgement, Due, RetentionPolicy
 from crdtkv.store.identity import Record, why_new
-from crdtkv.store.machine import Machine
+from crdtkv.store.machine import REFUSED, Machine
 from crdtkv.store.reading import Reader
 from crdtkv.store.retention import Retention
 from crdtkv.store.snapshots import MemoryStaging, Snapshots, Staging
@@ -174,6 +176,19 @@ class Member:
         self.log.sync()
         self.engine = SimulatedEngine()
 
+    def renew(self) -> None:
+        """Go on as another incarnation, before the first write."""
+        known = (*self.machine.replica.vv(), self.origin)
+        self.origin = make_origin(self.region, next_generation(self.region, known), self._world.dice.below(1 << 32))
+        self.machine.begin_incarnation(self.origin)
+        self.instance.open(self.origin, self.machine.own_seq())
+
+    def meet(self, peer: Member) -> None:
+        """A region that was added: dial it."""
+        self._backoffs[peer.index] = Backoff(self._world.options.replication, self._world.dice)
+        if self.is_up:
+            self._dial_in(peer.index, 0)
+
     def crash(self, *, power: bool) -> list[Frame]:
         """Stop at once. With the power goes what was not synced; returns that. The engine wakes up at an earlier batch."""
         dice = self._world.dice
@@ -211,8 +226,8 @@ class Member:
         request_id = f"{self.region} {past.seq(self.origin)} {self._world.now_us}".encode() if self._world.dice.chance(0.3) else None
         try:
             seq, hlc = self.machine.transact(deltas, request_id)
-        except ClockSkewError:
-            self._world.rare["clock_refused"] += 1
+        except REFUSED as e:
+            self._world.rare["clock_refused" if isinstance(e, ClockSkewError) else "write_refused"] += 1
             return []
         dot = Dot(self.origin, seq)
         self._world.committed(self, Commit(dot, hlc, past, operations))
@@ -330,14 +345,58 @@ class Member:
             self._gone(closed.link, permanent=closed.permanent)
         for event in work.events:
             world.rare[event.kind.value] += 1
-            if event.alarm:
+            is_told = event.kind is EventKind.AMNESIA and "has ended" in event.text  # it goes on as another
+            if event.alarm and not is_told and not (event.kind is EventKind.REMOVED and self.index in world.removed):
                 world.violation(f"{self.region}: {event.kind}: {event.text}")
+        if self.drive.amnesia is not None:
+            world.rare["told_that_it_ended"] += 1
+            self.renew()
+            world.auditor.clock_begins_anew(self)
+            self.drive.renewed(world.now_ms)
+            self.poke()
+            return
+        if work.steering is not None:
+            self._later(world.dice.pick((0.0, 5.0)), self._steer, work.steering)
         if work.apply:
             self._later(world.dice.pick((0.0, 0.1, 5.0)), self._apply, work.apply)
         for job in work.jobs:
             self._later(world.dice.pick((0.1, 1.0, 10.0)), self._do, job)
         if work.wake_at_ms is not None:
             self._wake(work.wake_at_ms)
+
+    def record(self, deltas: list[list[object]]) -> bool:
+        """Commit members' records, as an operator would have it; False if a wrong clock refuses it."""
+        past = self.machine.replica.vv()
+        with contextlib.suppress(ClockSkewError, DiskFullError):
+            self.machine.commit_control(deltas)
+            self._noted(past)
+            return True
+        return False
+
+    def _steer(self, steering: Steering) -> None:
+        past = self.machine.replica.vv()
+        with contextlib.suppress(ClockSkewError, DiskFullError):  # it is tried again
+            self.machine.steer(steering)
+        self._world.rare["frozen"] += len(steering.freeze)
+        if steering.limits:
+            self._world.rare["limit_raised"] += 1
+        if self.machine.replica.vv().seq(self.origin) > past.seq(self.origin):
+            self._world.rare["closed_an_origin"] += 1
+            self._noted(past)
+        else:
+            self.drive.local_commits(self._world.now_ms)
+            self.poke()
+            self._world.changed(self)
+
+    def _noted(self, past: VersionVector) -> None:
+        """A control commit was made."""
+        frame = self.machine.log.frames[-1]  # type: ignore[attr-defined]  # the simulated log
+        dot = Dot(self.origin, frame.last_seq)
+        self._world.committed(self, Commit(dot, frame.hlc, past, ()))
+        self._unacknowledged.append((self.machine.log.end(), dot))
+        self._released()
+        self._sync_later()
+        self._world.changed(self)
 
     def _do(self, job: Job) -> None:
         """Work for a snapshot."""

@@ -43,6 +43,9 @@ class Options:
         losses: rate at which a directory is put back from a copy, lost, or its log rolled back, and in half of all crashes the power
             fails, at whatever durability: own commits are then lost, and new incarnations due. Without truncations.
         bridge: when everything heals, two regions stay cut off from each other, and must converge through a third.
+        lives: how often a replica that crashed goes on as another incarnation.
+        removals: how many regions are removed while the others write: by force (it goes on, unheard), or after it was drained.
+        additions: how many regions are added.
         weights: how often clients do what.
     """
 
@@ -70,6 +73,9 @@ class Options:
     late: bool = False
     install_crashes: float = 0.0
     bridge: bool = False
+    lives: float = 0.0
+    removals: int = 0
+    additions: int = 0
     folds: float = 1.0
     fold_records_max: int = 64
     both_dial: bool = False
@@ -192,6 +198,12 @@ def _full(options: Options) -> Options:
     return replace(options, fulls=2.5, crashes=0.5, truncations=2.0, hop=0.9, transactions=40)
 
 
+def _members(options: Options) -> Options:
+    """Regions that end, go, return and come, while everybody writes."""
+    regions, additions = max(3, min(4, options.regions)), int(options.jitter < 1)
+    return replace(options, regions=regions, crashes=0.8, lives=0.5, removals=1, additions=additions, hop=0.9, truncations=0.0)
+
+
 def _snapshot(options: Options) -> Options:
     """Logs that forget what others lack, a region that comes late, crashes within installs: what no log gives, snapshots must."""
     replication = replace(
@@ -219,6 +231,7 @@ def _crowd(options: Options) -> Options:
 
 
 SCENARIOS: Final = {
+    "members": _members,
     "mixed": _mixed,
     "crowd": _crowd,
     "ties": _ties,

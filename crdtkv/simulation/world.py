@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from crdtkv.core.causality import Dot, Origin
+from crdtkv.core.causality import Dot, Origin, region_of
+from crdtkv.core.control import MemberState, member_delta
 from crdtkv.simulation.clocks import WallClock
 from crdtkv.simulation.dice import Dice
 from crdtkv.simulation.invariants import Auditor, Violation
@@ -71,6 +72,10 @@ class World:
         self._trace = hashlib.sha256()
         self._finished = False
         self._at = 0
+        self.removed: set[int] = set()
+        """Members whose region was removed: they go on by themselves, unheard."""
+        self._forced: set[int] = set()
+        self._leaving: set[int] = set()
 
     def _wall_clock(self) -> WallClock:
         options, dice = self.options, self.dice
@@ -161,6 +166,12 @@ class World:
             expected = rate * options.busy_s * options.regions
             for _ in range(int(expected) + dice.chance(expected % 1)):
                 self.after(dice.between(0, busy_ms), fault)
+        for _ in range(options.removals):
+            self.after(dice.between(0, busy_ms), self._remove, dice.chance(0.5))
+        for _ in range(options.additions):
+            self.after(dice.between(0, busy_ms), self._add)
+        # A region that joins at that moment may have taken more of an origin than those agreed who did not know of it.
+        self.auditor.ends_may_rise = options.additions > 0 and options.removals + options.lives > 0
         self.after(busy_ms, self._heal)
 
     def _client(self) -> None:
@@ -252,6 +263,12 @@ class World:
             self._count_losses(member, before)
         self.rare["replayed"] += member.machine.replayed > 0
         self.auditor.recovered(member)
+        if self.dice.chance(self.options.lives) and not self._leaving & {member.index}:
+            member.renew()
+            self.auditor.clock_begins_anew(member)
+            self.rare["new_incarnation"] += 1
+            self.trace("renew", member.index, member.origin)
+            self.changed(member)
 
     def _count_losses(self, member: Member, before: Origin) -> None:
         """Only now it shows whether it goes on as who it was: then nobody may have what it lost of its own."""
@@ -286,12 +303,13 @@ class World:
             self.changed(member)
             return
         durable = [m.log.vv_at[m.log.synced()] for m in self.members]
-        keeps = {m.origin: m.log.floor().seq(m.origin) for m in self.members}
+        keeps = {m.origin: m.log.floor().seq(m.origin) for m in self.members}  # nobody sends a former incarnation's as their own
         position = member.log.start()
         while position < member.log.end():
             frame = member.log.frames[position]
             last = (frame.origin, frame.last_seq)
-            elsewhere = not self.options.bridge and frame.origin != member.origin and keeps[frame.origin] < frame.first_seq
+            kept = keeps.get(frame.origin)
+            elsewhere = not self.options.bridge and frame.origin != member.origin and kept is not None and kept < frame.first_seq
             if not (elsewhere or all(vv.covers(last) for vv in durable)):
                 break
             position += 1
@@ -310,6 +328,63 @@ class World:
 
     def _free(self, member: Member) -> None:
         member.log.is_full = member.engine.is_full = False
+
+    @property
+    def survivors(self) -> list[Member]:
+        """The members of the cluster, as it should be by now."""
+        return [m for m in self.members if m.index not in self.removed]
+
+    def _remove(self, forced: bool) -> None:
+        """An operator removes a region: by force, as if it were dead; or drains it first."""
+        able = [m for m in self.survivors if m.is_up and m.index not in self._leaving]
+        if len(able) < 3:
+            return
+        victim, by = self.dice.pick(able), self.dice.pick(able)
+        if victim is by:
+            return
+        self.trace("remove", victim.index, by.index, forced)
+        if forced:
+            self._removed(victim, by)
+        elif by.record([member_delta(victim.region, MemberState.DRAINING, "", by.machine.control.next_epoch())]):
+            self.rare["region_drained"] += 1
+            self._leaving.add(victim.index)
+            self.after(50, self._drained, victim, by)
+
+    def _drained(self, victim: Member, by: Member) -> None:
+        """Once it says that all others have what it has, it goes."""
+        standing = (
+            next((s for s in by.drive.membership.standings(by.machine.vv()) if s.region == victim.region), None) if by.is_up else None
+        )
+        if standing is not None and standing.is_drained and self._removed(victim, by):
+            self.rare["drained_and_removed"] += 1
+        else:
+            self.after(50, self._drained, victim, by)
+
+    def _removed(self, victim: Member, by: Member) -> bool:
+        if not by.record([member_delta(victim.region, MemberState.REMOVED, "", by.machine.control.next_epoch())]):
+            return False
+        self.rare["region_removed"] += 1
+        self.removed.add(victim.index)
+        self.auditor.removed_regions.add(victim.region)
+        if victim.machine.replica.refusal is None:
+            self._forced.add(victim.index)
+        return True
+
+    def _add(self) -> None:
+        """A region is added: it begins with nothing, and the others dial it."""
+        able = [m for m in self.survivors if m.is_up]
+        if len(self.members) == len(REGIONS) or not able:
+            return
+        by = self.dice.pick(able)
+        newcomer = Member(self, len(self.members), REGIONS[len(self.members)], self._wall_clock())
+        self.members.append(newcomer)
+        self.rare["region_added"] += 1
+        self.trace("add", newcomer.index, by.index)
+        self.auditor.watch(newcomer)
+        newcomer.start()
+        by.record([member_delta(newcomer.region, MemberState.ACTIVE, "", by.machine.control.next_epoch())])
+        for member in self.members[:-1]:
+            member.meet(newcomer)
 
     def _jump(self) -> None:
         member = self.dice.pick(self.members)
@@ -339,21 +414,26 @@ class World:
             self.network.cut(1, 0)
 
     def _settle(self, until_ms: float) -> None:
-        up = [m for m in self.members if m.is_up]
-        if len(up) == len(self.members) and self._is_equal():
-            self.auditor.quiescent(self.members, self.acknowledged)
+        members = self.survivors
+        up = [m for m in members if m.is_up]
+        if len(up) == len(members) and self._is_equal() and not self._leaving - self.removed:
+            lost = {self.members[index].region for index in self._forced}
+            self.auditor.quiescent(members, [dot for dot in self.acknowledged if region_of(dot.origin) not in lost])
             self._finished = True
         elif self.now_ms > until_ms:
-            state = "; ".join(f"{m.region} {m.machine.vv()} held {m.machine.replica.held[0]}" for m in up)
+            state = "; ".join(f"{m.region} {m.machine.vv()} held {m.machine.replica.held[0]} frozen {m.machine.control.frozen}" for m in up)
             raise Violation(f"not equal {self.options.quiet_s:.0f} s after everything healed: {state}")
         else:
             self.after(SETTLE_MS, self._settle, until_ms)
 
     def _is_equal(self) -> bool:
-        first = self.members[0].machine.vv()
+        members = self.survivors
+        first, shown = members[0].machine.vv(), members[0].machine.control.show(members[0].machine.vv())
+        if not {m.origin for m in members} >= set(shown):
+            return False  # what has ended is still being closed
         return all(
             m.machine.vv() == first and not m.machine.replica.purges and m.drive.is_settled and m.log.synced() == m.log.end()
-            for m in self.members
+            for m in members
         )
 
 

@@ -23,7 +23,14 @@ from crdtkv.core.frame import Frame
 from crdtkv.core.install import install
 from crdtkv.core.join import Snapshot, is_snapshot, snapshot_of
 from crdtkv.core.replica import Outcome
-from crdtkv.errors import CorruptionError, IncompatibleFormatError, MissingHistoryError, RegionRemovedError, StorageError
+from crdtkv.errors import (
+    CorruptionError,
+    IncompatibleFormatError,
+    MissingHistoryError,
+    RegionRemovedError,
+    RegionUnavailableError,
+    StorageError,
+)
 from crdtkv.results import MergeResult
 from crdtkv.store.machine import Machine
 from crdtkv.store.watching import Watches
@@ -141,6 +148,11 @@ def _refuse_beyond(machine: Machine, seqs: Mapping[Origin, int]) -> None:
     for origin, seq in seqs.items():
         limit = machine.control.limit(origin)
         if limit is not None and seq > limit:
+            if machine.control.last(origin) is None:
+                raise RegionUnavailableError(
+                    f"merge: {origin} is being closed, and until that is done its commits after {limit} are not taken: try again later",
+                    origin=origin,
+                )
             raise RegionRemovedError(removed_text(origin, limit), origin=origin, seq=seq, limit=limit)
 
 

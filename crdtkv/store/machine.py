@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from crdtkv.core.apply import Touched
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.clock import HybridClock
-from crdtkv.core.control import Control
+from crdtkv.core.control import Control, Steering, close_delta
 from crdtkv.core.frame import Delta, Frame
 from crdtkv.core.heads import Head
 from crdtkv.core.install import Installed, Installer
@@ -463,7 +463,7 @@ class Machine:
 
     def commit_control(self, deltas: list[Delta]) -> int:
         """Commit closings and members' records as a frame of their own; the log's end. See `Replica.commit_control`."""
-        self.check()
+        self.check_writable()
         if self.replica.making:
             self.seal()
         try:
@@ -477,15 +477,21 @@ class Machine:
 
     def freeze(self, origins: Iterable[Origin]) -> None:
         """Take no more of these origins than is applied now, across restarts too: what is told of them afterwards stays true."""
-        self.check()
+        self.check_writable()
         if self.replica.making:
             self.seal()
+        frozen = list(origins)
         try:
-            for origin in origins:
-                self.replica.control.freeze(origin, self._logged.get(origin, 0))
+            for origin in frozen:
+                self.replica.freeze(origin)
             self.log.sync()
             self.replica.fold()
             self.engine.flush()
+        except DiskFullError as e:
+            for origin in frozen:
+                self.control.thaw(origin)  # or somebody would be told what a restart forgets
+            self.refuse(e)
+            raise
         except BaseException as e:
             self.fail(e)
             raise
@@ -504,6 +510,16 @@ class Machine:
         finally:
             if waited and self.failed is None:
                 self._append(waited, False)
+
+    def steer(self, steering: Steering) -> None:
+        """Freeze, raise limits, close. What was closed meanwhile, or is not applied exactly to its end, is left for the next time."""
+        if steering.freeze:
+            self.freeze(steering.freeze)
+        if steering.limits:
+            self.raise_limits(steering.limits)
+        ready = {o: n for o, n in steering.close.items() if self.replica.seq(o) == n and self.control.last(o) != n}
+        if ready:
+            self.commit_control([close_delta(origin, seq) for origin, seq in sorted(ready.items())])
 
     @property
     def control(self) -> Control:

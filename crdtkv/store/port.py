@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from crdtkv.core.causality import Origin, VersionVector
+from crdtkv.core.control import Control, Steering
 from crdtkv.core.frame import Frame
 from crdtkv.core.replica import Applied
 from crdtkv.storage.log import LogReader
@@ -44,6 +45,10 @@ class StorePort:
     @property
     def log(self) -> LogReader:
         return self._machine.log
+
+    @property
+    def control(self) -> Control:
+        return self._machine.control
 
     @property
     def snapshots(self) -> Snapshots | None:
@@ -88,6 +93,10 @@ class StorePort:
     def kept_hashes(self) -> dict[Origin, tuple[int, bytes]]:
         with self._lock:
             return self._machine.kept_hashes()
+
+    def steer(self, steering: Steering) -> None:
+        """Freeze, raise limits, close; see `ReplicaPort.steer`. May block on the disk."""
+        self._store._steer(steering)
 
     def apply(self, frames: Sequence[Frame]) -> Applied:
         """Apply received frames; see `ReplicaPort.apply`. May block on the disk."""

@@ -37,6 +37,7 @@ from crdtkv.core.codec import (
     encode_value,
     register_slot_of,
 )
+from crdtkv.core.control import Steering
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.install import Installed
 from crdtkv.core.replica import Applied
@@ -790,6 +791,26 @@ class Store:
                     self._watches.publish(self._machine.log.end())
                 if self._replica.purges:
                     self._keep_house()
+
+    def commit_control(self, deltas: list[Delta]) -> None:
+        """Commit members' records (`core.control.member_delta`). Returns when it is as durable as a write."""
+        with self._lock:
+            self._settled()
+            position = self._machine.commit_control(deltas)
+        if self._sync_default:
+            self.wait_durable(position)
+        for callback in self._callbacks:
+            callback()
+
+    def refuse_writes(self, why: str | None) -> None:
+        """Take no writes, for the cluster has removed this region; None: take them again."""
+        with self._lock:
+            self._replica.refuse_writes(why)
+
+    def _steer(self, steering: Steering) -> None:
+        with self._lock:
+            self._settled()
+            self._machine.steer(steering)
 
     def open_scan(self, op: str, args: Sequence[Any], *, page_bytes: int = 256 << 10) -> Iterator[list[Any]]:
         """A streaming read (`scan`, `smembers`, `hitems`, `delta_since`) as pages of rows, of one moment."""

@@ -48,7 +48,18 @@ def test_wrong_fields(row: list[object]) -> None:
 
 @given(vectors, st.data())
 def test_flipped_cut_and_joined_messages(vv: VersionVector, data: st.DataObject) -> None:
-    good = encode(data.draw(st.sampled_from([Subscribe(vv), Frames(True, (b"abc", b"")), messages.Heartbeat(1, 2, vv, 3, (vv, "d"))])))
+    good = encode(
+        data.draw(
+            st.sampled_from(
+                [
+                    Subscribe(vv),
+                    messages.Reports({Origin("us@1-00000001"): {Origin("eu@1-00000002"): (3, True)}}),
+                    Frames(True, (b"abc", b"")),
+                    messages.Heartbeat(1, 2, vv, 3, (vv, "d")),
+                ]
+            )
+        )
+    )
     bad = bytearray(good)
     for _ in range(data.draw(st.integers(1, 3))):
         bad[data.draw(st.integers(0, len(bad) - 1))] = data.draw(st.integers(0, 255))

@@ -30,6 +30,7 @@ MUST_MEET = {
     "holding": {"held", "dropped_held", "connection_lost"},
     "losses": {"new_incarnation", "put_back", "lose_disk", "roll_back", "log_lost_its_tail", "acknowledged_and_lost", "relayed_frames"},
     "full": {"commit_undone", "apply_deferred", "crashed", "log_truncated"},
+    "members": {"new_incarnation", "closed_an_origin", "limit_raised", "region_removed", "drained_and_removed", "region_added", "removed"},
 }
 
 

@@ -102,7 +102,7 @@ def test_a_snapshot_carries_what_is_agreed_and_refuses_what_its_vector_does_not_
     control(us, close_delta(EU1, 1), member_delta("eu", MemberState.REMOVED, "", 1))
     snapshot = snapshot_of(us)
     assert Snapshot.from_bytes(snapshot.to_bytes()) == snapshot
-    agreed = Agreed({EU1: (Close(1, US, 9),)}, {"eu": Member("eu", "removed", "", 1, 1, US)})
+    agreed = Agreed({EU1: (Close(1, US, 9),)}, {"eu": Member("eu", "removed", "", 1, 1, US, 2)})
     broken = Snapshot(snapshot.cluster, 0, snapshot.vv, snapshot.hashes, snapshot.slots, agreed)
     with pytest.raises(CorruptionError, match="not covered"):
         Snapshot.from_bytes(broken.to_bytes())
@@ -137,3 +137,16 @@ def test_commits_of_a_closed_origin_enter_by_no_door_and_sessions_that_saw_them_
     eu2 = crdtkv.open(region="eu")
     eu2.merge(us.delta_since(None))
     assert eu2.get("k") == 1 and eu2.vv() == us.vv() and eu2.digest() == us.digest()
+
+
+def test_what_is_being_closed_is_not_merged_meanwhile_and_the_error_says_to_try_again() -> None:
+    us, eu = crdtkv.open(region="us"), crdtkv.open(region="eu")
+    eu.put("k", 1)
+    us.merge(eu.delta_since(None))
+    us._machine.freeze([eu.origin])
+    eu.put("k", 2)
+    with pytest.raises(RegionUnavailableError, match="is being closed") as caught:
+        us.merge(eu.delta_since(us.vv()))
+    assert caught.value.retryable and us.get("k") == 1
+    us._machine.raise_limits({eu.origin: 2})
+    assert us.merge(eu.delta_since(us.vv())).applied == 1 and us.get("k") == 2

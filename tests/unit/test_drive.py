@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from crdtkv.core.causality import EMPTY_VV, VersionVector, make_origin
+from crdtkv.core.control import MemberState, close_delta, member_delta
 from crdtkv.core.replica import Applied
 from crdtkv.errors import ConfigError, CorruptionError, StorageError
 from crdtkv.replication import LAN, LOOPBACK, PRESETS, WAN, Backoff, Code, Drive, EventKind, State, preset
@@ -627,3 +628,46 @@ def test_one_run_gives_one_trace() -> None:
 
     first = trace()
     assert first == trace() and any(isinstance(m, Ack) for *_, m in first)  # type: ignore[misc]
+
+
+def test_who_returns_as_an_incarnation_that_ended_goes_on_as_another() -> None:
+    net = Network([ToyReplica("us"), ToyReplica("eu")])
+    eu = net.replicas["eu"].origin
+    us = net.replicas["us"]
+    us.control.apply(close_delta(eu, 1), us.origin, 1, 1, b"")
+    net.connect("us", "eu")
+    net.run(500)
+    assert net.drives["eu"].amnesia is not None and "has ended" in net.drives["eu"].amnesia
+    assert net.drives["us"].amnesia is None
+
+
+def test_who_is_frozen_for_a_reason_not_heard_of_yet_is_refused_for_now() -> None:
+    net = Network([ToyReplica("us"), ToyReplica("eu")])
+    net.replicas["us"].control.freeze(net.replicas["eu"].origin, 0)
+    net.connect("us", "eu")
+    net.run(500)
+    assert net.drives["eu"].amnesia is None and not net.drives["us"].is_connected("eu")
+
+
+def test_a_removed_region_is_refused_and_told_how_to_come_back() -> None:
+    net = Network([ToyReplica("us"), ToyReplica("eu")])
+    us = net.replicas["us"]
+    us.control.apply(member_delta("eu", MemberState.REMOVED, "", 1), us.origin, 1, 1, b"")
+    net.connect("us", "eu")
+    net.run(500)
+    told = next(event for event in net.events["eu"] if event.kind is EventKind.REMOVED)
+    assert told.alarm and "crdtkv recover export" in told.text and "empty directory" in told.text
+    assert not net.drives["us"].is_connected("eu") and net.drives["eu"].amnesia is None
+
+
+def test_a_closing_says_for_whom_it_waits() -> None:
+    net = Network([ToyReplica("us"), ToyReplica("eu"), ToyReplica("ap")])
+    us = net.replicas["us"]
+    frame = net.replicas["eu"].write()
+    us.apply([frame])
+    us.control.freeze(frame.origin, 1)
+    drive = net.drives["us"]
+    drive.membership.receive({net.replicas["ap"].origin: {frame.origin: (1, True)}})
+    drive.tick(1_000)
+    standing = next(s for s in drive.membership.standings(us.vv()) if s.region == "eu")
+    assert standing.waits_for == ("eu",) and standing.reports["us"] == {frame.origin: 1}, "eu itself has not told"

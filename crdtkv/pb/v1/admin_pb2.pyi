@@ -315,3 +315,49 @@ class SettleReply(_message.Message):
     scanned: str
     beside: int
     def __init__(self, kept: _Optional[str] = ..., scanned: _Optional[str] = ..., beside: _Optional[int] = ...) -> None: ...
+
+class RegionsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RegionsReply(_message.Message):
+    __slots__ = ("region", "regions")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    regions: _containers.RepeatedCompositeFieldContainer[RegionStanding]
+    def __init__(self, region: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[RegionStanding, _Mapping]]] = ...) -> None: ...
+
+class RegionStanding(_message.Message):
+    __slots__ = ("region", "state", "address", "member", "connected", "applied", "announced", "closed", "waits_for", "drained")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    state: str
+    address: str
+    member: bool
+    connected: bool
+    applied: _containers.RepeatedCompositeFieldContainer[OriginSeq]
+    announced: _containers.RepeatedCompositeFieldContainer[OriginSeq]
+    closed: _containers.RepeatedCompositeFieldContainer[OriginSeq]
+    waits_for: _containers.RepeatedScalarFieldContainer[str]
+    drained: bool
+    def __init__(self, region: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., member: bool = ..., connected: bool = ..., applied: _Optional[_Iterable[_Union[OriginSeq, _Mapping]]] = ..., announced: _Optional[_Iterable[_Union[OriginSeq, _Mapping]]] = ..., closed: _Optional[_Iterable[_Union[OriginSeq, _Mapping]]] = ..., waits_for: _Optional[_Iterable[str]] = ..., drained: bool = ...) -> None: ...
+
+class ChangeRegionsRequest(_message.Message):
+    __slots__ = ("change", "regions", "address")
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    change: str
+    regions: _containers.RepeatedScalarFieldContainer[str]
+    address: str
+    def __init__(self, change: _Optional[str] = ..., regions: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ...) -> None: ...

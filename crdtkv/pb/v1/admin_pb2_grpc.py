@@ -94,6 +94,16 @@ class AdminStub(object):
                 request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleRequest.SerializeToString,
                 response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleReply.FromString,
                 _registered_method=True)
+        self.Regions = channel.unary_unary(
+                '/crdtkv.v1.Admin/Regions',
+                request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.RegionsRequest.SerializeToString,
+                response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.RegionsReply.FromString,
+                _registered_method=True)
+        self.ChangeRegions = channel.unary_unary(
+                '/crdtkv.v1.Admin/ChangeRegions',
+                request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.ChangeRegionsRequest.SerializeToString,
+                response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.RegionsReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -176,6 +186,19 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Regions(self, request, context):
+        """The members of the cluster, as this node knows them; and changes to them, which become commits like any other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeRegions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -238,6 +261,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Settle,
                     request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleRequest.FromString,
                     response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleReply.SerializeToString,
+            ),
+            'Regions': grpc.unary_unary_rpc_method_handler(
+                    servicer.Regions,
+                    request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.RegionsRequest.FromString,
+                    response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.RegionsReply.SerializeToString,
+            ),
+            'ChangeRegions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeRegions,
+                    request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.ChangeRegionsRequest.FromString,
+                    response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.RegionsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -564,6 +597,60 @@ class Admin(object):
             '/crdtkv.v1.Admin/Settle',
             crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleRequest.SerializeToString,
             crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Regions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdtkv.v1.Admin/Regions',
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.RegionsRequest.SerializeToString,
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.RegionsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeRegions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdtkv.v1.Admin/ChangeRegions',
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.ChangeRegionsRequest.SerializeToString,
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.RegionsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,282 @@
+"""How the members agree where an origin ends, sans-IO: what each has of it goes round, and one of them closes it (DESIGN §4).
+
+An origin *ends* when its region goes on as a later incarnation, or is removed. Then, at every member by itself:
+
+    1  freeze    it takes no more of the origin than it has; that is on its disk before anybody hears of it, so a restart keeps it
+    2  report    it tells its peers what it has fsynced of the origin; they pass that on, so that two who cannot meet hear of each other
+    3  follow    it takes as much as any member had when it froze: the greatest of all reports is F, and nobody will ever have more
+    4  close     once *every* member is frozen and has fsynced up to F, the origin's own region (of a removed one: the least member by
+                 name) commits CLOSE; causal order does the rest
+
+There are no rounds and no leader: reports only grow, everybody may compute F, and whoever crashes goes on from its disk. A member that
+cannot be reached blocks step 4 and nothing else: until then the origin stays in the vectors. Two may close the same origin (a driver
+that changes): both then say the same F. A member that nobody counted (it was added at that moment) may have taken more; its report
+says so, all follow, and the origin is closed once more.
+
+Members are this region, those configured, those recorded (`core.control`), those that peers name, and those that have written and were
+not closed; without those removed. A region that is being drained reports, and is reported on, in the same way without being frozen:
+when all have what it has, it may go.
+
+Not frozen is an origin to which a link is live: then two nodes run as one region, and whose commits shall end is for an operator to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from crdtkv.core.causality import Origin, VersionVector, generation_of, region_of
+from crdtkv.core.control import MemberState, Steering
+from crdtkv.replication.messages import ORIGINS_MAX, Reports
+from crdtkv.replication.port import ReplicaPort
+
+Told = dict[Origin, tuple[int, bool]]
+"""Per origin that ends: what a member has fsynced of it, and whether it takes no more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """One region as this replica sees it. `region`'s own commits by origin; None is unknown."""
+
+    region: str
+    state: str
+    address: str
+    is_member: bool
+    origins: Mapping[Origin, int]
+    """What is applied here, of its open origins."""
+    announced: Mapping[Origin, int]
+    """The greatest seq that anybody ever named here: what is more than `origins` may be lost if the region is removed now."""
+    reports: Mapping[str, Mapping[Origin, int]]
+    """What each member has fsynced of it, as far as told: while it is drained, or an origin of it is being closed."""
+    waits_for: tuple[str, ...]
+    """Members that have not told yet, or have not fetched everything."""
+
+    @property
+    def is_drained(self) -> bool:
+        """It takes no writes, and every member has told that it has all that the region has."""
+        return self.state == MemberState.DRAINING and not self.waits_for
+
+
+class Membership:
+    """See the module's docstring. Pure state; `review` looks at everything anew.
+
+    Args:
+        configured: names of the regions of the cluster, as far as configured.
+    """
+
+    def __init__(self, port: ReplicaPort, configured: Sequence[str]) -> None:
+        self._port = port
+        self._configured = tuple(configured)
+        self._reports: dict[Origin, Told] = {}
+        """By member, its own entry included. Only the latest incarnation of a region counts."""
+        self._announced: dict[Origin, int] = {}
+        self._named: tuple[str, ...] = ()
+        self._present: set[Origin] = set()
+        self._message: Reports | None = None
+        self.steering = Steering()
+        """What the I/O should have the replica do."""
+
+    # -- inputs -----------------------------------------------------------------------------------------------------
+
+    def receive(self, reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]]) -> None:
+        """What a peer knows of what members told. What is told only grows, so it may come late and in any order."""
+        own = self._port.origin
+        for reporter, told in reports.items():
+            if reporter == own or len(self._reports) >= ORIGINS_MAX:
+                continue
+            known = self._reports.setdefault(reporter, {})
+            for origin, (seq, is_frozen) in told.items():
+                before = known.get(origin, (0, False))
+                known[origin] = max(before[0], seq), before[1] or is_frozen
+                self._announced[origin] = max(self._announced.get(origin, 0), seq)
+
+    def announce(self, vv: VersionVector) -> None:
+        """A peer says what it has applied."""
+        for origin, seq in vv.items():
+            if seq > self._announced.get(origin, 0):
+                self._announced[origin] = seq
+
+    def review(
+        self, vv: VersionVector, durable: VersionVector, live: Mapping[Origin, Iterable[str]], *, is_handed_over: bool = True
+    ) -> Reports | None:
+        """Look at everything anew: sets `steering`; what to tell every peer now, None if there is nothing to tell.
+
+        Args:
+            vv, durable: what is applied here, and fsynced.
+            live: the peers that are connected, and the regions that each names as members.
+            is_handed_over: the connected peers have fsynced what they cannot have from whoever wrote it. If this region is being
+                drained, it says that it is ready to go only then.
+        """
+        control, own = self._port.control, self._port.origin
+        self._named = tuple(dict.fromkeys(region for names in live.values() for region in names))
+        present = self._present = {own, *live}
+        told_of = [o for told in self._reports.values() for o in told]
+        latest = self._latest((own, *live, *self._open((*vv, *self._reports, *told_of))), (*vv, *self._reports, *told_of))
+        ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
+        freeze = tuple(o for o in ending if control.last(o) is None and o not in control.frozen)
+        mine = self._tell(vv, durable, latest, is_handed_over)
+        self._reports[own] = mine
+        limits, close = {}, {}
+        members = self.members(vv)
+        for origin in dict.fromkeys((*control.frozen, *mine)):
+            # Limits rise to what anybody had who has stopped taking more: also to what a former incarnation of a member told.
+            frozen_at = [told[origin][0] for by, told in self._reports.items() if told.get(origin, (0, False))[1] and self._counts(by)]
+            end = max(frozen_at, default=0)
+            limit = control.limit(origin)
+            if limit is not None and end > limit:
+                limits[origin] = end
+            if self._is_driver(origin, members, latest) and mine.get(origin) == (end, True) and control.last(origin) != end and end > 0:
+                told_by = [self._told_by(latest.get(region), origin) for region in members]
+                if all(told == (end, True) for told in told_by):
+                    close[origin] = end
+        self.steering = Steering(freeze, limits, close)
+        self._prune(latest)
+        told = {by: dict(told) for by, told in self._reports.items() if told}
+        if not told and self._message is None:
+            return None
+        message = Reports(told)
+        if message == self._message:
+            return self._message
+        self._message = message
+        return message
+
+    def is_former(self, origin: Origin) -> bool:
+        """Whether its region is known to have been, and no longer to be, an incarnation that is not older: then it is not the latest.
+
+        So says who lost its disk, and begins at the first generation again, and who was put back to an earlier state. It takes a new
+        incarnation then, and the greatest generation is the latest.
+        """
+        return any(
+            region_of(o) == region_of(origin) and o != origin and generation_of(o) >= generation_of(origin)
+            for o in self._open((*self._port.vv(), *self._reports))
+        )
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def members(self, vv: VersionVector) -> list[str]:
+        """The regions that must agree, by name."""
+        control = self._port.control
+        names = {region_of(self._port.origin), *self._configured, *control.members, *self._named, *control.open_regions(vv)}
+        return sorted(name for name in names if not control.is_removed(name))
+
+    def _told_by(self, member: Origin | None, origin: Origin) -> tuple[int, bool] | None:
+        return None if member is None else self._reports.get(member, {}).get(origin)
+
+    def _counts(self, reporter: Origin) -> bool:
+        return not self._port.control.is_removed(region_of(reporter))
+
+    def _open(self, origins: Iterable[Origin]) -> list[Origin]:
+        """Those that may still go on: not closed, not frozen, and not connected (of these one knows)."""
+        control = self._port.control
+        return [o for o in origins if control.limit(o) is None and o not in self._present]
+
+    @staticmethod
+    def _latest(open_origins: Iterable[Origin], others: Iterable[Origin]) -> dict[str, Origin]:
+        """Per region its latest incarnation that is known of, if possible one that may go on; the first of one generation."""
+        latest: dict[str, Origin] = {}
+        for origin in open_origins:
+            region = region_of(origin)
+            if region not in latest or generation_of(latest[region]) < generation_of(origin):
+                latest[region] = origin
+        ended: dict[str, Origin] = {}
+        for origin in others:
+            region = region_of(origin)
+            if region not in ended or generation_of(ended[region]) < generation_of(origin):
+                ended[region] = origin
+        return {**ended, **latest}
+
+    def _ending(self, vv: VersionVector, latest: Mapping[str, Origin], present: set[Origin]) -> list[Origin]:
+        """Origins of which something is known, that will not go on: each region's former incarnations, all of a removed one's, and
+        those that a member has frozen."""
+        control = self._port.control
+        known = {*vv, *(o for told in self._reports.values() for o, (seq, _) in told.items() if seq)}
+        told = {o for by, told in self._reports.items() if self._counts(by) for o, (_, is_frozen) in told.items() if is_frozen}
+        return sorted(o for o in known if o in told or control.is_removed(region_of(o)) or _is_former(o, latest[region_of(o)], present))
+
+    def _tell(self, vv: VersionVector, durable: VersionVector, latest: Mapping[str, Origin], is_handed_over: bool) -> Told:
+        """What this replica reports: of what is frozen here, of what went beyond its end, and of regions that are drained."""
+        control = self._port.control
+        mine: Told = {}
+        for origin in control.frozen:
+            if durable.seq(origin) == vv.seq(origin):  # else what is told could still be lost
+                mine[origin] = vv.seq(origin), True
+        beyond_here = [o for o in control.closed if vv.seq(o) > (control.last(o) or 0)]
+        for origin in dict.fromkeys((*beyond_here, *(o for told in self._reports.values() for o in told))):
+            last = control.last(origin)
+            beyond = last is not None and any(told.get(origin, (0, False))[0] > last for told in self._reports.values())
+            if (beyond or (last is not None and vv.seq(origin) > last)) and durable.seq(origin) == vv.seq(origin):
+                mine[origin] = vv.seq(origin), True
+        for member in list(control.members.values()):
+            current = latest.get(member.region)
+            # Only once the record itself is on the disk: a drained region that forgot it would write again.
+            is_known = durable.covers((Origin(member.origin), member.seq))
+            if member.region == region_of(self._port.origin) and not is_handed_over:
+                continue
+            if member.state == MemberState.DRAINING and is_known and current is not None and current not in mine:
+                mine[current] = durable.seq(current), False
+        return mine
+
+    def _is_driver(self, origin: Origin, members: Sequence[str], latest: Mapping[str, Origin]) -> bool:
+        region = region_of(origin)
+        if not self._port.control.is_removed(region) and latest.get(region) != origin:
+            return region == region_of(self._port.origin)
+        return members[:1] == [region_of(self._port.origin)]
+
+    def _prune(self, latest: Mapping[str, Origin]) -> None:
+        """Forget what former incarnations and removed regions told, and what was told of origins that are closed since."""
+        control = self._port.control
+        for reporter in list(self._reports):
+            if not self._counts(reporter) or latest.get(region_of(reporter)) != reporter:
+                del self._reports[reporter]
+                continue
+            told = self._reports[reporter]
+            for origin in [o for o, (seq, _) in told.items() if (last := control.last(o)) is not None and seq <= last]:
+                del told[origin]
+
+    # -- what is known ----------------------------------------------------------------------------------------------
+
+    def standings(self, vv: VersionVector) -> tuple[Standing, ...]:
+        """Every region known, by name."""
+        control, members = self._port.control, self.members(vv)
+        known = (*vv, *self._reports)
+        latest = self._latest((*self._present, self._port.origin, *self._open(known)), known)
+        found = []
+        for region in sorted({*members, *control.members, *(region_of(o) for o in vv)}):
+            record = control.members.get(region)
+            origins = {o: n for o, n in vv.items() if region_of(o) == region and control.last(o) != n}
+            current = latest.get(region)
+            watched = {o for o in origins if o in control.frozen}
+            waits, reports = [], {}
+            if record is not None and record.state == MemberState.DRAINING:
+                # What it has, only the region itself can say: until then it may have what nobody here has heard of.
+                if current is None or current not in self._reports.get(current, {}):
+                    waits.append(region)
+                else:
+                    watched |= {o for o in self._reports[current] if region_of(o) == region}
+            for member in members:
+                reporter = latest.get(member)
+                told = self._reports.get(reporter, {}) if reporter is not None else {}
+                reports[member] = {o: told[o][0] for o in sorted(watched) if o in told}
+                if member not in waits and any(o not in told or told[o][0] < max(self._greatest(o), origins.get(o, 0)) for o in watched):
+                    waits.append(member)
+            found.append(
+                Standing(
+                    region=region,
+                    state=MemberState.ACTIVE.value if record is None else record.state,
+                    address="" if record is None else record.address,
+                    is_member=region in members,
+                    origins=origins,
+                    announced={o: n for o, n in sorted(self._announced.items()) if region_of(o) == region and n > vv.seq(o)},
+                    reports=reports if watched else {},
+                    waits_for=tuple(waits),
+                )
+            )
+        return tuple(found)
+
+    def _greatest(self, origin: Origin) -> int:
+        return max((told[origin][0] for told in self._reports.values() if origin in told), default=0)
+
+
+def _is_former(origin: Origin, latest: Origin, present: set[Origin]) -> bool:
+    """Whether a region has gone on from an origin to its latest one."""
+    return origin != latest and (generation_of(origin) < generation_of(latest) or latest in present)
