@@ -395,6 +395,10 @@ class Auditor:
         if len(kept) < len(followed.order):
             self._rewind(member, followed, kept)
 
+    def may_have_thawed(self, member: Member) -> None:
+        """An earlier state of its disk may have come back: what it had frozen since is told again, and closed again if need be."""
+        self._followed[member.index].frozen = set()
+
     def renewed(self, member: Member) -> None:
         """8: it goes on under an id that nobody has seen, above every one seen; what its disk holds is followed anew."""
         written = any(dot.origin == member.origin for dot in self._history.commits)

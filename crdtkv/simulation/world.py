@@ -272,6 +272,7 @@ class World:
 
     def _count_losses(self, member: Member, before: Origin) -> None:
         """Only now it shows whether it goes on as who it was: then nobody may have what it lost of its own."""
+        self.auditor.may_have_thawed(member)
         if member.origin == before:
             self.auditor.crashed(member, [m for m in self.members if m is not member])
         else:
