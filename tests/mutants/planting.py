@@ -1,8 +1,8 @@
 """Plants a bug: copies the package, applies one patch to the copy, and runs what has to find it there.
 
 A mutant is a unified diff with a header that names the trap it is an example of, and its hunter: `Scenario`, in which the
-simulations must find it, or `Test`, the tests that must fail. Hunks are found by their text, not their line numbers, and must
-be found exactly once: a mutant that no longer applies is an error.
+simulations must find it (from seed `Seed` on, where it is rare), or `Test`, the tests that must fail. Hunks are found by
+their text, not their line numbers, and must be found exactly once: a mutant that no longer applies is an error.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Mutant:
     trap: str
     scenario: str | None
     test: str | None
+    seed: int
     file: str
     edits: tuple[tuple[str, str], ...]
 
@@ -41,7 +42,7 @@ class Mutant:
         edits = tuple((_side(hunk, "-"), _side(hunk, "+")) for hunk in _HUNK.split(hunks)[1:])
         assert edits, f"{path.name} changes nothing"
         assert ("Scenario" in facts) != ("Test" in facts), f"{path.name}: name a scenario or a test"
-        return cls(path.stem, facts["Trap"], facts.get("Scenario"), facts.get("Test"), file, edits)
+        return cls(path.stem, facts["Trap"], facts.get("Scenario"), facts.get("Test"), int(facts.get("Seed", "1")), file, edits)
 
     def apply(self, root: Path) -> None:
         """Change the copy of the package under `root`."""

@@ -15,7 +15,7 @@ SEEDS_MAX = 60
 
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.scenario], ids=lambda mutant: mutant.name)
 def test_is_killed(mutant: Mutant, tmp_path: Path) -> None:
-    outcomes = mutant.hunt(tmp_path, seed=1, seeds=SEEDS_MAX)
+    outcomes = mutant.hunt(tmp_path, seed=mutant.seed, seeds=SEEDS_MAX)
     assert outcomes[-1]["violations"], f"{mutant.name} survived {len(outcomes)} seeds: {mutant.trap}"
 
 
