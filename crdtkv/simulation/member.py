@@ -354,7 +354,6 @@ class Member:
             world.auditor.clock_begins_anew(self)
             self.drive.renewed(world.now_ms)
             self.poke()
-            return
         if work.steering is not None:
             self._later(world.dice.pick((0.0, 5.0)), self._steer, work.steering)
         if work.apply:
