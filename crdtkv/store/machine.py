@@ -118,6 +118,7 @@ class Machine:
         self._gathered_bytes = 0  # commits of the frame in the making, while they gather
         self.is_engine_ahead = self.replica.position > log.end()
         """The engine holds what the log has lost: nothing may be done before `begin_incarnation`."""
+        self._folded_at = self.replica.position  # where the engine stands, at least
         self.replayed = 0 if self.is_engine_ahead else self._replay(self.replica)
         if log.synced() < log.end():
             log.sync()  # a killed process leaves frames that only the kernel has; nothing may be promised on them before
@@ -320,7 +321,8 @@ class Machine:
             raise self._failure()
         if self.replica.making:
             self.seal()
-        if self.replica.state.pending:
+        # Frames that change nothing here move the position all the same, and the log may be dropped up to what was folded.
+        if self.replica.state.pending or self.replica.position != self._folded_at:
             try:
                 self.replica.fold()
             except DiskFullError as e:
@@ -330,6 +332,7 @@ class Machine:
                 self.fail(e)
                 raise
             self._unfolded_bytes = 0
+            self._folded_at = self.replica.position
 
     def flush(self, position: int) -> None:
         """Have log and engine on the disk up to a position that was folded. May run beside everything else."""
