@@ -11,7 +11,7 @@ from crdtkv.core.join import snapshot_of
 from crdtkv.core.replica import Replica
 from crdtkv.core.state import DictBase
 from crdtkv.core.types.counter import run_name
-from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog
+from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog, position_of
 from crdtkv.storage.memory_log import MemoryLog
 from crdtkv.store.machine import Machine
 from crdtkv.store.reading import Reader
@@ -146,3 +146,24 @@ def test_a_dead_run_stays_until_what_its_origin_counted_before_it_knew_is_here()
     us.receive(unaware)
     assert Reader(us).counter(b"n") == Reader(eu).counter(b"n") == 7
     assert us.digest() == eu.digest()
+
+
+def test_the_engine_follows_frames_that_change_nothing() -> None:
+    """An expiry that another region had issued already changes no record, so nothing was folded for it, and the engine stood still while the log went on.
+    Retention dropped the log up to what it took for folded; after a crash the engine stood before the log's beginning.
+    """
+    log, engine = SimulatedLog(), SimulatedEngine()
+
+    def start() -> Machine:
+        return Machine(log, engine, origin=make_origin("us", 1, 0), cluster="c", clock=HybridClock(lambda: 1_000))
+
+    us, ap = start(), replica("ap")
+    us.apply([commit(ap, [DeltaKind.REGISTER_PUT, "k", encode_value(1)])])
+    us.fold()
+    us.apply([commit(ap, [DeltaKind.EXPIRE, "k", 1, b"", [[ap.origin, 9]]])])  # another region had removed it already
+    us.fold()
+    assert position_of(engine.records) == us.log.end() == 2
+    us.flush(us.replica.position)
+    us.log.truncate(2)
+    again = start()
+    assert again.vv() == us.vv() and again.digest() == us.digest()
