@@ -149,8 +149,9 @@ def test_a_dead_run_stays_until_what_its_origin_counted_before_it_knew_is_here()
 
 
 def test_the_engine_follows_frames_that_change_nothing() -> None:
-    """An expiry that another region had issued already changes no record, so nothing was folded for it, and the engine stood still while the log went on.
-    Retention dropped the log up to what it took for folded; after a crash the engine stood before the log's beginning.
+    """An expiry that another region had issued already changes no record, so nothing was folded for it, and the engine stood
+    still while the log went on. Retention dropped the log up to what it took for folded; after a crash the engine stood before
+    the log's beginning, and the store refused to open.
     """
     log, engine = SimulatedLog(), SimulatedEngine()
 
