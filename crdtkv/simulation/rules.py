@@ -26,6 +26,8 @@ _DURABLE: Final = Rule(7, "nothing is sent, promised or acknowledged before it i
 _MONOTONE: Final = Rule(8, "vectors, stamps, sequence numbers and the clock's mark never go back, and clocks follow others only so far")
 _REPLAY: Final = Rule(3, "everything that belongs together changes in one batch, so a crash and its replay change nothing")
 _JOURNAL: Final = Rule(10, "every update that lost against one it had not seen is in the journal")
+_CLOSED: Final = Rule(1, "an origin ends where all members agreed, everybody who closes it has it up to there, and nobody takes more")
+_FLOOR: Final = Rule(8, "floors rise only for origins that jumped, to where a frame ends")
 _CONVERGE: Final = Rule(11, "once healed, with nobody writing, all replicas become equal within a bounded time")
 
 _RULES: Final[tuple[tuple[str, Rule], ...]] = (
@@ -36,6 +38,11 @@ _RULES: Final[tuple[tuple[str, Rule], ...]] = (
     (r"which rests on", Rule(1, "a commit is applied only after everything that its writer had seen")),
     (r" applied .* after ", Rule(1, "each origin's commits are applied in order, each exactly once")),
     (r"^two contents of", Rule(2, "a commit has one content, everywhere and for ever")),
+    (r" goes on as .*, which has written", Rule(2, "whoever may have lost commits of its own takes a new id")),
+    (r" is closed at .* and at | has closed .* without having it|, which was closed at | was frozen, and after a restart", _CLOSED),
+    (r" shows .* as ", Rule(8, "what is shown without closed origins says what the full vector does")),
+    (r": the floor of | installed .*, where no frame ends", _FLOOR),
+    (r" sent .* above the sent bound", _DURABLE),
     (r"does not follow the last frame", Rule(2, "each frame names the one before it by its hash")),
     (r"is not covered by|not even covered", Rule(4, "every dot in a state is covered by its version vector")),
     (r" holds .*; it should hold|: counters are", _STATE),

@@ -51,6 +51,11 @@ def is_running(pid: int) -> bool:
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+def listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        return connection.connect_ex(path) == 0
+
+
 def accepts(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
@@ -165,9 +170,11 @@ def test_nothing_outlives_a_killed_supervisor(
     cluster = LocalCluster(("us", "eu"), directory=tmp_path / "c", node_command=stub)
     cluster.start()
     cluster.pause("eu")  # a stopped process cannot notice anything by itself
-    nodes = pids(tmp_path / "c")
-    os.kill(ClusterFile.read(tmp_path / "c").supervisor_pid, signal.SIGKILL)
-    eventually(lambda: not any(is_running(pid) for pid in nodes), "the nodes died with it")
+    supervisor = ClusterFile.read(tmp_path / "c").supervisor_pid
+    running = [*pids(tmp_path / "c"), supervisor]
+    os.kill(supervisor, signal.SIGKILL)
+    eventually(lambda: not any(is_running(pid) for pid in running), "the nodes died with it")
+    eventually(lambda: not listens(ClusterFile.read(tmp_path / "c").control), "its threads let go of the socket")
     with pytest.raises(ClusterNotRunningError, match="not running any more"):
         cluster.kill("us")
     with pytest.raises(ClusterNotRunningError):
