@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from crdtkv.errors import StorageError
+from crdtkv.storage.files import sync_directory
 
 
 class Target(Protocol):
@@ -43,11 +44,7 @@ class FolderTarget:
                 os.fsync(file.fileno())
             temporary.replace(path)
             for directory in (path.parent, self.folder):
-                fd = os.open(directory, os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+                sync_directory(directory)
         except OSError as e:
             with contextlib.suppress(OSError):
                 temporary.unlink()

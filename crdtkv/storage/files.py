@@ -62,7 +62,17 @@ class FileLayer(Protocol):
         """Make created, renamed and removed names survive the loss of power."""
 
 
-_sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+sync_data = getattr(os, "fdatasync", os.fsync)
+"""Make an open file's data survive the loss of power (macOS has no fdatasync)."""
+
+
+def sync_directory(path: Path) -> None:
+    """Make created, renamed and removed names in a directory survive the loss of power."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class OsFile:
@@ -97,7 +107,7 @@ class OsFile:
         os.ftruncate(self._fd, size)
 
     def sync(self) -> None:
-        _sync(self._fd)
+        sync_data(self._fd)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -124,11 +134,7 @@ class OsFiles:
         os.unlink(path)
 
     def sync_directory(self, directory: Path) -> None:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_directory(directory)
 
 
 class Space(NamedTuple):

@@ -42,7 +42,7 @@ import msgspec
 
 from crdtkv.core.causality import Origin
 from crdtkv.errors import DiskFullError, StorageError
-from crdtkv.storage.files import is_full
+from crdtkv.storage.files import is_full, sync_data, sync_directory
 
 INSTANCE_NAME: Final = "INSTANCE"
 TRUST: Final = "trust"
@@ -56,7 +56,6 @@ TOKEN_AGE_S: Final = 30 * 86_400
 _SLOT_BYTES: Final = 8192  # a path has up to 4096
 _MARK_AT: Final = 2 * _SLOT_BYTES
 _MAGIC: Final = b"CRDTKVI1"
-_sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,7 +178,7 @@ class _SlotFile:
                 # Allocated now, so that a full disk cannot refuse what is written over it later.
                 os.pwrite(self._fd, bytes(_MARK_AT + 16), 0)
                 os.fsync(self._fd)
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
         except BaseException:
             self.close()
             raise
@@ -197,7 +196,7 @@ class _SlotFile:
         if len(slot) > _SLOT_BYTES:
             raise OSError(36, f"the path {record.path[:60]}… is too long")
         os.pwrite(self._fd, slot, (1 - self._newest) * _SLOT_BYTES)
-        _sync(self._fd)
+        sync_data(self._fd)
         self._newest = 1 - self._newest
 
     def mark(self, origin: Origin) -> int:
@@ -208,7 +207,7 @@ class _SlotFile:
     def note(self, origin: Origin, seq: int, *, sync: bool) -> None:
         os.pwrite(self._fd, seq.to_bytes(8, "little") + _name(origin), _MARK_AT)
         if sync:
-            _sync(self._fd)
+            sync_data(self._fd)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -243,14 +242,6 @@ def _id_of(directory: Path) -> str | None:
     records = [r for r in (_decode(slots[:_SLOT_BYTES]), _decode(slots[_SLOT_BYTES:])) if r is not None]
     newest = max(records, key=lambda r: r.number, default=None)
     return None if newest is None else newest.id
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class Instance:

@@ -25,6 +25,7 @@ from crdtkv.core.clock import HybridClock
 from crdtkv.core.install import Installed
 from crdtkv.errors import ConfigError, CorruptionError, StorageError
 from crdtkv.storage.engine import MemoryEngine, StateEngine
+from crdtkv.storage.files import sync_directory
 from crdtkv.storage.lock import DirectoryLock
 from crdtkv.storage.log import CommitLog, FileLog
 from crdtkv.storage.memory_log import MemoryLog
@@ -316,10 +317,6 @@ def _write_identity(path: Path, identity: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        fd = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_directory(path.parent)
     except OSError as e:
         raise StorageError(f"cannot write {path}: {e.strerror}", path=str(path)) from e
