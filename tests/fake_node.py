@@ -44,8 +44,8 @@ class DictStore:
     def token(self) -> str:
         return str(len(self.log))
 
-    def run(self, op: str, args: list[Any], options: dict[str, Any] | None) -> Any:
-        rid = (options or {}).get("rid")
+    def run(self, op: str, args: list[Any], options: bytes | dict[str, Any] | None) -> Any:
+        rid = options.get("rid") if isinstance(options, dict) else options
         if rid is not None and rid in self.rids:
             return self.rids[rid]
         payload = getattr(self, f"op_{op}")(*args)
@@ -69,7 +69,7 @@ class DictStore:
     def op_get(self, key: str) -> bytes | None:
         return self.at(key, "register") if key in self.data else None
 
-    def op_put(self, key: str, value: bytes, ttl: float | None) -> list[Any]:
+    def op_put(self, key: str, value: bytes, ttl: float | None = None) -> list[Any]:
         self.at(key, "register")
         self.data[key] = value
         return self.commit(key, "put", value=value)
@@ -221,6 +221,7 @@ class FakeNode(kv_pb2_grpc.KeyValueServicer):
     Attributes:
         messages: of sessions, received.
         ops: how often each operation arrived.
+        deadlines_ms: of each request, in the order they arrived.
         hold: operations that are applied and never answered.
         drop: operations at which the stream breaks: "before" or "after" they are applied.
         refuse: an error with which every session is refused.
@@ -230,6 +231,7 @@ class FakeNode(kv_pb2_grpc.KeyValueServicer):
         self.store = store or DictStore(region)
         self.messages = 0
         self.ops: Counter[str] = Counter()
+        self.deadlines_ms: list[int] = []
         self.hold: set[str] = set()
         self.drop: dict[str, str] = {}
         self.refuse: CrdtkvError | None = None
@@ -289,6 +291,7 @@ class FakeNode(kv_pb2_grpc.KeyValueServicer):
             replies: list[Any] = []
             for id, op, args, options in decode(message.rows):
                 self.ops[op] += 1
+                self.deadlines_ms.append(options["deadline_ms"] if isinstance(options, dict) else message.deadline_ms)
                 drop = self.drop.pop(op, None)
                 if drop == "before":
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "dropped")

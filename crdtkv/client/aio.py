@@ -387,9 +387,7 @@ class AsyncPipeline(PipelineCore):
         session.check_room()
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.finish = lambda: None if answered.done() else answered.set_result(None)
-        timeout = self._client._timeout
-        for call in self.take():
-            session.submit(call, timeout)
+        session.submit_all(self.take(), self._client._timeout)
         await answered
 
     async def __aenter__(self) -> Self:

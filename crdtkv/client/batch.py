@@ -101,9 +101,7 @@ class Batch:
         core.open = False
         if kind is None and core.writes:
             call = wire.batch(core.writes, self._durability)
-            if self.request_id is not None:
-                assert call.options is not None
-                call.options["rid"] = self.request_id
+            call.request_id = self.request_id
             self.commit = self._client._call(call)
 
 

@@ -27,7 +27,7 @@ import grpc
 import grpc.aio
 import msgspec
 
-from crdtkv.client.wire import Call
+from crdtkv.client.wire import Call, new_request_ids
 from crdtkv.errors import (
     CorruptionError,
     CrdtkvError,
@@ -51,6 +51,8 @@ IN_FLIGHT_MAX: Final = 8192
 IN_FLIGHT_BYTES_MAX: Final = 16 << 20
 PENDING_MAX: Final = 65_536
 """Requests waiting to be sent; one more is refused. A pipeline is admitted whole."""
+DEADLINE_TOLERANCE: Final = 0.02
+"""Requests whose deadlines differ by no more than this part of what is left share one in the message."""
 PACE_S: Final = 0.001
 CONNECT_TIMEOUT_S: Final = 2.0
 CONNECT_ROUNDS: Final = 3
@@ -127,6 +129,21 @@ class Session:
             return
         call.deadline = deadline = self._loop.time() + timeout
         self.pending.append(call)
+        self._submitted(deadline)
+
+    def submit_all(self, calls: list[Call], timeout: float) -> None:
+        """`submit` of each."""
+        if self.closed:
+            for call in calls:
+                call.sink.set_exception(closed_error())
+            return
+        deadline = self._loop.time() + timeout
+        for call in calls:
+            call.deadline = deadline
+        self.pending.extend(calls)
+        self._submitted(deadline)
+
+    def _submitted(self, deadline: float) -> None:
         if deadline < self._timer_at:
             self._set_timer(deadline)
         wake = self._wake
@@ -310,11 +327,12 @@ class Session:
                     await self._wake
                     self._wake = None
                     continue
-                rows = self._take()
-                if rows:
+                calls = self._take()
+                if calls:
                     self._answered = False
                     self.messages += 1
-                    await write(batch(rows=_encode(rows)))
+                    rows, deadline_ms = self._rows(calls)
+                    await write(batch(rows=_encode(rows), deadline_ms=deadline_ms))
         except (grpc.RpcError, asyncio.InvalidStateError):
             connection.stream.cancel()  # the reader reports the loss
 
@@ -327,15 +345,12 @@ class Session:
         may_follow = self._answered or len(self.pending) >= MESSAGE_ROWS_MAX
         return may_follow and len(in_flight) < IN_FLIGHT_MAX and self._in_flight_bytes < IN_FLIGHT_BYTES_MAX
 
-    def _take(self) -> list[tuple[int, str, list[Any], dict[str, Any]]]:
-        """Rows of all that waits, as far as one message and the window hold it; they are in flight from here on."""
-        now = self._loop.time()
-        in_flight = self._in_flight
-        pop = self.pending.popleft
-        id = self._next_id
-        room = min(MESSAGE_ROWS_MAX, IN_FLIGHT_MAX - len(in_flight), len(self.pending))
+    def _take(self) -> list[Call]:
+        """All that waits, as far as one message and the window hold it."""
+        in_flight, pop = len(self._in_flight), self.pending.popleft
+        room = min(MESSAGE_ROWS_MAX, IN_FLIGHT_MAX - in_flight, len(self.pending))
         weight = 0
-        rows: list[tuple[int, str, list[Any], dict[str, Any]]] = []
+        calls: list[Call] = []
         for _ in range(room):
             call = pop()
             if call.sink.done():  # expired or cancelled while it waited
@@ -344,19 +359,36 @@ class Session:
                 self.pending.appendleft(call)
                 break
             weight += call.weight
+            calls.append(call)
+        self._in_flight_bytes += weight
+        return calls
+
+    def _rows(self, calls: list[Call]) -> tuple[list[tuple[int, str, list[Any], bytes | dict[str, Any] | None]], int]:
+        """The rows of a message, in flight from here on, and the deadline that they share, in ms from now."""
+        now = self._loop.time()
+        unnamed = [call for call in calls if call.write and call.request_id is None]
+        for call, request_id in zip(unnamed, new_request_ids(len(unnamed)), strict=True):
+            call.request_id = request_id
+        common = calls[0].deadline
+        tolerance = (common - now) * DEADLINE_TOLERANCE
+        earliest, latest = common - tolerance, common + tolerance
+        in_flight = self._in_flight
+        id = self._next_id
+        rows: list[tuple[int, str, list[Any], bytes | dict[str, Any] | None]] = []
+        for call in calls:
             call.sent_at = now
-            left_ms = int((call.deadline - now) * 1000) + 1
-            options = call.options
-            if options is None:
-                call.options = options = {"deadline_ms": left_ms}
-            else:
-                options["deadline_ms"] = left_ms
+            options: bytes | dict[str, Any] | None = call.request_id
+            if call.durability is not None or not earliest <= call.deadline <= latest:
+                options = {"deadline_ms": _ms_left(call.deadline, now)}
+                if call.request_id is not None:
+                    options["rid"] = call.request_id
+                if call.durability is not None:
+                    options["durability"] = call.durability
             rows.append((id, call.op, call.args, options))
             in_flight[id] = call
             id += 1
         self._next_id = id
-        self._in_flight_bytes += weight
-        return rows
+        return rows, _ms_left(common, now)
 
     def _set_pace(self) -> None:
         if self._pace is None:
@@ -478,6 +510,10 @@ def _error_of(payload: Any) -> CrdtkvError:
 def closed_error(*, maybe_applied: bool | None = None) -> StoreClosedError:
     """The error of a client that was closed."""
     return StoreClosedError("the client is closed", maybe_applied=maybe_applied)
+
+
+def _ms_left(deadline: float, now: float) -> int:
+    return max(0, int((deadline - now) * 1000)) + 1
 
 
 def _may_have(call: Call) -> bool:

@@ -75,7 +75,7 @@ class _Core:
     def __init__(self, endpoints: Sequence[str], credentials: grpc.ChannelCredentials | None) -> None:
         self.generation = runtime.generation
         self.loop = runtime.acquire()
-        self.inbox: deque[tuple[Call, float]] = deque()
+        self.inbox: deque[tuple[list[Call], float]] = deque()
         self.closed = False
         self._awake = False
         self._closing = threading.Lock()
@@ -96,9 +96,9 @@ class _Core:
         if self.closed:
             raise closed_error()
 
-    def hand_over(self, calls: Iterable[tuple[Call, float]]) -> None:
+    def hand_over(self, calls: list[Call], timeout: float) -> None:
         """Give calls to the loop; it is woken unless it is awake already."""
-        self.inbox.extend(calls)
+        self.inbox.append((calls, timeout))
         if not self._awake:  # set after the append and cleared before the loop takes: nothing is left lying
             self._awake = True
             try:
@@ -108,7 +108,7 @@ class _Core:
 
     def _take(self) -> None:
         self._awake = False
-        inbox, submit = self.inbox, self.session.submit
+        inbox, submit = self.inbox, self.session.submit_all
         while inbox:
             submit(*inbox.popleft())
 
@@ -158,7 +158,7 @@ class Client:
         core.session.check_room()
         call.sink = waiter = _Waiter()
         timeout = self._timeout
-        core.hand_over(((call, timeout),))
+        core.hand_over([call], timeout)
         return waiter.wait(timeout + GRACE_S)
 
     def _rows(self, request: Stream) -> RowIterator[Any]:
@@ -555,7 +555,7 @@ class Pipeline(PipelineCore):
         waiter = _Waiter()
         self.finish = lambda: waiter.set_result(None)
         timeout = self._client._timeout
-        core.hand_over((call, timeout) for call in calls)
+        core.hand_over(calls, timeout)
         waiter.wait(timeout + GRACE_S)
 
     def __enter__(self) -> Self:

@@ -43,9 +43,10 @@ class Call(msgspec.Struct, eq=False):
     """One request. `sink`, `deadline` and what follows belong to the session that sends it.
 
     Attributes:
-        options: of the row; None for a read that has none yet.
         weight: bytes of the row, roughly.
         write: it may change something, so it is sent again only to the region that may have it.
+        durability: of a write, if not the node's.
+        request_id: of a write: 16 bytes by which a region knows it again; None: given when it is first sent.
         sent_at: loop time at which it was last sent; 0: never.
         bound: index of the endpoint that may have applied it; None: free to go anywhere.
     """
@@ -54,8 +55,9 @@ class Call(msgspec.Struct, eq=False):
     args: list[Any]
     decode: Decoder
     weight: int = 0
-    options: dict[str, Any] | None = None
     write: bool = False
+    durability: str | None = None
+    request_id: bytes | None = None
     sent_at: float = 0.0
     bound: int | None = None
     deadline: float = 0.0
@@ -63,32 +65,10 @@ class Call(msgspec.Struct, eq=False):
     """A `Sink`."""
 
 
-class _RequestIds:
-    """8 bytes of Unix ms, big-endian, then 8 random bytes; random bytes are fetched by the block, never shared by a fork."""
-
-    __slots__ = ("_block", "_next")
-    BLOCK: Final = 4096
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        self._block = b""
-        self._next = self.BLOCK
-
-    def new(self) -> bytes:
-        start = self._next
-        self._next = start + 8
-        random = self._block[start : start + 8]
-        if len(random) < 8:  # used up; or two threads raced for its end
-            self._block, self._next = os.urandom(self.BLOCK), 8
-            random = self._block[:8]
-        return int(time.time() * 1000).to_bytes(8, "big") + random
-
-
-_request_ids = _RequestIds()
-os.register_at_fork(after_in_child=_request_ids.forget)
-new_request_id = _request_ids.new
+def new_request_ids(count: int) -> list[bytes]:
+    """So many ids of their own: 8 bytes of Unix ms, big-endian, then 8 random bytes."""
+    now, random = int(time.time() * 1000).to_bytes(8, "big"), os.urandom(8 * count)
+    return [now + random[at : at + 8] for at in range(0, 8 * count, 8)]
 
 
 def _write(op: str, args: list[Any], decode: Decoder, weight: int = 0, durability: str | None = None) -> Call:
@@ -98,16 +78,12 @@ def _write(op: str, args: list[Any], decode: Decoder, weight: int = 0, durabilit
             limit=CALL_BYTES_MAX,
             size=weight,
         )
-    call = Call(op, args, decode, weight, {"rid": new_request_id()}, True)
-    if durability is not None:
-        set_durability(call, durability)
-    return call
+    return Call(op, args, decode, weight, True, None if durability is None else _durability(durability))
 
 
 def set_durability(call: Call, level: str) -> None:
     """Ask for another durability than the node's for one write."""
-    assert call.options is not None
-    call.options["durability"] = _durability(level)
+    call.durability = _durability(level)
 
 
 # -- checks -------------------------------------------------------------------------------------------------------------
@@ -235,9 +211,8 @@ def _merged(payload: Any, token: str) -> MergeResult:
 def put(key: str, value: Any, ttl: float | None = None, durability: str | None = None) -> Call:
     encode_key(key)
     data = encode_value(value)
-    if ttl is not None:
-        ttl = _seconds(ttl, "ttl")
-    return _write("put", [key, data, ttl], _commit, 64 + len(key) + len(data), durability)
+    args = [key, data] if ttl is None else [key, data, _seconds(ttl, "ttl")]
+    return _write("put", args, _commit, 64 + len(key) + len(data), durability)
 
 
 def get(key: str, default: Any = None) -> Call:

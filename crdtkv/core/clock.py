@@ -84,6 +84,12 @@ class HybridClock:
         self._mark = following
         return following
 
+    def issue_run(self, count: int) -> int:
+        """The first of `count` stamps that follow each other without a gap; raises as `issue`."""
+        first = self.issue()
+        self._mark = first + count - 1
+        return first
+
     def absorb(self, remote: int) -> None:
         """Raise the mark to a stamp seen elsewhere, as far as `wall + max_skew_ms`."""
         if remote > self._mark:

@@ -16,7 +16,7 @@ Schwarz and Mattern on version vectors; hash chains per origin to find forks.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import islice
@@ -382,6 +382,37 @@ class Replica:
             rows.append([hlc - self._first_hlc, {"r": request_id}, delta])
             self._requests.note(request_id, origin, seq, hlc)
         return seq, hlc
+
+    def commit_puts(self, puts: Sequence[tuple[bytes, Delta, bytes | None]]) -> tuple[int, int]:
+        """`commit_put` of each `(slot, delta, request id)`, a commit each; the seq and stamp of the first.
+
+        Those that follow have the next of both. What a commit costs beside its own bytes is paid once.
+        """
+        origin = self.origin
+        if self.refusal is not None:
+            raise self.refusal
+        count = len(puts)
+        first_seq, first_hlc = self._vv.get(origin, 0) + 1, self.clock.issue_run(count)
+        rows = self._rows
+        if not rows:
+            self._first_hlc = first_hlc
+        records: dict[bytes, bytes] = {}
+        made: list[Made] = []
+        seq, hlc, offset = first_seq, first_hlc, first_hlc - self._first_hlc
+        for slot, delta, request_id in puts:
+            records[slot] = encode_entries(((origin, seq, hlc, delta[2], None),))  # an `Entry`, as it is encoded
+            if request_id is None:
+                rows.append([offset, None, delta])
+            else:
+                rows.append([offset, {"r": request_id}, delta])
+                made.append(Made(request_id, origin, seq, hlc))
+            seq += 1
+            hlc += 1
+            offset += 1
+        self.state.put_all(records)
+        self._vv[origin] = seq - 1
+        self._requests.note_all(made)
+        return first_seq, first_hlc
 
     def commit_add(self, slot: bytes, head: Head, delta: Delta) -> tuple[int, int]:
         """`commit` of one element's add without expiry that nobody watches, written out like `commit_put`.

@@ -71,6 +71,11 @@ class RequestWindow:
         self._made[request_id] = made
         self._new.append(made)
 
+    def note_all(self, made: list[Made]) -> None:
+        """Remember requests. O(requests)."""
+        self._made.update([(one.request_id, one) for one in made])
+        self._new += made
+
     def fold(self) -> None:
         """Write what is new to the state's side records, and forget chunks that are too old or too many."""
         self._write_new()

@@ -82,6 +82,10 @@ class State:
         """Replace or (None) drop a slot's record."""
         self._slots[slot] = record
 
+    def put_all(self, records: Mapping[bytes, bytes]) -> None:
+        """Replace the records of slots."""
+        self._slots.update(records)
+
     def side_get(self, key: bytes) -> bytes | None:
         """A bookkeeping record."""
         record = self._side.get(key, _ABSENT)

@@ -53,8 +53,8 @@ WATCH_ROWS_MAX: Final = 256
 
 SCANS: Final = ("scan", "smembers", "hitems", "delta_since")
 
-_requests = msgspec.msgpack.Decoder(list[tuple[int, str, list[Any], dict[str, Any] | None]])
-_row = msgspec.msgpack.Decoder(tuple[str, list[Any], dict[str, Any] | None])
+_requests = msgspec.msgpack.Decoder(list[tuple[int, str, list[Any], bytes | dict[str, Any] | None]])
+_row = msgspec.msgpack.Decoder(tuple[str, list[Any], bytes | dict[str, Any] | None])
 _args = msgspec.msgpack.Decoder(list[Any])
 _encoder = msgspec.msgpack.Encoder(enc_hook=str)
 
@@ -145,9 +145,9 @@ class _ClientSession:
                 try:
                     rows = _requests.decode(data)
                 except msgspec.MsgspecError as e:
-                    raise InvalidValueError(f"rows: not a list of requests [id, op, args, options or nil]: {e}") from e
+                    raise InvalidValueError(f"rows: not a list of requests [id, op, args, options]: {e}") from e
                 self._outstanding += len(rows)
-                self._worker.submit(rows, len(data), self._deliver)
+                self._worker.submit(rows, len(data), self._deliver, message.deadline_ms)
                 while self._outstanding > self._window_max:
                     self._room.clear()
                     await self._room.wait()
@@ -366,12 +366,10 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
 
     # -- unary calls ----------------------------------------------------------------------------------------------
 
-    async def _one(self, context: Context, op: str, args: list[Any], options: dict[str, Any] | None = None) -> tuple[Any, str]:
+    async def _one(self, context: Context, op: str, args: list[Any], options: bytes | dict[str, Any] | None = None) -> tuple[Any, str]:
         """Execute one request; returns its payload and the token, or raises its error."""
         worker = self._serving()
         remaining_s = _remaining_s(context)
-        if remaining_s is not None and not (options and "deadline_ms" in options):
-            options = {**(options or {}), "deadline_ms": max(0, int(remaining_s * 1000))}
         answered: asyncio.Future[tuple[Any, str]] = asyncio.get_running_loop().create_future()
 
         def deliver(replies: list[Row], token: str) -> None:
@@ -383,11 +381,11 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
             else:
                 answered.set_result((payload, token))
 
-        worker.submit([(0, op, args, options)], 0, deliver)
+        worker.submit([(0, op, args, options)], 0, deliver, 0 if remaining_s is None else max(1, int(remaining_s * 1000)))
         return await answered
 
     async def _write(self, context: Context, op: str, args: list[Any], request_id: bytes) -> Any:
-        payload, token = await self._one(context, op, args, {"rid": request_id} if request_id else None)
+        payload, token = await self._one(context, op, args, request_id or None)
         if payload is None:
             return kv_pb2.WriteReply(token=token)
         origin, seq, hlc = payload
@@ -448,7 +446,7 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
         try:
             op, args, options = _row.decode(request.row)
         except msgspec.MsgspecError as e:
-            raise InvalidValueError(f"row: not [op, args, options or nil]: {e}") from e
+            raise InvalidValueError(f"row: not [op, args, options]: {e}") from e
         payload, token = await self._one(context, op, args, options)
         return kv_pb2.Row(row=_encoder.encode(payload), token=token)
 

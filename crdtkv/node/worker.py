@@ -62,9 +62,9 @@ GROUP_ROWS_MAX: Final = 4_096
 GROUP_BYTES_MAX: Final = 4 << 20
 """One group becomes one frame; larger ones would hold up readers of the log, and the loop for want of the GIL."""
 READERS: Final = 2
-QUICK_ROWS_MAX: Final = 16
-QUICK_BYTES_MAX: Final = 8 << 10
-"""What a turn in the loop may hold: about half a millisecond's work."""
+QUICK_ROWS_MAX: Final = 128
+QUICK_BYTES_MAX: Final = 32 << 10
+"""What a turn in the loop may hold: about a millisecond's work."""
 QUICK_SLOW_S: Final = 0.02
 QUICK_PAUSE_S: Final = 1.0
 SOON_S: Final = 0.05
@@ -91,10 +91,27 @@ class _Batch:
 
     rows: Sequence[Row]
     size: int
-    arrived: float
     deliver: Deliver
-    quick: bool
-    """Each of its requests touches a record or two and waits for nothing."""
+    arrived: float
+    deadline_ms: int
+    """Of the requests that have none of their own, from its arrival on; 0: none."""
+    ops: set[str]
+    optioned: list[Row]
+    """The requests whose options are a map."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Each of its requests touches a record or two and waits for nothing."""
+        return len(self.rows) <= QUICK_ROWS_MAX and self.ops <= QUICK_OPS and not any("durability" in row[3] for row in self.optioned)
+
+    def expired(self, now: float) -> set[int]:
+        """The places of requests that are past their deadlines."""
+        waited_ms = (now - self.arrived) * 1000
+        own = [row[3]["deadline_ms"] for row in self.optioned if "deadline_ms" in row[3]]
+        if not own and not 0 < self.deadline_ms <= waited_ms:
+            return set()
+        common = self.deadline_ms or None
+        return {at for at, row in enumerate(self.rows) if _is_past(_deadline_ms(row, common), waited_ms)}
 
 
 def error_row(request_id: int, error: CrdtkvError) -> list[Any]:
@@ -180,12 +197,13 @@ class StorageWorker:
 
     # -- called by the loop ---------------------------------------------------------------------------------------
 
-    def submit(self, rows: Sequence[Row], size: int, deliver: Deliver) -> None:
+    def submit(self, rows: Sequence[Row], size: int, deliver: Deliver, deadline_ms: int = 0) -> None:
         """Execute one message's requests with the next group; `deliver` gets one reply row per request, in order.
 
         Args:
             rows: well-formed request rows.
             size: bytes they had on the wire.
+            deadline_ms: how long those that do not say so themselves may wait; 0: for ever.
         """
         refusal: CrdtkvError
         if self._stopping:
@@ -201,11 +219,12 @@ class StorageWorker:
         else:
             self.queued += len(rows)
             self._idle.clear()
-            quick = len(rows) <= QUICK_ROWS_MAX and all(map(_is_quick, rows))
-            batch = _Batch(rows, size, time.monotonic(), deliver, quick)
+            ops, optioned = {row[1] for row in rows}, [row for row in rows if type(row[3]) is dict]
+            batch = _Batch(rows, size, deliver, time.monotonic(), deadline_ms, ops, optioned)
+            cost = len(rows) if batch.is_quick else QUICK_ROWS_MAX + 1
             with self._work:
                 self._batches.append(batch)
-                self._ask(len(rows) if quick else QUICK_ROWS_MAX + 1, size)
+                self._ask(cost, size)
             return
         deliver([error_row(row[0], refusal) for row in rows], "")
 
@@ -437,18 +456,10 @@ class StorageWorker:
     def _execute(self, group: list[_Batch]) -> tuple[int, Callable[[], None]]:
         """Run one group; returns its log position and what delivers its replies."""
         now = time.monotonic()
+        expired = [batch.expired(now) for batch in group]
         requests: list[Row] = []
-        expired: set[int] = set()
-        asked_status = False
-        for batch in group:
-            for row in batch.rows:
-                options = row[3]
-                if options and "deadline_ms" in options and _is_past(options["deadline_ms"], now - batch.arrived):
-                    expired.add(id(row))
-                else:
-                    requests.append(row)
-                    if row[1] == "status":
-                        asked_status = True
+        for batch, late in zip(group, expired, strict=True):
+            requests += [row for at, row in enumerate(batch.rows) if at not in late] if late else batch.rows
         token = ""
         position = 0
         replies: list[Any] = []
@@ -457,7 +468,7 @@ class StorageWorker:
                 executed = self._store.execute(requests)
                 replies, token, position = executed.replies, executed.token, executed.position
                 assert len(replies) == len(requests), "one reply for each request"
-                if asked_status and self.status is not None:
+                if self.status is not None and any("status" in batch.ops for batch in group):
                     status = self.status().to_wire()
                     replies = [[r[0], 0, status] if q[1] == "status" and not r[1] else r for q, r in zip(requests, replies, strict=True)]
             except Exception as e:
@@ -470,19 +481,14 @@ class StorageWorker:
                 replies = [error_row(row[0], failure) for row in requests]
         # One group holds the messages in order, and `replies` follows `requests`: so each message gets a slice.
         parts: list[tuple[Deliver, list[Any]]] = []
-        at = 0
-        for batch in group:
-            if not expired:
-                parts.append((batch.deliver, replies[at : at + len(batch.rows)]))
-                at += len(batch.rows)
-                continue
-            part = []
-            for row in batch.rows:
-                if id(row) in expired:
-                    part.append(error_row(row[0], DeadlineExceededError("the deadline passed before the request was executed")))
-                else:
-                    part.append(replies[at])
-                    at += 1
+        start = 0
+        for batch, late in zip(group, expired, strict=True):
+            end = start + len(batch.rows) - len(late)
+            part = replies[start:end]
+            start = end
+            if late:
+                answered = iter(part)
+                part = [_too_late(row) if at in late else next(answered) for at, row in enumerate(batch.rows)]
             parts.append((batch.deliver, part))
 
         def deliver() -> None:
@@ -539,20 +545,24 @@ class StorageWorker:
             results.popleft()()
 
 
-def _is_quick(row: Row) -> bool:
-    """Whether a request may be executed in the loop."""
-    options = row[3]
-    return row[1] in QUICK_OPS and not (options and "durability" in options)
-
-
 def _report(name: str, error: Exception) -> None:
     event(logging.ERROR, name, error=f"{type(error).__name__}: {error}")
     LOGGER.debug(name, exc_info=error)
 
 
-def _is_past(deadline_ms: Any, waited_s: float) -> bool:
+def _deadline_ms(row: Row, common: int | None) -> Any:
+    """How long a request may wait; None: for ever."""
+    options = row[3]
+    return options.get("deadline_ms", common) if type(options) is dict else common
+
+
+def _is_past(deadline_ms: Any, waited_ms: float) -> bool:
     """Whether a request that waited so long is past its deadline; what is no number is left for the store to refuse."""
-    return isinstance(deadline_ms, int | float) and waited_s * 1000 >= deadline_ms
+    return isinstance(deadline_ms, int | float) and waited_ms >= deadline_ms
+
+
+def _too_late(row: Row) -> list[Any]:
+    return error_row(row[0], DeadlineExceededError("the deadline passed before the request was executed"))
 
 
 def _nothing() -> None:

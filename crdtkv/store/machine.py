@@ -227,6 +227,17 @@ class Machine:
             self.fail(e)
             raise
 
+    def transact_puts(self, puts: Sequence[tuple[bytes, Delta, bytes | None]]) -> tuple[int, int]:
+        """`transact_put` of each `(slot, delta, request id)`; the seq and stamp of the first, those that follow have the next of both."""
+        assert not self.replica.is_watched, "what a commit changes visibly is told commit by commit"
+        try:
+            return self.replica.commit_puts(puts)
+        except REFUSED:
+            raise  # nothing has changed
+        except BaseException as e:
+            self.fail(e)
+            raise
+
     def transact_add(self, slot: bytes, head: Head, delta: Delta) -> tuple[int, int]:
         """`transact` of one element's add without expiry; see `Replica.commit_add`."""
         if self.replica.is_watched:

@@ -288,3 +288,16 @@ def test_a_client_of_another_loop_is_refused(node: FakeNode) -> None:
     asyncio.run(elsewhere())
     loop.run_until_complete(client.close())
     loop.close()
+
+
+def test_each_request_has_its_own_deadline_whatever_else_is_in_its_message(node: FakeNode) -> None:
+    async def body(client: AsyncClient) -> None:
+        await client
+        quick, slow = client.with_timeout(7.0), client.with_timeout(60.0)
+        await asyncio.gather(client.put("a", 1), quick.put("b", 2), slow.get("a"), slow.put("c", 3, durability="sync"), client.get("a"))
+        assert node.messages == 1
+        for deadline_ms, seconds in zip(node.deadlines_ms, (20, 7, 60, 60, 20), strict=True):
+            assert seconds * 980 < deadline_ms <= seconds * 1000 + 1
+        assert len(node.store.rids) == 3  # the writes', with and without other options
+
+    with_client(node, body, timeout=20.0)

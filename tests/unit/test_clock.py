@@ -27,6 +27,18 @@ def test_a_counter_that_overflows_carries_into_the_milliseconds() -> None:
     assert clock.issue() == stamp(wall.ms + 1)
 
 
+def test_a_run_of_stamps_is_what_so_many_calls_would_give_while_the_wall_stands() -> None:
+    wall = Clock()
+    one, run = HybridClock(wall), HybridClock(wall)
+    assert [run.issue_run(3), run.mark] == [one.issue(), one.issue() and one.issue()]
+    wall.ms -= 5_000
+    assert run.issue_run(1) == run.mark == one.issue()
+    wall.ms -= 10**6
+    with pytest.raises(ClockSkewError):
+        run.issue_run(2)
+    assert run.mark == one.mark
+
+
 def test_what_is_seen_is_stamped_above_as_far_as_the_cap() -> None:
     wall = Clock()
     clock = HybridClock(wall, max_skew_ms=1000)

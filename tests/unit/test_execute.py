@@ -110,6 +110,53 @@ def test_a_request_id_makes_one_commit_wherever_it_has_arrived(store: Store) -> 
     assert refused == "WrongTypeError" and ask(store, "cincr", "c", 1, rid=b"failed")[1] == 3
 
 
+def test_an_id_may_stand_in_place_of_the_options(store: Store) -> None:
+    (first,) = store.execute([[1, "put", ["k", v(1)], b"one"]]).replies
+    again = store.execute(
+        [[1, "put", ["k", v(2)], {"rid": b"one"}], [2, "cincr", ["c", 1], b"two"], [3, "cincr", ["c", 1], b"two"]]
+    ).replies
+    assert again[0][2] == first[2] and again[1][2] == again[2][2] and store["k"] == 1 and store.counter("c").value == 1
+    ((_, status, payload),) = store.execute([[1, "put", ["k", v(1)], b"x" * 65]]).replies
+    assert status == 1 and payload[0] == "InvalidValueError"
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["alone", "watched"])
+def test_puts_in_a_row_are_a_commit_each_in_order_and_a_repeated_one_is_none(store: Store, watched: bool) -> None:
+    feed = store.subscribe("", None) if watched else None
+    rows = [
+        [0, "put", ["a", v(0)], b"r0"],
+        [1, "put", ["b", v(1)], None],
+        [2, "put", ["", v(2)], b"r2"],
+        [3, "put", ["a", v(3)], b"r3"],
+        [4, "put", ["c", v(4)], b"r0"],  # the same request as the first, in the same run
+        [5, "get", ["a"], None],
+        [6, "put", ["t", v(6), 10.0], b"r6"],
+        [7, "put", ["a", v(7)], b"r7"],
+        [8, "sadd", ["a", [v(8)]], b"r8"],
+        [9, "put", ["d", v(9)], b"r9"],
+    ]
+    replies = store.execute(rows).replies
+    assert [r[0] for r in replies] == list(range(10)) and [r[0] for r in replies if r[1]] == [2, 8]
+    assert replies[4][2] == replies[0][2] and replies[5][2] == v(3) and "c" not in store
+    commits = [replies[at][2] for at in (0, 1, 3, 6, 7, 9)]
+    assert [seq for _, seq, _ in commits] == [1, 2, 3, 4, 5, 6] and sorted(stamp for *_, stamp in commits) == [c[2] for c in commits]
+    assert [store.get(key) for key in "abtd"] == [7, 1, 6, 9] and store._machine.log.end() == 1
+    assert store.execute(rows[:2]).replies[0][2] == replies[0][2] and store.get("a") == 7
+    with store_at(Clock(), "eu") as eu:
+        sync(store, eu)
+        assert eu.digest() == store.digest() and ask(eu, "put", "a", v(1), rid=b"r9") == replies[9][2]
+    if feed is not None:
+        assert [Change.from_row(row).key for row in feed.drain()][:6] == ["a", "b", "a", "t", "a", "d"]
+
+
+def test_puts_in_a_row_that_the_region_refuses_are_refused_one_by_one(store: Store) -> None:
+    store.put("k", 0)
+    store._replica.refuse_writes("region us was removed")
+    replies = store.execute([[1, "put", ["k", v(1)], b"a"], [2, "get", ["k"], None], [3, "put", ["l", v(1)], b"b"]]).replies
+    assert [(r[1], r[2][0] if r[1] else r[2]) for r in replies] == [(1, "RegionRemovedError"), (0, v(0)), (1, "RegionRemovedError")]
+    assert store.vv().seq(store.origin) == 1 and store._replica.request(b"a") is None
+
+
 @pytest.mark.parametrize("rid", [b"", b"x" * 65, "text", 5, [b"x"]], ids=repr)
 def test_what_is_no_request_id(store: Store, rid: Any) -> None:
     for op, args in (("put", ["k", v(1)]), ("cincr", ["c", 1])):

@@ -91,8 +91,8 @@ class Client:
         self.token = ""
         self.changed = asyncio.Event()
 
-    def send(self, *ids: int, options: dict[str, Any] | None = None, op: str = "echo", size: int = 10) -> None:
-        self.worker.submit([(n, op, [n], options) for n in ids], size, self.deliver)
+    def send(self, *ids: int, options: dict[str, Any] | None = None, op: str = "echo", size: int = 10, deadline_ms: int = 0) -> None:
+        self.worker.submit([(n, op, [n], options) for n in ids], size, self.deliver, deadline_ms)
 
     def deliver(self, replies: list[Any], token: str) -> None:
         self.replies += replies
@@ -190,6 +190,28 @@ def test_a_passed_deadline_is_answered_and_never_executed() -> None:
             assert [r[0] for r in replies] == [1, 2, 3]
             assert replies[1][2][0] == "DeadlineExceededError"
             assert store.groups == [1, 1]
+
+    run(check)
+
+
+def test_a_message_has_one_deadline_for_all_that_have_none_of_their_own() -> None:
+    async def check() -> None:
+        store = FakeStore()
+        async with working(store) as worker:
+            client = Client(worker)
+            client.send(1)
+            await entered(store)
+            client.send(2, 3, deadline_ms=1)
+            client.send(4, options={"deadline_ms": 60_000}, deadline_ms=1)
+            client.worker.submit([(5, "echo", [5], {"deadline_ms": 0}), (6, "echo", [6], b"rid"), (7, "echo", [7], {})], 10, client.deliver)
+            until = time.monotonic() + 0.002
+            while time.monotonic() < until:
+                await asyncio.sleep(0.001)
+            store.gate.set()
+            replies = await client.until(7)
+            assert [r[0] for r in replies] == [1, 2, 3, 4, 5, 6, 7]
+            assert [r[0] for r in replies if r[1]] == [2, 3, 5] and replies[1][2][0] == "DeadlineExceededError"
+            assert store.groups == [1, 3]
 
     run(check)
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63rdtkv/pb/v1/kv.proto\x12\tcrdtkv.v1\"\x1c\n\x0cRequestBatch\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\")\n\nReplyBatch\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\")\n\rStreamRequest\x12\n\n\x02op\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x02 \x01(\x0c\"\x14\n\x04Page\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\"!\n\x03Row\x12\x0b\n\x03row\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\"v\n\x05Value\x12\x0f\n\x07msgpack\x18\x01 \x01(\x0c\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x0e\n\x04real\x18\x04 \x01(\x01H\x00\x12\x0f\n\x05truth\x18\x05 \x01(\x08H\x00\x12\x0e\n\x04\x64\x61ta\x18\x06 \x01(\x0cH\x00\x42\x08\n\x06scalar\"2\n\x06\x43ommit\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0b\n\x03hlc\x18\x03 \x01(\x04\"\x19\n\nKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\">\n\x0c\x46ieldRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\x0c\"K\n\nValueReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x1f\n\x05value\x18\x02 \x01(\x0b\x32\x10.crdtkv.v1.Value\x12\r\n\x05token\x18\x03 \x01(\t\"l\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1f\n\x05value\x18\x02 \x01(\x0b\x32\x10.crdtkv.v1.Value\x12\x12\n\x05ttl_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\x0c\x42\x08\n\x06_ttl_s\"0\n\rDeleteRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\x0c\">\n\nWriteReply\x12!\n\x06\x63ommit\x18\x01 \x01(\x0b\x32\x11.crdtkv.v1.Commit\x12\r\n\x05token\x18\x02 \x01(\t\"t\n\x0f\x45lementsRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x08\x65lements\x18\x02 \x03(\x0b\x32\x10.crdtkv.v1.Value\x12\x12\n\x05ttl_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\x0c\x42\x08\n\x06_ttl_s\"2\n\x0cMembersReply\x12\"\n\x08\x65lements\x18\x01 \x03(\x0b\x32\x10.crdtkv.v1.Value\"?\n\x10IncrementRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\x12\x12\x12\n\nrequest_id\x18\x03 \x01(\x0c\";\n\x0c\x43ounterReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\r\n\x05value\x18\x02 \x01(\x12\x12\r\n\x05token\x18\x03 \x01(\t\"\x80\x01\n\x0fPutFieldRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x1f\n\x05value\x18\x03 \x01(\x0b\x32\x10.crdtkv.v1.Value\x12\x12\n\x05ttl_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\x0c\x42\x08\n\x06_ttl_s2\xf1\x06\n\x08KeyValue\x12=\n\x07Session\x12\x17.crdtkv.v1.RequestBatch\x1a\x15.crdtkv.v1.ReplyBatch(\x01\x30\x01\x12\x33\n\x04Scan\x12\x18.crdtkv.v1.StreamRequest\x1a\x0f.crdtkv.v1.Page0\x01\x12\x34\n\x05Watch\x12\x18.crdtkv.v1.StreamRequest\x1a\x0f.crdtkv.v1.Page0\x01\x12\x33\n\x03Get\x12\x15.crdtkv.v1.KeyRequest\x1a\x15.crdtkv.v1.ValueReply\x12\x33\n\x03Put\x12\x15.crdtkv.v1.PutRequest\x1a\x15.crdtkv.v1.WriteReply\x12\x39\n\x06\x44\x65lete\x12\x18.crdtkv.v1.DeleteRequest\x1a\x15.crdtkv.v1.WriteReply\x12\x38\n\x03\x41\x64\x64\x12\x1a.crdtkv.v1.ElementsRequest\x1a\x15.crdtkv.v1.WriteReply\x12;\n\x06Remove\x12\x1a.crdtkv.v1.ElementsRequest\x1a\x15.crdtkv.v1.WriteReply\x12;\n\x07Members\x12\x15.crdtkv.v1.KeyRequest\x1a\x17.crdtkv.v1.MembersReply0\x01\x12?\n\tIncrement\x12\x1b.crdtkv.v1.IncrementRequest\x1a\x15.crdtkv.v1.WriteReply\x12<\n\nGetCounter\x12\x15.crdtkv.v1.KeyRequest\x1a\x17.crdtkv.v1.CounterReply\x12=\n\x08PutField\x12\x1a.crdtkv.v1.PutFieldRequest\x1a\x15.crdtkv.v1.WriteReply\x12:\n\x08GetField\x12\x17.crdtkv.v1.FieldRequest\x1a\x15.crdtkv.v1.ValueReply\x12=\n\x0b\x44\x65leteField\x12\x17.crdtkv.v1.FieldRequest\x1a\x15.crdtkv.v1.WriteReply\x12)\n\x07\x45xecute\x12\x0e.crdtkv.v1.Row\x1a\x0e.crdtkv.v1.Rowb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63rdtkv/pb/v1/kv.proto\x12\tcrdtkv.v1\"1\n\x0cRequestBatch\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x02 \x01(\r\")\n\nReplyBatch\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\")\n\rStreamRequest\x12\n\n\x02op\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x02 \x01(\x0c\"\x14\n\x04Page\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\"!\n\x03Row\x12\x0b\n\x03row\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\"v\n\x05Value\x12\x0f\n\x07msgpack\x18\x01 \x01(\x0c\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x0e\n\x04real\x18\x04 \x01(\x01H\x00\x12\x0f\n\x05truth\x18\x05 \x01(\x08H\x00\x12\x0e\n\x04\x64\x61ta\x18\x06 \x01(\x0cH\x00\x42\x08\n\x06scalar\"2\n\x06\x43ommit\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0b\n\x03hlc\x18\x03 \x01(\x04\"\x19\n\nKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\">\n\x0c\x46ieldRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\x0c\"K\n\nValueReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x1f\n\x05value\x18\x02 \x01(\x0b\x32\x10.crdtkv.v1.Value\x12\r\n\x05token\x18\x03 \x01(\t\"l\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1f\n\x05value\x18\x02 \x01(\x0b\x32\x10.crdtkv.v1.Value\x12\x12\n\x05ttl_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\x0c\x42\x08\n\x06_ttl_s\"0\n\rDeleteRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\x0c\">\n\nWriteReply\x12!\n\x06\x63ommit\x18\x01 \x01(\x0b\x32\x11.crdtkv.v1.Commit\x12\r\n\x05token\x18\x02 \x01(\t\"t\n\x0f\x45lementsRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x08\x65lements\x18\x02 \x03(\x0b\x32\x10.crdtkv.v1.Value\x12\x12\n\x05ttl_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\x0c\x42\x08\n\x06_ttl_s\"2\n\x0cMembersReply\x12\"\n\x08\x65lements\x18\x01 \x03(\x0b\x32\x10.crdtkv.v1.Value\"?\n\x10IncrementRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\x12\x12\x12\n\nrequest_id\x18\x03 \x01(\x0c\";\n\x0c\x43ounterReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\r\n\x05value\x18\x02 \x01(\x12\x12\r\n\x05token\x18\x03 \x01(\t\"\x80\x01\n\x0fPutFieldRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x1f\n\x05value\x18\x03 \x01(\x0b\x32\x10.crdtkv.v1.Value\x12\x12\n\x05ttl_s\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\x0c\x42\x08\n\x06_ttl_s2\xf1\x06\n\x08KeyValue\x12=\n\x07Session\x12\x17.crdtkv.v1.RequestBatch\x1a\x15.crdtkv.v1.ReplyBatch(\x01\x30\x01\x12\x33\n\x04Scan\x12\x18.crdtkv.v1.StreamRequest\x1a\x0f.crdtkv.v1.Page0\x01\x12\x34\n\x05Watch\x12\x18.crdtkv.v1.StreamRequest\x1a\x0f.crdtkv.v1.Page0\x01\x12\x33\n\x03Get\x12\x15.crdtkv.v1.KeyRequest\x1a\x15.crdtkv.v1.ValueReply\x12\x33\n\x03Put\x12\x15.crdtkv.v1.PutRequest\x1a\x15.crdtkv.v1.WriteReply\x12\x39\n\x06\x44\x65lete\x12\x18.crdtkv.v1.DeleteRequest\x1a\x15.crdtkv.v1.WriteReply\x12\x38\n\x03\x41\x64\x64\x12\x1a.crdtkv.v1.ElementsRequest\x1a\x15.crdtkv.v1.WriteReply\x12;\n\x06Remove\x12\x1a.crdtkv.v1.ElementsRequest\x1a\x15.crdtkv.v1.WriteReply\x12;\n\x07Members\x12\x15.crdtkv.v1.KeyRequest\x1a\x17.crdtkv.v1.MembersReply0\x01\x12?\n\tIncrement\x12\x1b.crdtkv.v1.IncrementRequest\x1a\x15.crdtkv.v1.WriteReply\x12<\n\nGetCounter\x12\x15.crdtkv.v1.KeyRequest\x1a\x17.crdtkv.v1.CounterReply\x12=\n\x08PutField\x12\x1a.crdtkv.v1.PutFieldRequest\x1a\x15.crdtkv.v1.WriteReply\x12:\n\x08GetField\x12\x17.crdtkv.v1.FieldRequest\x1a\x15.crdtkv.v1.ValueReply\x12=\n\x0b\x44\x65leteField\x12\x17.crdtkv.v1.FieldRequest\x1a\x15.crdtkv.v1.WriteReply\x12)\n\x07\x45xecute\x12\x0e.crdtkv.v1.Row\x1a\x0e.crdtkv.v1.Rowb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,41 +32,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crdtkv.pb.v1.kv_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REQUESTBATCH']._serialized_start=36
-  _globals['_REQUESTBATCH']._serialized_end=64
-  _globals['_REPLYBATCH']._serialized_start=66
-  _globals['_REPLYBATCH']._serialized_end=107
-  _globals['_STREAMREQUEST']._serialized_start=109
-  _globals['_STREAMREQUEST']._serialized_end=150
-  _globals['_PAGE']._serialized_start=152
-  _globals['_PAGE']._serialized_end=172
-  _globals['_ROW']._serialized_start=174
-  _globals['_ROW']._serialized_end=207
-  _globals['_VALUE']._serialized_start=209
-  _globals['_VALUE']._serialized_end=327
-  _globals['_COMMIT']._serialized_start=329
-  _globals['_COMMIT']._serialized_end=379
-  _globals['_KEYREQUEST']._serialized_start=381
-  _globals['_KEYREQUEST']._serialized_end=406
-  _globals['_FIELDREQUEST']._serialized_start=408
-  _globals['_FIELDREQUEST']._serialized_end=470
-  _globals['_VALUEREPLY']._serialized_start=472
-  _globals['_VALUEREPLY']._serialized_end=547
-  _globals['_PUTREQUEST']._serialized_start=549
-  _globals['_PUTREQUEST']._serialized_end=657
-  _globals['_DELETEREQUEST']._serialized_start=659
-  _globals['_DELETEREQUEST']._serialized_end=707
-  _globals['_WRITEREPLY']._serialized_start=709
-  _globals['_WRITEREPLY']._serialized_end=771
-  _globals['_ELEMENTSREQUEST']._serialized_start=773
-  _globals['_ELEMENTSREQUEST']._serialized_end=889
-  _globals['_MEMBERSREPLY']._serialized_start=891
-  _globals['_MEMBERSREPLY']._serialized_end=941
-  _globals['_INCREMENTREQUEST']._serialized_start=943
-  _globals['_INCREMENTREQUEST']._serialized_end=1006
-  _globals['_COUNTERREPLY']._serialized_start=1008
-  _globals['_COUNTERREPLY']._serialized_end=1067
-  _globals['_PUTFIELDREQUEST']._serialized_start=1070
-  _globals['_PUTFIELDREQUEST']._serialized_end=1198
-  _globals['_KEYVALUE']._serialized_start=1201
-  _globals['_KEYVALUE']._serialized_end=2082
+  _globals['_REQUESTBATCH']._serialized_end=85
+  _globals['_REPLYBATCH']._serialized_start=87
+  _globals['_REPLYBATCH']._serialized_end=128
+  _globals['_STREAMREQUEST']._serialized_start=130
+  _globals['_STREAMREQUEST']._serialized_end=171
+  _globals['_PAGE']._serialized_start=173
+  _globals['_PAGE']._serialized_end=193
+  _globals['_ROW']._serialized_start=195
+  _globals['_ROW']._serialized_end=228
+  _globals['_VALUE']._serialized_start=230
+  _globals['_VALUE']._serialized_end=348
+  _globals['_COMMIT']._serialized_start=350
+  _globals['_COMMIT']._serialized_end=400
+  _globals['_KEYREQUEST']._serialized_start=402
+  _globals['_KEYREQUEST']._serialized_end=427
+  _globals['_FIELDREQUEST']._serialized_start=429
+  _globals['_FIELDREQUEST']._serialized_end=491
+  _globals['_VALUEREPLY']._serialized_start=493
+  _globals['_VALUEREPLY']._serialized_end=568
+  _globals['_PUTREQUEST']._serialized_start=570
+  _globals['_PUTREQUEST']._serialized_end=678
+  _globals['_DELETEREQUEST']._serialized_start=680
+  _globals['_DELETEREQUEST']._serialized_end=728
+  _globals['_WRITEREPLY']._serialized_start=730
+  _globals['_WRITEREPLY']._serialized_end=792
+  _globals['_ELEMENTSREQUEST']._serialized_start=794
+  _globals['_ELEMENTSREQUEST']._serialized_end=910
+  _globals['_MEMBERSREPLY']._serialized_start=912
+  _globals['_MEMBERSREPLY']._serialized_end=962
+  _globals['_INCREMENTREQUEST']._serialized_start=964
+  _globals['_INCREMENTREQUEST']._serialized_end=1027
+  _globals['_COUNTERREPLY']._serialized_start=1029
+  _globals['_COUNTERREPLY']._serialized_end=1088
+  _globals['_PUTFIELDREQUEST']._serialized_start=1091
+  _globals['_PUTFIELDREQUEST']._serialized_end=1219
+  _globals['_KEYVALUE']._serialized_start=1222
+  _globals['_KEYVALUE']._serialized_end=2103
 # @@protoc_insertion_point(module_scope)

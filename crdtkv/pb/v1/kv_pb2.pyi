@@ -7,10 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RequestBatch(_message.Message):
-    __slots__ = ("rows",)
+    __slots__ = ("rows", "deadline_ms")
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     rows: bytes
-    def __init__(self, rows: _Optional[bytes] = ...) -> None: ...
+    deadline_ms: int
+    def __init__(self, rows: _Optional[bytes] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class ReplyBatch(_message.Message):
     __slots__ = ("rows", "token")
