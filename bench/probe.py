@@ -351,7 +351,7 @@ ROLES: Final = {"write": write, "watch": watch, "load": load}
 def main() -> None:
     import gc
 
-    from crdtkv.bench.schedule import precise_event_loop
+    from crdtkv.transport.loop import precise_event_loop
 
     gc.disable()  # short-lived: its own pauses would count as lag
     role, kind, address = sys.argv[1:]

@@ -17,8 +17,8 @@ from crdtkv.bench.load import Loaded, LoadSettings, run_embedded, run_nodes
 from crdtkv.bench.load_results import build
 from crdtkv.bench.results import environment
 from crdtkv.bench.run import TIMEOUT_S
-from crdtkv.bench.schedule import precise_event_loop
 from crdtkv.bench.target import ClientTarget, EmbeddedTarget, Names
+from crdtkv.transport.loop import precise_event_loop
 
 
 def load_embedded(

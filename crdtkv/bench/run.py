@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from crdtkv.bench.laboratory import Laboratory, LagSettings, Measured, respond
 from crdtkv.bench.results import build, environment
-from crdtkv.bench.schedule import CutPlan, precise_event_loop
+from crdtkv.bench.schedule import CutPlan
 from crdtkv.cluster import LocalCluster
+from crdtkv.transport.loop import precise_event_loop
 
 if TYPE_CHECKING:
     from crdtkv.client.aio import AsyncClient

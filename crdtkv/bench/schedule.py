@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import selectors
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -108,9 +107,3 @@ def parse_seconds(text: str, setting: str) -> float:
     """
     text = text.strip()
     return parse_duration_ms(text + "s" if text[-1:].isdigit() else text, setting) / 1000
-
-
-def precise_event_loop() -> asyncio.AbstractEventLoop:
-    """A loop whose sleeps end within some 0.1 ms. Those on epoll, uvloop's too, round up to whole
-    milliseconds, which would count as lag."""
-    return asyncio.SelectorEventLoop(selectors.SelectSelector())

@@ -95,6 +95,7 @@ def _foreground(spec: ClusterSpec, output: str) -> int:
     import sys
 
     from crdtkv.cluster.supervisor import Supervisor, supervise
+    from crdtkv.transport.loop import precise_event_loop
 
     def on_ready(supervisor: Supervisor) -> None:
         _print_ready(spec, {region: node.address for region, node in supervisor.nodes.items()}, output)
@@ -109,7 +110,8 @@ def _foreground(spec: ClusterSpec, output: str) -> int:
             emit(f"{time.strftime('%H:%M:%S')}  {line}")
         sys.stdout.flush()
 
-    number = asyncio.run(supervise(spec, on_ready, report))
+    with asyncio.Runner(loop_factory=precise_event_loop) as runner:
+        number = runner.run(supervise(spec, on_ready, report))
     return INTERRUPTED if number == signal.SIGINT else DONE
 
 

@@ -16,6 +16,7 @@ from crdtkv.cluster import control
 from crdtkv.cluster.spec import ClusterSpec
 from crdtkv.cluster.supervisor import Supervisor, supervise
 from crdtkv.errors import CrdtkvError
+from crdtkv.transport.loop import precise_event_loop
 
 
 def main(spec_json: str, mode: str) -> int:
@@ -36,7 +37,8 @@ def main(spec_json: str, mode: str) -> int:
             log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
 
     try:
-        asyncio.run(supervise(spec, on_ready, report, owner=0 if mode == "owned" else None))
+        with asyncio.Runner(loop_factory=precise_event_loop) as runner:
+            runner.run(supervise(spec, on_ready, report, owner=0 if mode == "owned" else None))
     except CrdtkvError as e:
         say(control.encode_error(e))
         return 1

@@ -20,7 +20,8 @@ Three ways to fail, each of what a real network does:
   handshake could not be completed. One direction held is a one-way cut; both are a half-open cut, or, for a short time, a stall;
 * `shape`: other delay, jitter or rate from now on.
 
-Timers of the event loop round up to 1 ms, and a hop costs some 0.2 ms: right for delays of 5 ms and more, not for measuring the floor.
+A hop costs some 0.2 ms, and so late may a timer be on `transport.loop.precise_event_loop` (1 ms more on others): right for delays of
+5 ms and more, not for measuring the floor.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ BUFFER_BYTES_MAX: Final = 8 << 20
 _PIECE_S: Final = 0.005
 """On a link with a rate, the longest stretch of time one piece of data occupies; larger reads are split, so that they trickle."""
 _PIECE_BYTES_MIN: Final = 1460
+_WRITE_BYTES: Final = 64 << 10
 _DIAL_TIMEOUT_S: Final = 10.0
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER on, 0 seconds: closing sends a reset."""
@@ -108,6 +110,7 @@ class _Flow:
         self._queue: deque[tuple[float, bytes | None]] = deque()  # None: the sender's end of stream
         self._last_due = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        """Set only while the head of the queue is not due, and then for it."""
         self._source: asyncio.Transport | None = None
         self._sink: asyncio.Transport | None = None
         self._source_paused = False
@@ -136,7 +139,8 @@ class _Flow:
         if self.waiting >= BUFFER_BYTES_MAX and self._source is not None and not self._source_paused:
             self._source_paused = True
             self._source.pause_reading()
-        self.pump()
+        if self._timer is None:
+            self.pump()
 
     def feed_end(self) -> None:
         """The sender will send no more."""
@@ -167,20 +171,33 @@ class _Flow:
             if due > self._loop.time():
                 self._timer = self._loop.call_at(due, self.pump)
                 break
-            self._queue.popleft()
             if data is not None:
-                self.waiting -= len(data)
-                self.link.bytes_delivered += len(data)
-                self._sink.write(data)
-            else:
-                if not self._sink.is_closing():
-                    with contextlib.suppress(OSError):  # reset by its peer, and the loop has not told us yet
-                        self._sink.write_eof()
-                self._end()
+                self._sink.write(self._take_due())
+                continue
+            self._queue.popleft()
+            if not self._sink.is_closing():
+                with contextlib.suppress(OSError):  # reset by its peer, and the loop has not told us yet
+                    self._sink.write_eof()
+            self._end()
         if self._source_paused and self.waiting <= BUFFER_BYTES_MAX // 2 and self._source is not None:
             self._source_paused = False
             if not self._source.is_closing():
                 self._source.resume_reading()
+
+    def _take_due(self) -> bytes:
+        """Bytes at the head of the queue that are due, up to some limit: each write is a call of the kernel."""
+        pieces: list[bytes] = []
+        size, now = 0, self._loop.time()
+        while self._queue and size < _WRITE_BYTES:
+            due, data = self._queue[0]
+            if data is None or due > now:
+                break
+            self._queue.popleft()
+            pieces.append(data)
+            size += len(data)
+        self.waiting -= size
+        self.link.bytes_delivered += size
+        return b"".join(pieces)
 
     def _append(self, due: float, data: bytes | None) -> None:
         if self.ended:

@@ -12,7 +12,7 @@ changes that this cannot express.
     AskRelay         send me also the frames of third origins that I lack; asked again, it starts anew
     EndRelay         what I need comes by itself again
     CannotRelay      my log starts at this floor; what you ask for is below it. My own stream goes on if it can
-    Ack              what is applied here, what is fsynced, how many messages of frames were dealt with
+    Ack              what is applied here, what is fsynced, how many messages of frames were dealt with; rides in Frames if it can
     Credit           how many bytes of frames, in total since the hello, you may send me
     Heartbeat        I live: vector, clock, digest; answered by HeartbeatReply: round trip and clock offset
     ?reports         what members have of origins that end, and whether they take no more: see `membership`
@@ -85,13 +85,6 @@ class Hello(Struct, frozen=True, array_like=True, tag="hello", kw_only=True):
     relay_credit: _Whole
 
 
-class Frames(Struct, frozen=True, array_like=True, tag="frames"):
-    """Whole frames, byte for byte; all of the sender's own origin, or (`relayed`) none of them."""
-
-    relayed: bool
-    frames: tuple[bytes, ...]
-
-
 class Subscribe(Struct, frozen=True, array_like=True, tag="subscribe"):
     """Send your own frames from `vv` on."""
 
@@ -122,6 +115,17 @@ class Ack(Struct, frozen=True, array_like=True, tag="ack"):
     durable: VersionVector
     own_messages: _Whole
     relay_messages: _Whole
+
+
+class Frames(Struct, frozen=True, array_like=True, tag="frames"):
+    """Whole frames, byte for byte; all of the sender's own origin, or (`relayed`) none of them.
+
+    `ack` precedes the frames. Only for peers whose hello names the feature `ack_with_frames`; to others acks go by themselves.
+    """
+
+    relayed: bool
+    frames: tuple[bytes, ...]
+    ack: Ack | None = None
 
 
 class Credit(Struct, frozen=True, array_like=True, tag="credit"):

@@ -5,8 +5,10 @@ Three ideas, kept apart:
 - *Window*: how many messages of frames are on their way. It is clocked by the receiver having dealt with a message
   (applied its frames or held them) and scaled to the round trip, so that a far peer is not stalled, and for one that
   falls behind what is written gathers into few large messages. It bounds delay, not memory.
-- *Acks* are gathered: a message costs both sides the same whatever it holds, and one ack per message would double their
-  number. The receiver tells at once what many messages or bytes it dealt with, and the rest a few ms later (`AckTimer`). The
+- *Pace*: on a far link, how soon one message follows another: a small part of the round trip, so that what is written gathers
+  and adds little to a delay that is there anyway. Who pays is the CPU of both sides: a message costs the same whatever it holds.
+- *Acks* are gathered for the same reason: one per message would double the number of messages. The receiver tells at once what many
+  messages or bytes it dealt with, and the rest a few ms later (`AckTimer`), with frames of its own if there are any. The
   smallest window holds twice as many messages as one ack tells of, so a sender never waits for an ack that waits for more.
 - *Credit*: how many bytes of frames the receiver will take, as a total since the hello. It is granted anew as frames
   become part of the state, so it bounds what one peer can make another hold. Own and relayed frames have separate
@@ -20,6 +22,7 @@ Three ideas, kept apart:
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -38,6 +41,8 @@ MARKS_MAX: Final = 4_096
 """Points in time kept to tell how far behind a peer is; beyond it every other one is forgotten."""
 READ_BYTES: Final = 1 << 20
 """One read of the log."""
+TIMER_MS: Final = 0.5
+"""What is due within so long is due: event loops count whole ms, so a timer may end early, and another one for the rest costs a turn."""
 
 
 def pick(
@@ -212,7 +217,7 @@ class Outgoing:
         settings = self.settings
         if round_trip_ms is None:
             return 1
-        more = 0 if self._is_short(round_trip_ms) else int(round_trip_ms / max(settings.flush_ms, 1))
+        more = 0 if self._is_short(round_trip_ms) else math.ceil(round_trip_ms / max(self.pace_ms(round_trip_ms), 1.0))
         return min(settings.window_messages_max, settings.window_messages_min + more)
 
     def has_room(self, round_trip_ms: float | None) -> bool:
@@ -228,16 +233,20 @@ class Outgoing:
         """When the next message may leave, as far as pace goes."""
         return self.flushed_ms + self.pace_ms(round_trip_ms)
 
-    def pace_ms(self, round_trip_ms: float | None) -> int:
-        """The least time between two messages: on a short link they may follow each other at once."""
-        return 0 if self._is_short(round_trip_ms) else self.settings.flush_ms
+    def pace_ms(self, round_trip_ms: float | None) -> float:
+        """The least time between two messages that are not full: on a short link they may follow each other at once."""
+        settings = self.settings
+        if round_trip_ms is None or self._is_short(round_trip_ms):
+            return 0.0
+        return min(max(round_trip_ms / settings.flushes_per_round_trip, settings.flush_ms), settings.flush_ms_max)
 
-    def sent(self, size: int, now_ms: float) -> None:
+    def sent(self, size: int, now_ms: float, *, more: bool) -> None:
+        """A message leaves. `more`: it was full, so the next one need not wait for anything to gather."""
         self.sent_bytes += size
         self.sent_messages += 1
         self.in_flight_bytes += size
         self._sizes.append(size)
-        self.flushed_ms = now_ms
+        self.flushed_ms = float("-inf") if more else now_ms
         assert self.sent_bytes <= self.granted_bytes
 
     def ack(self, messages: int) -> bool:
@@ -260,16 +269,23 @@ class Outgoing:
 class AckTimer:
     """When the next ack is due: soon after something is to be told, at once when that is much."""
 
-    __slots__ = ("_bytes", "_messages", "_settings", "due_ms")
+    __slots__ = ("_bytes", "_messages", "_settings", "delay_ms", "due_ms")
 
     def __init__(self, settings: ReplicationSettings) -> None:
         self._settings = settings
+        self.delay_ms: float = settings.ack_delay_ms
+        """How soon. The session makes it longer on a far link."""
         self.due_ms = float("inf")
         self._messages = self._bytes = 0
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether anything is to be told."""
+        return self.due_ms < float("inf")
+
     def note(self, now_ms: float) -> None:
         """Something is to be told."""
-        self.due_ms = min(self.due_ms, now_ms + self._settings.ack_delay_ms)
+        self.due_ms = min(self.due_ms, now_ms + self.delay_ms)
 
     def settled(self, size: int, now_ms: float) -> None:
         """A message of so many bytes was dealt with."""

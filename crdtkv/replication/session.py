@@ -34,6 +34,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
+import msgspec
+
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.control import removed_text
 from crdtkv.core.frame import Frame
@@ -63,12 +65,13 @@ from crdtkv.replication.messages import (
     Unknown,
 )
 from crdtkv.replication.port import ReplicaPort
-from crdtkv.replication.progress import AckTimer, Incoming, OwnTail
+from crdtkv.replication.progress import TIMER_MS, AckTimer, Incoming, OwnTail
 from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Relay, State
 from crdtkv.replication.streams import OwnStream, Plan, RelayStream
 
-FEATURES: Final[tuple[str, ...]] = ("snapshot",)
+ACK_WITH_FRAMES: Final = "ack_with_frames"
+FEATURES: Final[tuple[str, ...]] = (ACK_WITH_FRAMES,)
 """Names of what this version can do beyond protocol version 1; a link uses what both sides name."""
 SAMPLES: Final = 8
 """Heartbeats whose answers are waited for, and clock samples of which the one with the shortest round trip counts (NTP's filter)."""
@@ -130,7 +133,7 @@ class Session:
         """The peer knows more of this replica than it does itself."""
         self._events = events
         self._arrived: list[tuple[bool, list[Frame]]] = []
-        self._offers = FEATURES if port.snapshots is not None else ()
+        self._offers = (*FEATURES, "snapshot") if port.snapshots is not None else FEATURES
         self._of_snapshots: list[AboutSnapshots] = []
 
         self._vv = port.vv()
@@ -296,15 +299,22 @@ class Session:
             return Ready(tuple(out), self._heard_ms + self._settings.hello_timeout_ms)
         out.extend(self._pending.values())
         show = self._port.control.show
-        if self._ack.due_ms <= self._now:
-            out.append(Ack(show(self._vv), show(self._durable), self.own_in.settled_messages, self.relay_in.settled_messages))
+        plans, of_streams, wake_at_ms = self._plan_streams()
+        ack_due = self._ack.due_ms <= self._now + TIMER_MS
+        carrier = next((i for i, m in enumerate(of_streams) if isinstance(m, Frames)), None) if ACK_WITH_FRAMES in self.features else None
+        if ack_due or (carrier is not None and self._ack.is_pending):
+            ack = Ack(show(self._vv), show(self._durable), self.own_in.settled_messages, self.relay_in.settled_messages)
+            if carrier is None:
+                out.append(ack)
+            else:
+                of_streams[carrier] = msgspec.structs.replace(of_streams[carrier], ack=ack)
         if self.own_in.grant_due or self.relay_in.grant_due:
             out.append(Credit(self.own_in.next_grant, self.relay_in.next_grant))
         if self._reply is not None:
             number, received_wall_ms, received_ms = self._reply
             out.append(HeartbeatReply(number, int(received_wall_ms * 1000), int((self._now - received_ms) * 1000)))
-        wake_at_ms = self._heard_ms + self._settings.dead_after_ms
-        if self._ack.due_ms > self._now:
+        wake_at_ms = min(wake_at_ms, self._heard_ms + self._settings.dead_after_ms)
+        if not ack_due:
             wake_at_ms = min(wake_at_ms, self._ack.due_ms)
         if self._heartbeat_at_ms <= self._now:
             wall_us = max(0, int(self._wall_ms() * 1000))
@@ -314,12 +324,18 @@ class Session:
             out.append(Heartbeat(self._heartbeat_number, wall_us, show(self._vv), self._port.hlc(), told))
         else:
             wake_at_ms = min(wake_at_ms, self._heartbeat_at_ms)
+        return Ready((*out, *of_streams), wake_at_ms, tuple(plans))
+
+    def _plan_streams(self) -> tuple[list[Plan], list[Message], float]:
+        """What both streams are to send now, and when to look again; infinity: when something changes."""
         plans: list[Plan] = []
+        out: list[Message] = []
+        wake_at_ms = float("inf")
         for stream in (self.own_out, self.relay_out):
             flow, round_trip_ms = stream.flow, self.round_trip_ms
             if not stream.has_more or not flow.has_room(round_trip_ms):
                 continue
-            if (due := flow.flush_due_ms(round_trip_ms)) > self._now:
+            if (due := flow.flush_due_ms(round_trip_ms)) > self._now + TIMER_MS:
                 wake_at_ms = min(wake_at_ms, due)
                 continue
             plan = self._plan(stream)
@@ -334,10 +350,10 @@ class Session:
             elif plan.frames:
                 out.append(Frames(plan.relayed, tuple(frame.data for frame in plan.frames)))
                 if stream.has_more_after(plan):
-                    wake_at_ms = min(wake_at_ms, self._now + flow.pace_ms(round_trip_ms))
+                    wake_at_ms = self._now
             elif plan.is_searching:
                 wake_at_ms = self._now
-        return Ready(tuple(out), wake_at_ms, tuple(plans))
+        return plans, out, wake_at_ms
 
     def accept(self, ready: Ready) -> None:
         """What `ready` returned is being sent. To be called before any further input."""
@@ -345,7 +361,7 @@ class Session:
             match message:
                 case Hello():
                     self._hello_due = False
-                case Ack():
+                case Ack() | Frames(ack=Ack()):
                     self._ack.sent()
                     self._told_durable = self._durable
                 case Credit():
@@ -567,12 +583,12 @@ class Session:
     def _receive_live(self, message: Live) -> None:
         match message:
             case Frames():
-                self._receive_frames(message)
+                if message.ack is not None:
+                    self._receive_ack(message.ack)
+                if not self._ended:
+                    self._receive_frames(message)
             case Ack():
-                if not self.own_out.flow.ack(message.own_messages) or not self.relay_out.flow.ack(message.relay_messages):
-                    self._end(Code.PROTOCOL, "an ack for messages that were not sent")
-                elif self._learn(message.applied):
-                    self.peer_durable = self._port.control.complete(message.durable)
+                self._receive_ack(message)
             case Credit():
                 if not self.own_out.flow.grant(message.own_bytes) or not self.relay_out.flow.grant(message.relay_bytes):
                     self._end(Code.PROTOCOL, "credit was taken back")
@@ -603,6 +619,12 @@ class Session:
                     self._end(Code.PROTOCOL, "a message about snapshots, which were not agreed on")
             case _:
                 assert_never(message)
+
+    def _receive_ack(self, ack: Ack) -> None:
+        if not self.own_out.flow.ack(ack.own_messages) or not self.relay_out.flow.ack(ack.relay_messages):
+            self._end(Code.PROTOCOL, "an ack for messages that were not sent")
+        elif self._learn(ack.applied):
+            self.peer_durable = self._port.control.complete(ack.durable)
 
     def _receive_refusal(self, message: CannotRelay) -> None:
         assert self.origin is not None
@@ -684,6 +706,7 @@ class Session:
         sent_ms, sent_wall_ms = beat
         round_trip_ms = max(0.0, self._now - sent_ms - reply.waited_us / 1000)
         self.round_trip_ms = round_trip_ms if self.round_trip_ms is None else self.round_trip_ms + (round_trip_ms - self.round_trip_ms) / 8
+        self._ack.delay_ms = max(self._settings.ack_delay_ms, self.own_out.flow.pace_ms(self.round_trip_ms))
         there = reply.received_wall_us / 1000
         offset_ms = ((there - sent_wall_ms) + (there + reply.waited_us / 1000 - self._wall_ms())) / 2
         self._clock_samples.append((round_trip_ms, offset_ms))

@@ -30,12 +30,16 @@ class ReplicationSettings:
         own_credit_bytes, relay_credit_bytes: what each peer may have on its way or held here, per kind. Memory per peer
             is at most their sum; at least twice the largest frame, or that frame could never be sent.
         round_trip_short_ms: on a link faster than this messages follow each other at once, within the smallest window.
-        flush_ms: on a slower link, the least time between two messages of frames.
+        flush_ms, flush_ms_max: on a slower link, bounds of the time between two messages of frames (the *pace*): a message costs both
+            sides the same whatever it holds. A link at rest sends at once, and one that catches up does not wait between full messages.
+        flushes_per_round_trip: the pace between those bounds. Fewer: what is written adds more to the delay of the link (half a pace
+            on average), and costs less.
         window_messages_min: how many messages of frames may be on their way on the fastest link; then what is written gathers.
             Twice the peer's `ack_messages` or more, or the sender waits for acks that are being gathered.
         window_messages_max: how many messages of frames are on their way at most, however long the link.
         ack_messages: so many messages dealt with are acknowledged at once; fewer wait for more.
-        ack_delay_ms: how long they wait at most. Lower: more messages, each of which costs both sides as much as one of frames.
+        ack_delay_ms: how long they wait at most, on a slower link for one pace if that is longer. What is sent meanwhile takes the
+            ack along. Lower: more messages, each of which costs both sides as much as one of frames.
         read_bytes_max: how much of the log one turn reads for one peer that catches up.
         tail_bytes_max: how much of the newest own frames stays in memory, shared by all peers.
         apply_bytes_max: how much received is applied as one group, unless one message is longer.
@@ -65,6 +69,8 @@ class ReplicationSettings:
     relay_credit_bytes: int = 32 * MIB
     round_trip_short_ms: int = 2
     flush_ms: int = 1
+    flush_ms_max: int = 10
+    flushes_per_round_trip: int = 16
     window_messages_min: int = 8
     window_messages_max: int = 64
     ack_messages: int = 4
@@ -108,6 +114,8 @@ class ReplicationSettings:
                 f"window_messages_min is {self.window_messages_min}: it must be at least twice ack_messages, {self.ack_messages}",
                 setting="window_messages_min",
             )
+        if self.flush_ms_max < self.flush_ms:
+            raise ConfigError(f"flush_ms_max is {self.flush_ms_max}: it must be at least flush_ms, {self.flush_ms}", setting="flush_ms_max")
         if self.backoff_max_ms < self.backoff_min_ms:
             raise ConfigError("backoff_max_ms is less than backoff_min_ms", setting="backoff_max_ms")
         return self

@@ -113,7 +113,7 @@ class OwnStream:
         self._cursor = plan.cursor
         if plan.frames:
             self.seq = plan.frames[-1].last_seq
-            self.flow.sent(sum(frame.size for frame in plan.frames), now_ms)
+            self.flow.sent(sum(frame.size for frame in plan.frames), now_ms, more=self.has_more)
 
 
 class RelayStream:
@@ -182,5 +182,5 @@ class RelayStream:
         for frame in plan.frames:
             self._sent[frame.origin] = frame.last_seq
         if plan.frames:
-            self.flow.sent(sum(frame.size for frame in plan.frames), now_ms)
+            self.flow.sent(sum(frame.size for frame in plan.frames), now_ms, more=self.has_more)
         return None

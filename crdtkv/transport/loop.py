@@ -1,7 +1,7 @@
 """Event loops: which kind, and the one in the background that everything in a process shares.
 
 `new_event_loop` is uvloop's where that is installed (its round trip of one message over gRPC is a third shorter), else
-asyncio's own.
+asyncio's own. `precise_event_loop` is for whoever measures or emulates time.
 
 grpc.aio has one completion queue and one poller thread per process; each further event loop costs a hop through another
 loop per event, and closing one leaves events behind for it. So embedded nodes and synchronous clients run in one
@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
+import selectors
+import sys
 import threading
 
 _lock = threading.Lock()
@@ -28,6 +31,27 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
+
+
+if sys.platform == "linux":
+
+    class _PreciseSelector(selectors.EpollSelector):
+        """`epoll` counts whole milliseconds, `select` microseconds, and an epoll instance can itself be waited for."""
+
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            if timeout is not None and timeout > 0:
+                select.select((self.fileno(),), (), (), timeout)
+                timeout = 0
+            return super().select(timeout)
+
+else:
+    _PreciseSelector = selectors.DefaultSelector
+
+
+def precise_event_loop() -> asyncio.AbstractEventLoop:
+    """A loop whose sleeps end within some 0.1 ms. Those on epoll, uvloop's too, round to whole
+    milliseconds, which would count as lag."""
+    return asyncio.SelectorEventLoop(_PreciseSelector())
 
 
 def background_loop() -> asyncio.AbstractEventLoop:

@@ -16,11 +16,12 @@ from crdtkv.bench.histogram import Histogram
 from crdtkv.bench.laboratory import Clock, CutMade, Generator, LagSettings, Measured, _first_sightings
 from crdtkv.bench.page import render_page, write_results
 from crdtkv.bench.results import AFTER, BEFORE, CUT, DRAIN, build, figures, phase_of, slice_s
-from crdtkv.bench.schedule import CutPlan, Schedule, parse_cut, parse_seconds, precise_event_loop
+from crdtkv.bench.schedule import CutPlan, Schedule, parse_cut, parse_seconds
 from crdtkv.bench.workload import Workload
 from crdtkv.cli.main import main
 from crdtkv.errors import ConfigError
 from crdtkv.instruments.lag import LagMeter, Pair
+from crdtkv.transport.loop import precise_event_loop
 from tests.unit.documents import ROOT
 
 REGIONS = ("us", "eu")

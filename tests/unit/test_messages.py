@@ -149,7 +149,11 @@ def test_limits_hold_before_anything_is_built() -> None:
 
 def test_the_bytes_of_version_1_are_kept_for_ever() -> None:
     """A released format is decoded for ever: whoever changes these bytes breaks every cluster in the middle of an upgrade."""
-    assert encode(Frames(True, (b"ab",))) == b"\x93\xa6frames\xc3\x91\xc4\x02ab"
+    assert decode(b"\x93\xa6frames\xc3\x91\xc4\x02ab") == Frames(True, (b"ab",))  # before acks could go with frames
+    assert encode(Frames(True, (b"ab",))) == b"\x94\xa6frames\xc3\x91\xc4\x02ab\xc0"
+    with_ack = Frames(False, (b"ab",), Ack(EMPTY_VV, EMPTY_VV, 1, 2))
+    assert encode(with_ack) == b"\x94\xa6frames\xc2\x91\xc4\x02ab\x95\xa3ack\x90\x90\x01\x02"
+    assert decode(encode(with_ack)) == with_ack
     assert encode(Ack(VersionVector({US: 3}), EMPTY_VV, 1, 2)) == b"\x95\xa3ack\x92\xadus@1-00000001\x03\x90\x01\x02"
     assert encode(EndRelay()) == b"\x91\xa9end_relay"
     assert encode(Heartbeat(1, 2, EMPTY_VV, 3)) == b"\x96\xa9heartbeat\x01\x02\x90\x03\xc0"

@@ -27,7 +27,8 @@ from crdtkv.replication.messages import (
     Subscribe,
     Unknown,
 )
-from crdtkv.replication.progress import OwnTail
+from crdtkv.replication.progress import Outgoing, OwnTail
+from crdtkv.replication.session import ACK_WITH_FRAMES
 from tests.toy_replica import ToyReplica
 
 MIB = 1 << 20
@@ -345,18 +346,26 @@ def measure_round_trip(side: Side, ms: float) -> None:
 
 def test_on_a_long_link_the_window_grows_with_the_round_trip_and_messages_keep_their_distance(us: ToyReplica, eu: ToyReplica) -> None:
     side = live(us, eu)
-    measure_round_trip(side, 20.0)
+    measure_round_trip(side, 80.0)
+    pace_ms = 80 / LAN.flushes_per_round_trip
     sent = 0
     for _ in range(200):
         side.write()
-        sent += len(frames_in(side.send()))
-        assert frames_in(side.send()) == []  # within flush_ms nothing more leaves
-        wake = side.session.ready().wake_at_ms
-        assert wake is not None
-        side.now += LAN.flush_ms
-        side.session.tick(side.now)
-    assert sent == LAN.window_messages_min + 20 / LAN.flush_ms
-    assert side.session.statistics().in_flight_messages == sent
+        sent += len(frames_in(side.send()))  # one that was at rest sends at once
+        side.write()
+        assert frames_in(side.send()) == []  # until the pace is over nothing more leaves
+        if sent == 1:
+            assert side.session.ready().wake_at_ms == side.now + pace_ms
+        side.pass_time(pace_ms - 1)
+        assert frames_in(side.send()) == []
+        side.pass_time(1)
+    assert side.session.statistics().in_flight_messages == LAN.window_messages_min + LAN.flushes_per_round_trip
+    assert sent == 2 * side.session.statistics().in_flight_messages - 1  # what was written meanwhile had gathered
+
+
+@pytest.mark.parametrize(("round_trip_ms", "pace_ms"), [(1.9, 0.0), (2.0, 1.0), (16.0, 1.0), (80.0, 5.0), (160.0, 10.0), (1_000.0, 10.0)])
+def test_the_pace_is_a_part_of_the_round_trip_within_bounds_and_nothing_on_a_short_link(round_trip_ms: float, pace_ms: float) -> None:
+    assert Outgoing(LAN).pace_ms(round_trip_ms) == pace_ms
 
 
 def test_the_window_has_a_limit_however_long_the_link(us: ToyReplica, eu: ToyReplica) -> None:
@@ -365,9 +374,23 @@ def test_the_window_has_a_limit_however_long_the_link(us: ToyReplica, eu: ToyRep
     for _ in range(200):
         side.write()
         side.send()
-        side.now += LAN.flush_ms
-        side.session.tick(side.now)
+        side.now += LAN.flush_ms_max
     assert side.session.statistics().in_flight_messages == LAN.window_messages_max
+
+
+def test_on_a_long_link_one_that_catches_up_does_not_wait_between_full_messages(us: ToyReplica, eu: ToyReplica) -> None:
+    settings = replace(LAN, message_bytes_max=10_000)
+    side = live(us, eu, settings)
+    measure_round_trip(side, 80.0)
+    for _ in range(100):
+        us.write(size=900)
+    side.refresh()
+    messages = 0
+    while frames_in(side.send()):
+        messages += 1
+    assert messages == 10
+    side.write()  # the last of them was not full, and what follows it gathers again
+    assert frames_in(side.send()) == []
 
 
 def test_a_message_is_bounded_in_bytes_and_frames_but_carries_one_large_frame(us: ToyReplica, eu: ToyReplica) -> None:
@@ -588,6 +611,49 @@ def test_many_messages_or_many_bytes_are_acked_at_once(us: ToyReplica, eu: ToyRe
     assert only(Ack, side.send()).own_messages == LAN.ack_messages
     deliver(side, eu, 1, size=LAN.ack_bytes)
     assert only(Ack, side.send()).own_messages == LAN.ack_messages + 1
+
+
+def test_an_ack_goes_with_frames_if_there_are_any_and_needs_no_message_of_its_own(us: ToyReplica, eu: ToyReplica) -> None:
+    side, other = live(us, eu, features=(ACK_WITH_FRAMES,)), live(eu, us, features=(ACK_WITH_FRAMES,))
+    measure_round_trip(side, 0.3)
+    measure_round_trip(other, 0.3)
+    for _ in range(20):  # both write: no message but those of frames is needed
+        for sender, receiver in ((side, other), (other, side)):
+            sender.write()
+            messages = sender.send()
+            assert [type(m) for m in messages] == [Frames]
+            receiver.receive(*messages)
+            receiver.apply()
+    assert side.session.statistics().in_flight_messages <= 1
+    assert other.session.statistics().applied_seq == 19
+    side.pass_time(LAN.ack_delay_ms)
+    assert [type(m) for m in side.send()] == [Ack]  # nothing was written: by itself
+
+
+def test_an_ack_goes_by_itself_to_a_peer_that_does_not_know_otherwise(us: ToyReplica, eu: ToyReplica) -> None:
+    side = live(us, eu)
+    deliver(side, eu, LAN.ack_messages)
+    side.write()
+    messages = side.send()
+    assert [type(m) for m in messages] == [Ack, Frames]
+    assert only(Frames, messages).ack is None
+
+
+def test_an_ack_with_frames_is_checked_like_any_other(us: ToyReplica, eu: ToyReplica) -> None:
+    side = live(us, eu, features=(ACK_WITH_FRAMES,))
+    side.receive(Frames(False, (eu.write().data,), Ack(eu.vv(), eu.vv(), 1, 0)))
+    assert side.bye().code == Code.PROTOCOL
+    assert side.session.take_frames() == []
+
+
+def test_on_a_long_link_acks_wait_as_long_as_messages_of_frames_do(us: ToyReplica, eu: ToyReplica) -> None:
+    side = live(us, eu)
+    measure_round_trip(side, 160.0)
+    deliver(side, eu, 1)
+    side.pass_time(LAN.ack_delay_ms)
+    assert side.send() == []
+    side.pass_time(160 / LAN.flushes_per_round_trip - LAN.ack_delay_ms)
+    only(Ack, side.send())
 
 
 @pytest.mark.parametrize("round_trip_ms", [0.3, 20.0])
