@@ -4,7 +4,8 @@ Theory of operation. Calls gather in a queue; a writer takes all that have gathe
 turn of the event loop travel together, and while a message is on its way the next one fills: batches clock themselves, from
 one request at rest to thousands under load, without a delay that anyone chose. A message may follow the last when it is full,
 when something was answered since, or after `PACE_S` (over a long round trip nothing is answered for a while); never while gRPC
-still holds the last write, whose completion is the only back-pressure it gives. What is in flight and waits is bounded.
+still holds the last write, whose completion is the only back-pressure it gives. No more than `MESSAGES_MAX` wait for an answer unless
+they are full, so what a node that stood still has missed comes to it in few messages. What is in flight and waits is bounded.
 
 Deadlines cost one timer for all calls, set to the nearest of them.
 
@@ -54,6 +55,9 @@ PENDING_MAX: Final = 65_536
 DEADLINE_TOLERANCE: Final = 0.02
 """Requests whose deadlines differ by no more than this part of what is left share one in the message."""
 PACE_S: Final = 0.001
+MESSAGES_MAX: Final = 8
+"""Messages without an answer beyond which only full ones follow. What was sent ahead while the node stood still for a moment would else
+stay queued there: each answer lets one message follow, so their number never went down again, and every call waited behind them."""
 CONNECT_TIMEOUT_S: Final = 2.0
 CONNECT_ROUNDS: Final = 3
 BACKOFF_S: Final = 0.05
@@ -100,6 +104,7 @@ class Session:
         self._connection: Connection | None = None
         self._first = 0  # the endpoint to try first
         self._answered = True  # something was answered, or the pace has passed, since the last message
+        self._unanswered: deque[int] = deque()  # the last request of each message that has no answer yet
         self._heard_at = 0.0
         self._wake: asyncio.Future[None] | None = None  # the writer waits for it
         self._refusals = 0  # streams in a row that ended before anything was heard
@@ -296,6 +301,7 @@ class Session:
         self.pending.extendleft(reversed(self._in_flight.values()))
         self._in_flight.clear()
         self._in_flight_bytes = 0
+        self._unanswered.clear()
 
     def _fail_pending(self, error: CrdtkvError) -> None:
         calls, self.pending = self.pending, deque()
@@ -332,6 +338,7 @@ class Session:
                     self._answered = False
                     self.messages += 1
                     rows, deadline_ms = self._rows(calls)
+                    self._unanswered.append(rows[-1][0])
                     await write(batch(rows=_encode(rows), deadline_ms=deadline_ms))
         except (grpc.RpcError, asyncio.InvalidStateError):
             connection.stream.cancel()  # the reader reports the loss
@@ -342,7 +349,7 @@ class Session:
             return False
         if not in_flight:
             return True
-        may_follow = self._answered or len(self.pending) >= MESSAGE_ROWS_MAX
+        may_follow = (self._answered and len(self._unanswered) < MESSAGES_MAX) or len(self.pending) >= MESSAGE_ROWS_MAX
         return may_follow and len(in_flight) < IN_FLIGHT_MAX and self._in_flight_bytes < IN_FLIGHT_BYTES_MAX
 
     def _take(self) -> list[Call]:
@@ -449,6 +456,11 @@ class Session:
                 sink.set_result(result)
         self._heard_at = self._loop.time()
         self._answered = True
+        if rows:
+            # Messages are answered in order: this answer is of the last of them, or of one before.
+            unanswered, last = self._unanswered, rows[-1][0]
+            while unanswered and unanswered[0] <= last:
+                unanswered.popleft()
         if self.pending:
             self._wake_writer()
 
@@ -465,13 +477,14 @@ class Session:
         now = self._loop.time()
         nearest = float("inf")
         silent = False
+        waits_since = next((call.sent_at for call in self._in_flight.values()), 0.0)
         self._timer = None
         self._timer_at = nearest
         for id, call in [*self._in_flight.items(), *((0, call) for call in self.pending)]:
             if call.sink.done():
                 continue
             if call.deadline <= now:
-                silent = silent or self._heard_at < call.sent_at
+                silent = silent or self._heard_at < (call.sent_at or waits_since)  # it may wait behind what has no answer
                 if self._in_flight.pop(id, None) is not None:  # its place is free; an answer that still comes is ignored
                     self._in_flight_bytes -= call.weight
                 text = f"{call.op}: no answer from {self._where()} within the deadline"

@@ -407,7 +407,7 @@ class Drive:
         self._now = max(self._now, now_ms)
 
     def _refresh(self) -> None:
-        """Take in what is applied, durable and released by now."""
+        """Take in what is applied, durable and released by now. Ports give the same vectors while nothing has changed."""
         self._tail.refresh(self._now)
         self._vv, durable = self._port.vv(), self._port.durable_vv()
         for peer in self._peers.values():

@@ -124,7 +124,10 @@ class Machine:
             log.sync()  # a killed process leaves frames that only the kernel has; nothing may be promised on them before
         # What is in the log, and what of it is fsynced: the latter follows `log.synced()` when somebody asks.
         self._logged: dict[Origin, int] = dict(self.replica.vv().items())
-        self._durable: dict[Origin, int] = dict(self._logged)
+        self._changes = 0
+        """How often `_logged` has changed: what was made of it before is out of date."""
+        self._vv = 0, VersionVector(self._logged)
+        self._durable = self._vv[1]
         self._durable_at = log.end()
         self._held_back: deque[int] = deque()  # positions of frames that may leave only once fsynced
 
@@ -300,6 +303,7 @@ class Machine:
         for frame in frames:
             logged[frame.origin] = frame.last_seq
             self._unfolded_bytes += frame.size
+        self._changes += 1
         if self.sent_bound is not None and (own := logged.get(self.origin, 0)) > self.sent_bound:
             if frames[-1].origin == self.origin:  # own frames are appended one by one
                 self._beyond.append((end - 1, own))
@@ -609,7 +613,8 @@ class Machine:
             self.fail(e)
             raise
         self._logged.update(jumped.items())
-        self._durable.update(jumped.items())
+        self._changes += 1
+        self._durable = self._durable.join(jumped)
         waited: list[Frame] = []
         self.replica.apply_held(waited)
         if waited:
@@ -625,17 +630,26 @@ class Machine:
         self._snapshots = snapshots
 
     def vv(self) -> VersionVector:
-        """What is applied and in the log, closed origins included: it never names a commit of a frame in the making."""
-        return VersionVector(self._logged)
+        """What is applied and in the log, closed origins included: it never names a commit of a frame in the making.
+
+        The same object until that changes. Any thread.
+        """
+        made_at, vv = self._vv
+        if made_at != self._changes:
+            changes = self._changes  # before the copy: what changes while it is made makes it out of date
+            vv = VersionVector.adopt(dict(self._logged))
+            self._vv = changes, vv
+        return vv
 
     def durable_vv(self) -> VersionVector:
-        """What is fsynced. O(frames fsynced since the last call)."""
-        log, durable = self.log, self._durable
+        """What is fsynced; the same object until that changes. O(frames fsynced since the last call)."""
+        log = self.log
         synced = log.synced()
         if synced == log.end():
-            self._durable = dict(self._logged)
+            self._durable = self.vv()
             self._durable_at = synced
-        else:
+        elif self._durable_at < synced:
+            durable = dict(self._durable.items())
             if self._durable_at < log.start():  # what was dropped was fsynced
                 self._durable_at = log.start()
                 for origin, seq in log.floor().items():
@@ -644,7 +658,8 @@ class Machine:
                 frames, self._durable_at = log.read(self._durable_at, bytes_max=REPLAY_BYTES, until=synced)
                 for frame in frames:
                     durable[frame.origin] = max(frame.last_seq, durable.get(frame.origin, 0))
-        return VersionVector(self._durable)
+            self._durable = VersionVector.adopt(durable)
+        return self._durable
 
     def released(self) -> int:
         synced = self.log.synced()

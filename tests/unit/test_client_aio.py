@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from crdtkv.client import session as session_module
@@ -149,6 +150,58 @@ def test_a_message_follows_over_a_long_round_trip_without_an_answer(node: FakeNo
         slow.cancel()
 
     with_client(node, body)
+
+
+def test_what_a_node_that_stands_still_misses_waits_here_and_not_in_a_queue_of_messages(node: FakeNode) -> None:
+    """Once: each millisecond without an answer let one more message follow, and each answer let one follow in its place. So the messages
+    sent while a node stood still for a moment stayed on their way for good, and every call waited behind them."""
+
+    async def body(client: AsyncClient) -> None:
+        await client.get("warm")
+        session = client._core.check()
+        before = session.messages
+        node.hold = {"put"}
+        calls = []
+        for number in range(3 * session_module.MESSAGES_MAX):
+            calls.append(asyncio.ensure_future(client.put(f"k{number}", number)))
+            await asyncio.sleep(0)
+            session._pace_passed()
+            await asyncio.sleep(0.002)
+        await wait_until(lambda: node.ops["put"] == session_module.MESSAGES_MAX)
+        assert session.messages - before == session_module.MESSAGES_MAX
+        node.hold = set()
+        last = session._in_flight[max(session._in_flight)]
+        session._receive(msgspec.msgpack.encode([(max(session._in_flight), 0, ["us@1-00000000", 1, 1])]), "")
+        assert last.sink.done()
+        await asyncio.gather(*calls[session_module.MESSAGES_MAX - 1 :])
+        assert session.messages - before == session_module.MESSAGES_MAX + 1, "all that gathered went in one"
+        for call in calls:
+            call.cancel()
+
+    with_client(node, body)
+
+
+def test_a_call_that_waits_behind_a_silent_node_leaves_it_too(node: FakeNode, other: FakeNode) -> None:
+    async def body(client: AsyncClient) -> None:
+        await client.get("warm")
+        node.hold = {"get"}
+        session = client._core.check()
+        calls = []
+        while len(session._unanswered) < session_module.MESSAGES_MAX:
+            calls.append(asyncio.ensure_future(client.get("k")))
+            await asyncio.sleep(0.002)
+            session._pace_passed()
+        with pytest.raises(DeadlineExceededError) as caught:
+            await client.with_timeout(0.1).put("k", 1)
+        assert caught.value.maybe_applied is False and node.ops["put"] == 0, "it never left"
+        await asyncio.gather(*calls)
+        assert other.ops["get"] == len(calls)
+
+    async def main() -> None:
+        async with connect([node.address, other.address], timeout=30.0) as client:
+            await body(client)
+
+    asyncio.run(main())
 
 
 def test_a_cancelled_caller_costs_the_others_nothing(node: FakeNode) -> None:

@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 
 import crdtkv
+from crdtkv.core.causality import make_origin
+from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import encode_value
+from crdtkv.core.frame import DeltaKind
 from crdtkv.errors import StorageError
+from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog
 from crdtkv.storage.log import FileLog
 from crdtkv.store import Settings, Store
 from crdtkv.store.durability import BackgroundSync
+from crdtkv.store.machine import Machine
 from tests.frames import FrameMaker
 
 
@@ -31,6 +36,19 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.002)
+
+
+def test_vectors_of_a_machine_are_made_anew_only_when_something_has_changed() -> None:
+    log = SimulatedLog()
+    machine = Machine(log, SimulatedEngine(), origin=make_origin("us", 1, 0), cluster="c", clock=HybridClock(lambda: 1_000))
+    assert machine.vv() is machine.vv() and machine.durable_vv() is machine.durable_vv()
+    for seq in (1, 2):
+        machine.transact([[DeltaKind.REGISTER_PUT, "k", encode_value(seq)]])
+        machine.seal()
+        assert machine.vv() is machine.vv() and dict(machine.vv()) == {machine.origin: seq}
+        assert machine.durable_vv() is machine.durable_vv() and machine.durable_vv().seq(machine.origin) == seq - 1
+        log.sync()
+        assert dict(machine.durable_vv()) == {machine.origin: seq}
 
 
 def test_what_is_admitted_is_fsynced_within_the_bound_or_writers_wait(tmp_path: Path) -> None:
