@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -268,6 +269,13 @@ def register_slot_of(key: str) -> bytes:
         except UnicodeEncodeError:
             pass  # a lone surrogate: `encode_key` says so
     return register_slot(encode_key(key))
+
+
+def register_slots_of(keys: Sequence[str]) -> list[bytes]:
+    """`register_slot_of` each key, all of which are known to be valid."""
+    if "\x00" in "".join(keys):
+        return [register_slot_of(key) for key in keys]
+    return [f"{_SLOT_TEXT}{key}{_REGISTER_TEXT}".encode() for key in keys]
 
 
 def split_slot(slot: bytes) -> tuple[bytes, int, bytes]:

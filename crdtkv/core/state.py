@@ -16,8 +16,9 @@ they find faults, not forgers, so the hash is XXH3 (128 bits), five times as fas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
+from itertools import chain
 from operator import itemgetter
 from types import TracebackType
 from typing import Protocol, Self
@@ -167,23 +168,19 @@ class State:
         slots = self._slots
         if not slots:
             return 0
-        counts, hash_128 = self._counts, xxh3_128_intdigest
-        change = 0
-        # A loop over every changed record: `hash_record` is written out, and `counts` asked only where it may matter.
-        # Only a counter's run is an array of four whose first item is no array; everything else counts.
+        # `hash_record` is written out, a step for all records at a time, and `counts` asked only where it may matter: only a
+        # counter's run is an array of four whose first item is no array; everything else counts.
         # What was read ahead is what the base holds, too: it changes in `fold` only.
-        known = self._known
-        keys = [slot for slot in list(slots) if slot not in known] if known else list(slots)
-        olds = dict(zip(keys, self._base.multi_get(keys), strict=True))
-        for slot, new in list(slots.items()):
-            old = olds[slot] if slot in olds else known[slot]
-            if old == new:
-                continue
-            if old is not None and (old[0] != _ARRAY_OF_FOUR or counts(slot, old)):
-                change -= hash_128(old + slot)
-            if new is not None and (new[0] != _ARRAY_OF_FOUR or counts(slot, new)):
-                change += hash_128(new + slot)
-        return change
+        counts, known = self._counts, self._known
+        changed = dict(slots)  # readers' threads do not change it; this one call sees one moment
+        unknown = [slot for slot in changed if slot not in known] if known else list(changed)
+        found = self._base.multi_get(unknown)
+        before: Iterable[tuple[bytes, bytes | None]] = zip(unknown, found, strict=True)
+        if known:
+            before = chain(before, [(slot, known[slot]) for slot in changed if slot in known])
+        gone = [old + slot for slot, old in before if old is not None and (old[0] != _ARRAY_OF_FOUR or counts(slot, old))]
+        come = [new + slot for slot, new in changed.items() if new is not None and (new[0] != _ARRAY_OF_FOUR or counts(slot, new))]
+        return sum(map(xxh3_128_intdigest, come)) - sum(map(xxh3_128_intdigest, gone))
 
     def fold(self, meta: Callable[[int], Mapping[bytes, bytes | None]]) -> None:
         """Write everything that changed to the engine in one batch. O(changed).

@@ -6,11 +6,13 @@ the calls are run again, as one transaction, so the commit's net effect is of on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_value
+from crdtkv.core.frame import Delta
 from crdtkv.errors import CrdtkvError, StoreClosedError, missing_element, missing_field, missing_key
 from crdtkv.results import Commit
 from crdtkv.store.handles import encode_field
@@ -21,6 +23,16 @@ if TYPE_CHECKING:
     from crdtkv.store.store import Store
 
 T = TypeVar("T")
+Call = Delta | Callable[[Transaction], bool]
+"""A call that was gathered. A register's put for good, the commonest, is kept as the delta that it comes to."""
+
+
+def _repeat(calls: Sequence[Call], transaction: Transaction) -> bool:
+    """Run calls again, on another transaction; whether they change anything."""
+    changed = False
+    for call in calls:
+        changed = (transaction.put(call[1], call[2]) if isinstance(call, list) else call(transaction)) or changed
+    return changed
 
 
 class Batch:
@@ -29,7 +41,9 @@ class Batch:
     def __init__(self, store: Store, durability: str | None) -> None:
         self._store = store
         self._durability = durability
-        self._calls: list[Callable[[Transaction], bool]] = []
+        self._machine = store._machine
+        self._value_max = store.settings.value_bytes_max
+        self._calls: list[Call] = []
         self._preview: Transaction | None = Transaction(store._replica, store._reader)
         self.commit: Commit | None = None
 
@@ -40,7 +54,7 @@ class Batch:
         calls, self._calls = self._calls, []
         tried, self._preview = self._preview, None
         if kind is None and calls:
-            self.commit = self._store._transact(lambda t: any([call(t) for call in calls]), self._durability, tried)
+            self.commit = self._store._transact(partial(_repeat, calls), self._durability, tried)
             if self._store._replica.purges:
                 self._store._keep_house()
 
@@ -51,8 +65,7 @@ class Batch:
         except CrdtkvError:
             if self._preview is not None:  # the call may have got half-way: begin again without it
                 self._preview = Transaction(self._store._replica, self._store._reader)
-                for kept in self._calls:
-                    self._read(kept)
+                self._read(partial(_repeat, self._calls))
             raise
         self._calls.append(call)
         return changed
@@ -75,7 +88,15 @@ class Batch:
     # -- registers and keys ---------------------------------------------------------------------------------------
 
     def put(self, key: str, value: Any, *, ttl: float | None = None) -> None:
-        data, expiry = self._encode(value), self._expiry(ttl)
+        data = encode_value(value)
+        if len(data) > self._value_max:
+            check_size(data, self._value_max)
+        if ttl is None and self._preview is not None and self._store._closed is None and self._machine.failed is None:
+            delta = self._preview.put_blind(key, data)
+            if delta is not None:
+                self._calls.append(delta)
+                return
+        expiry = self._expiry(ttl)
         self._write(lambda t: t.put(key, data, expiry))
 
     def get(self, key: str, default: Any = None) -> Any:

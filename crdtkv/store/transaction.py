@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from crdtkv.core.codec import SlotType, encode_key, encode_value, slot_of
+from crdtkv.core.codec import KEY_BYTES_MAX, SlotType, encode_key, encode_value, slot_of
 from crdtkv.core.frame import Delta, DeltaKind
 from crdtkv.core.replica import Replica
 from crdtkv.errors import InvalidValueError, ValueTooLargeError
@@ -80,16 +80,20 @@ class Transaction:
     """One transaction on a replica. Keys are given as text, values and elements as canonical bytes.
 
     Mutators say whether they change anything. `expiry` is Unix ms.
+
+    A key that was only put, for good, is kept as the delta that it comes to: a batch of a thousand such puts costs a dict entry each.
+    Whatever else looks at such a key, or changes it, turns the delta into `_KeyChanges` (`_known`).
     """
 
-    __slots__ = ("_bytes", "_bytes_max", "_keys", "_moment", "_reader", "_replica")
+    __slots__ = ("_bytes", "_bytes_max", "_heads", "_keys", "_moment", "_reader", "_replica")
 
     def __init__(self, replica: Replica, reader: Reader) -> None:
         self._replica = replica
         self._bytes_max = replica.settings.commit_bytes_max
         self._moment = replica.moment()
         self._reader = reader
-        self._keys: dict[str, _KeyChanges] = {}
+        self._heads = replica.heads
+        self._keys: dict[str, Delta | _KeyChanges] = {}  # in the order in which they were first changed
         self._bytes = 0
 
     @property
@@ -104,18 +108,38 @@ class Transaction:
     # -- mutators -------------------------------------------------------------------------------------------------
 
     def put(self, key: str, value: bytes, expiry: int | None = None) -> bool:
-        if self._replica.heads.exist or key in self._keys:
+        if expiry is not None or self.put_blind(key, value) is None:
             self._require(key, SlotType.REGISTER)
-        else:
-            encode_key(key)  # nothing but registers anywhere
-        self._account(key, value)
-        self._changes(key).register = _Written(value, expiry)
+            self._account(key, value)
+            if expiry is None and key not in self._keys:
+                self._keys[key] = [DeltaKind.REGISTER_PUT, key, value]
+            else:
+                self._changes(key).register = _Written(value, expiry)
         return True
+
+    def put_blind(self, key: str, value: bytes) -> Delta | None:
+        """`put` without an expiry, if nothing in the store could forbid it: the delta that it comes to. None: use `put`.
+
+        It looks at nothing but the transaction. Most puts of most batches are this.
+        """
+        if type(key) is str and key.isascii() and 0 < len(key) <= KEY_BYTES_MAX:
+            size = self._bytes + len(key) + len(value) + 16
+        else:
+            size = self._bytes + len(encode_key(key)) + len(value) + 16
+        before = self._keys.get(key)
+        if type(before) is not list and (before is not None or self._heads.exist):
+            return None  # (A register put here before is visible. And where no key has a head, there are registers only.)
+        if size > self._bytes_max:
+            check_commit_size(size, self._bytes_max)
+        self._bytes = size
+        delta: Delta = [DeltaKind.REGISTER_PUT, key, value]
+        self._keys[key] = delta
+        return delta
 
     def expire(self, key: str, expiry: int | None) -> bool:
         """Give the register at a key another expiry, None to keep it for good."""
         self._require(key, SlotType.REGISTER)
-        changes = self._keys.get(key)
+        changes = self._known(key)
         if changes is not None and changes.register is not None:
             value, before = self._shown(changes.register), changes.register.expiry
         else:
@@ -201,7 +225,7 @@ class Transaction:
         self._require(key, SlotType.COUNTER)
         if not amount:
             return False
-        changes = self._keys.get(key)
+        changes = self._known(key)
         pending = changes.counter_add if changes else 0
         reset = changes is not None and changes.counter_reset
         before = 0 if reset else self._own_run(key.encode())[1]
@@ -226,14 +250,14 @@ class Transaction:
 
     def register(self, key: str) -> bytes | None:
         """The canonical bytes of the register at a key, None if none is visible."""
-        changes = self._keys.get(key)
+        changes = self._known(key)
         if changes is not None and changes.register is not None:
             return self._shown(changes.register)
         entry = self._reader.register(encode_key(key))
         return None if entry is None else entry.value
 
     def contains(self, key: str, element: bytes) -> bool:
-        changes = self._keys.get(key)
+        changes = self._known(key)
         if changes is not None:
             written = changes.elements.get(element)
             if written is not None:
@@ -244,7 +268,7 @@ class Transaction:
 
     def members(self, key: str) -> list[bytes]:
         """The elements of a set in canonical order."""
-        changes = self._keys.get(key) or _KeyChanges()
+        changes = self._known(key) or _KeyChanges()
         stored = {} if changes.set_cleared else dict.fromkeys(e for e, _ in self._reader.elements(encode_key(key), SlotType.SET))
         for element, written in changes.elements.items():
             if self._shown(written) is None:
@@ -254,14 +278,14 @@ class Transaction:
         return sorted(stored)
 
     def set_size(self, key: str) -> int:
-        changes = self._keys.get(key)
+        changes = self._known(key)
         if changes is None or not (changes.elements or changes.set_cleared):
             return self._reader.size(encode_key(key), SlotType.SET)
         return len(self.members(key))
 
     def field(self, key: str, name: str) -> bytes | None:
         """The canonical bytes of a field, None if it is not visible."""
-        changes = self._keys.get(key)
+        changes = self._known(key)
         if changes is not None:
             written = changes.fields.get(name)
             if written is not None:
@@ -273,7 +297,7 @@ class Transaction:
 
     def fields(self, key: str) -> list[tuple[bytes, bytes]]:
         """The fields of a map as `(canonical name, canonical value)`, in canonical order."""
-        changes = self._keys.get(key) or _KeyChanges()
+        changes = self._known(key) or _KeyChanges()
         stored = {} if changes.map_cleared else {f: e.value for f, e in self._reader.elements(encode_key(key), SlotType.MAP)}
         for name, written in changes.fields.items():
             value = self._shown(written)
@@ -284,14 +308,14 @@ class Transaction:
         return sorted(stored.items())
 
     def map_size(self, key: str) -> int:
-        changes = self._keys.get(key)
+        changes = self._known(key)
         if changes is None or not (changes.fields or changes.map_cleared):
             return self._reader.size(encode_key(key), SlotType.MAP)
         return len(self.fields(key))
 
     def counter(self, key: str) -> int | None:
         """A counter's value, None if it does not exist."""
-        changes = self._keys.get(key)
+        changes = self._known(key)
         stored = self._reader.counter(encode_key(key))
         if changes is None or not (changes.counter_reset or changes.counter_add):
             return stored
@@ -302,7 +326,7 @@ class Transaction:
     def visible_types(self, key: str) -> list[int]:
         """The types visible at a key, the transaction's own changes included."""
         raw = encode_key(key)
-        changes = self._keys.get(key)
+        changes = self._known(key)
         if changes is None:
             return self._reader.visible_types(raw)
         types = []
@@ -328,6 +352,9 @@ class Transaction:
         """The net effect: at most one delta per slot, clears and resets before what is added."""
         out: list[Delta] = []
         for key, changes in self._keys.items():
+            if isinstance(changes, list):
+                out.append(changes)
+                continue
             if changes.register is not None:
                 out.append(_delta(DeltaKind.REGISTER_PUT, DeltaKind.REGISTER_DELETE, [key], changes.register, [changes.register.value]))
             if changes.set_cleared:
@@ -360,8 +387,15 @@ class Transaction:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _changes(self, key: str) -> _KeyChanges:
+    def _known(self, key: str) -> _KeyChanges | None:
+        """What the transaction does to a key so far."""
         changes = self._keys.get(key)
+        if isinstance(changes, list):
+            changes = self._keys[key] = _KeyChanges(_Written(changes[2]))
+        return changes
+
+    def _changes(self, key: str) -> _KeyChanges:
+        changes = self._known(key)
         if changes is None:
             changes = self._keys[key] = _KeyChanges()
         return changes

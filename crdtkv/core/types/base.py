@@ -38,7 +38,15 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 encode_entries = msgspec.msgpack.Encoder().encode
+_NO_EXPIRY = encode_entries(None)
+_NO_VALUE_NO_EXPIRY = encode_entries(b"") + _NO_EXPIRY
 decode_entries = msgspec.msgpack.Decoder(list[Entry]).decode
+
+
+def around_value(origin: Origin, seq: int, hlc: int) -> tuple[bytes, bytes]:
+    """What stands before and after the value, as MessagePack bytes, in the record of a slot whose one entry is of this dot and stays."""
+    record = encode_entries((Entry(origin, seq, hlc, b"", None),))
+    return record[: -len(_NO_VALUE_NO_EXPIRY)], _NO_EXPIRY
 
 
 def rank(entry: Entry) -> tuple[int, Origin]:
