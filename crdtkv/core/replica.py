@@ -897,15 +897,32 @@ class Replica:
         self._applier.heads = self.heads
         self.clock.absorb(mark)
 
-    def fold(self) -> None:
-        """Write everything that changed to the engine, in one batch with the replica's own record."""
+    def begin_fold(self) -> None:
+        """Set aside everything that changed, with the replica's own record of now, for `State.fold_some` to write in one batch.
+
+        O(heads and request ids that changed); nothing is read.
+        """
         assert not self._rows, "a frame is being made"
         self._requests.fold()
         self.heads.fold()
-        self.state.fold(lambda digest: {META_KEY: _encode(self._meta(digest))})
+        meta = self._meta()
 
-    def _meta(self, digest: int) -> Meta:
+        def record(digest: int) -> dict[bytes, bytes | None]:
+            meta.digest = digest.to_bytes(16, "big")
+            return {META_KEY: _encode(meta)}
+
+        self.state.begin_fold(record)
+
+    def fold(self) -> None:
+        """Write everything that changed to the engine, in one batch with the replica's own record; first what was set aside before."""
+        self.state.end_fold()
+        self.begin_fold()
+        self.state.end_fold()
+
+    def _meta(self) -> Meta:
+        """The replica's own record of now, but for the digest. Nothing in it changes any more."""
         shown = self.control.show(self._vv)  # what is closed has records of its own, written once
+        counts = self.journal.counts
         return Meta(
             1,
             self.cluster,
@@ -913,11 +930,11 @@ class Replica:
             self.origin,
             shown.flat(),
             {o: h for o, h in self._hashes.items() if o in shown} if self.control else dict(self._hashes),
-            dict(self._kept),
+            {origin: kept[:] for origin, kept in self._kept.items()},
             self.clock.mark,
-            digest.to_bytes(16, "big"),
+            b"",
             self.position,
-            self.journal.counts,
+            JournalCounts(counts.following, counts.first, counts.size_bytes, dict(counts.by_rule)),
             dict(self._stamps),
         )
 

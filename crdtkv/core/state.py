@@ -5,6 +5,10 @@ one atomic batch at a frame's boundary (`fold`), together with the replica's own
 log position, journal …): so after a crash the engine holds some prefix of the log's effects, and replaying the rest
 gives the same state.
 
+A fold takes two steps. `begin_fold` sets the overlay aside as it is, with an empty one in its place: O(1). `fold_some` then works
+through what was set aside, a bounded number of records a call, and writes all of it at its end. In between reads look in the overlay,
+in what was set aside, in the engine, in this order; and the work may be done by a thread of its own while others write.
+
 Two kinds of record: *slots* are the replicated state; *side* records are local bookkeeping. Only slots enter the
 digest: the sum modulo 2^128 of one hash per record, so that it follows each change at a cost that does not grow with
 the state, and does not depend on the order of changes. It is brought up to date when the overlay is folded, so a
@@ -16,15 +20,16 @@ they find faults, not forgers, so the hash is XXH3 (128 bits), five times as fas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import merge
-from itertools import chain
 from operator import itemgetter
 from types import TracebackType
 from typing import Protocol, Self
 
 from xxhash import xxh3_128_intdigest
 
+FOLD_AT_ONCE = 128
+"""Records that are looked up and hashed at a time: multi-gets of more are no faster, and this bounds how long one may hold up others."""
 _MASK = (1 << 128) - 1
 _ABSENT = object()
 _ARRAY_OF_FOUR = 0x94
@@ -52,15 +57,44 @@ def hash_record(slot: bytes, record: bytes) -> int:
     return xxh3_128_intdigest(record + slot)
 
 
+class _Fold:
+    """An overlay that was set aside: what it holds does not change any more, `change` and `done` tell how far it has been worked through.
+
+    `meta` gives, for the new digest, the replica's own records as of when it was set aside. `known` is what the base holds of some slots.
+    """
+
+    __slots__ = ("change", "done", "keys", "known", "meta", "side", "slots")
+
+    def __init__(
+        self,
+        slots: dict[bytes, bytes | None],
+        side: dict[bytes, bytes | None],
+        known: dict[bytes, bytes | None],
+        meta: Callable[[int], Mapping[bytes, bytes | None]],
+    ) -> None:
+        self.slots = slots
+        self.side = side
+        self.known = known
+        self.meta = meta
+        self.keys = list(slots)
+        self.done = 0
+        self.change = 0
+
+
+_NOTHING: Mapping[bytes, bytes | None] = {}
+
+
 class State:
     """Overlay over a `Base`. One writer at a time; readers on other threads see each record before or after.
+
+    One thread at a time folds, which may be another than the writer's, as long as nobody asks for the digest meanwhile.
 
     Args:
         counts: says whether a slot's record enters the digest (a counter run that is not live does not).
         digest: of what the base holds.
     """
 
-    __slots__ = ("_base", "_counts", "_digest", "_known", "_side", "_slots")
+    __slots__ = ("_base", "_counts", "_digest", "_folding", "_known", "_side", "_slots")
 
     def __init__(self, base: Base, counts: Callable[[bytes, bytes], bool], digest: int = 0) -> None:
         self._base = base
@@ -68,15 +102,19 @@ class State:
         self._digest = digest
         self._slots: dict[bytes, bytes | None] = {}
         self._side: dict[bytes, bytes | None] = {}
-        self._known: dict[bytes, bytes | None] = {}  # read ahead for the group being applied
+        self._folding: _Fold | None = None
+        self._known: dict[bytes, bytes | None] = {}  # read ahead for the group being applied; never what the overlays hold
 
     def get(self, slot: bytes) -> bytes | None:
         """A slot's record. O(1) plus the engine's read if nothing newer is here."""
         record = self._slots.get(slot, _ABSENT)
         if record is _ABSENT:
-            record = self._known.get(slot, _ABSENT) if self._known else _ABSENT
+            if (folding := self._folding) is not None:
+                record = folding.slots.get(slot, _ABSENT)
             if record is _ABSENT:
-                return self._base.get(slot)
+                record = self._known.get(slot, _ABSENT) if self._known else _ABSENT
+                if record is _ABSENT:
+                    return self._base.get(slot)
         return record  # type: ignore[return-value]  # what is not the sentinel is a record or None
 
     def put(self, slot: bytes, record: bytes | None) -> None:
@@ -91,9 +129,12 @@ class State:
         """A bookkeeping record."""
         record = self._side.get(key, _ABSENT)
         if record is _ABSENT:
-            record = self._known.get(key, _ABSENT) if self._known else _ABSENT
+            if (folding := self._folding) is not None:
+                record = folding.side.get(key, _ABSENT)
             if record is _ABSENT:
-                return self._base.get(key)
+                record = self._known.get(key, _ABSENT) if self._known else _ABSENT
+                if record is _ABSENT:
+                    return self._base.get(key)
         return record  # type: ignore[return-value]  # as above
 
     def side_put(self, key: bytes, record: bytes | None) -> None:
@@ -104,6 +145,8 @@ class State:
         """Read ahead in one multi-get what a group of frames will touch; `forget` ends it."""
         slots, side, known = self._slots, self._side, self._known
         wanted = [k for k in dict.fromkeys(keys) if k not in slots and k not in side and k not in known]
+        if wanted and (folding := self._folding) is not None:
+            wanted = [k for k in wanted if k not in folding.slots and k not in folding.side]
         if wanted:
             known.update(zip(wanted, self._base.multi_get(wanted), strict=True))
 
@@ -113,16 +156,34 @@ class State:
             self._known = {}
 
     @property
-    def pending(self) -> int:
-        """How many changed records wait to be folded."""
+    def changed(self) -> int:
+        """How many changed records wait for a fold to begin."""
         return len(self._slots) + len(self._side)
+
+    @property
+    def is_folding(self) -> bool:
+        """Whether a fold was begun and has not ended."""
+        return self._folding is not None
+
+    @property
+    def pending(self) -> int:
+        """How many changed records are not in the base yet."""
+        folding = self._folding
+        return self.changed + (0 if folding is None else len(folding.slots) + len(folding.side))
+
+    def _overlay(self) -> dict[bytes, bytes | None]:
+        """All that changed and is not, or perhaps not, in the base."""
+        folding = self._folding
+        if folding is None:
+            return {**self._slots, **self._side}
+        return {**folding.slots, **folding.side, **self._slots, **self._side}
 
     def scan(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """Slots and side records in `[start, end)` in order, overlay included. O(overlay) to begin.
 
         The caller may change what was already yielded, nothing else, while it iterates.
         """
-        over = {k: v for d in (self._slots, self._side) for k, v in d.items() if start <= k and (end is None or k < end)}
+        over = {k: v for k, v in self._overlay().items() if start <= k and (end is None or k < end)} if self.pending else {}
         if not over:
             yield from self._base.scan(start, end)
             return
@@ -147,56 +208,96 @@ class State:
 
     def overlaid(self, view: View) -> Overlaid:
         """A view of the base of this moment with the overlay of this moment over it: what a view would be after a fold. O(overlay)."""
-        return Overlaid(view, {**self._slots, **self._side})
+        return Overlaid(view, self._overlay())
 
     def adopt(self, other: State) -> None:
-        """Take over the overlay of another state on the same base. Readers see each record before or after."""
+        """Take over the overlay of another state on the same base. Readers see each record before or after. Nobody folds meanwhile."""
         self._known = {}
         self._digest = other._digest
         self._slots = other._slots
         self._side = other._side
+        self._folding = other._folding
 
     def digest(self) -> int:
-        """The digest with everything in the overlay counted. O(changed slots)."""
-        return (self._digest + self._change()) & _MASK
+        """The digest with everything in the overlay counted. O(changed slots). Not while another thread folds."""
+        total, folding = self._digest, self._folding
+        if folding is not None:
+            total += self._change(folding.keys, folding.slots, _NOTHING, folding.known)
+        return (total + self._change(list(self._slots), self._slots, _NOTHING if folding is None else folding.slots, self._known)) & _MASK
 
     def correct_digest(self, by: int) -> None:
         """Add to the digest: what the base holds was changed, or found to be other than it counts. The next fold keeps it."""
         self._digest = (self._digest + by) & _MASK
 
-    def _change(self) -> int:
-        slots = self._slots
-        if not slots:
+    def _change(
+        self,
+        keys: Sequence[bytes],
+        slots: Mapping[bytes, bytes | None],
+        under: Mapping[bytes, bytes | None],
+        known: Mapping[bytes, bytes | None],
+    ) -> int:
+        """What the records of `slots` at `keys` change in the digest of `under` over the base, of which `known` is known."""
+        if not keys:
             return 0
         # `hash_record` is written out, a step for all records at a time, and `counts` asked only where it may matter: only a
         # counter's run is an array of four whose first item is no array; everything else counts.
-        # What was read ahead is what the base holds, too: it changes in `fold` only.
-        counts, known = self._counts, self._known
-        changed = dict(slots)  # readers' threads do not change it; this one call sees one moment
-        unknown = [slot for slot in changed if slot not in known] if known else list(changed)
-        found = self._base.multi_get(unknown)
-        before: Iterable[tuple[bytes, bytes | None]] = zip(unknown, found, strict=True)
-        if known:
-            before = chain(before, [(slot, known[slot]) for slot in changed if slot in known])
-        gone = [old + slot for slot, old in before if old is not None and (old[0] != _ARRAY_OF_FOUR or counts(slot, old))]
-        come = [new + slot for slot, new in changed.items() if new is not None and (new[0] != _ARRAY_OF_FOUR or counts(slot, new))]
+        counts = self._counts
+        if under or known:
+            wanted = [slot for slot in keys if slot not in under and slot not in known]
+            read = dict(zip(wanted, self._base.multi_get(wanted), strict=True))
+            olds = [read[slot] if slot in read else under[slot] if slot in under else known[slot] for slot in keys]
+        else:
+            olds = self._base.multi_get(keys)
+        news = [slots[slot] for slot in keys]
+        gone = [
+            old + slot for slot, old in zip(keys, olds, strict=True) if old is not None and (old[0] != _ARRAY_OF_FOUR or counts(slot, old))
+        ]
+        come = [
+            new + slot for slot, new in zip(keys, news, strict=True) if new is not None and (new[0] != _ARRAY_OF_FOUR or counts(slot, new))
+        ]
         return sum(map(xxh3_128_intdigest, come)) - sum(map(xxh3_128_intdigest, gone))
 
-    def fold(self, meta: Callable[[int], Mapping[bytes, bytes | None]]) -> None:
-        """Write everything that changed to the engine in one batch. O(changed).
+    def begin_fold(self, meta: Callable[[int], Mapping[bytes, bytes | None]]) -> None:
+        """Set the overlay aside, to be worked through by `fold_some`. O(1) but for a list of its slots.
 
         Args:
-            meta: given the new digest, the replica's own records that must change in the same batch.
+            meta: given the new digest, the replica's own records as of now: they change in the same batch. Called when that is written,
+                perhaps by another thread.
         """
-        digest = (self._digest + self._change()) & _MASK
-        batch = {**self._slots, **self._side, **meta(digest)}
-        self._base.write(batch)
-        # Readers on other threads look in the overlay, then in what was read ahead, then in the engine. So what was
-        # read ahead goes first, and the overlay only now that the engine has everything.
-        self._known = {}
-        self._digest = digest
+        assert self._folding is None, "a fold is under way"
+        # Readers on other threads look in the overlay, then in what was set aside: so it is there before the overlay is emptied.
+        # Of what was read ahead, that may now be set aside, they read the base's again.
+        known, self._known = self._known, {}
+        self._folding = _Fold(self._slots, self._side, known, meta)
         self._slots = {}
         self._side = {}
+
+    def fold_some(self, records_max: int) -> bool:
+        """Work through some of what was set aside; at its end write all of it to the base in one batch. True: nothing is left to do.
+
+        What raises may be called again: it goes on where it was.
+        """
+        folding = self._folding
+        if folding is None:
+            return True
+        keys, stop = folding.keys, min(len(folding.keys), folding.done + records_max)
+        while folding.done < stop:
+            until = min(stop, folding.done + FOLD_AT_ONCE)
+            folding.change += self._change(keys[folding.done : until], folding.slots, _NOTHING, folding.known)
+            folding.done = until
+        if folding.done < len(keys):
+            return False
+        digest = (self._digest + folding.change) & _MASK
+        self._base.write({**folding.slots, **folding.side, **folding.meta(digest)})
+        # What was set aside goes only now that the base has everything.
+        self._digest = digest
+        self._folding = None
+        return True
+
+    def end_fold(self) -> None:
+        """Do the rest of what `fold_some` has left. O(what was set aside)."""
+        while not self.fold_some(1 << 30):
+            pass
 
 
 class Overlaid:

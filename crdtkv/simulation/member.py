@@ -109,6 +109,8 @@ class Member:
             fold_records_max=options.fold_records_max,
         )
         self._decide_incarnation()
+        if options.beside:
+            self.machine.when_folding = self._fold_later
         if self.staging.is_marked:
             self.machine.install(self.staging)
             world.rare["install_finished_at_start"] += 1
@@ -238,10 +240,12 @@ class Member:
     def _seal(self, made: list[Dot]) -> None:
         if not made:
             return
+        folding = self.machine.replica.state.is_folding
         try:
             end = self.machine.seal()
         except DiskFullError:
             self._world.rare["commit_undone"] += 1
+            self._world.rare["undone_while_folding"] += folding
             self._world.auditor.undone(self, made)
             return
         self._unacknowledged += [(end, dot) for dot in made]
@@ -295,6 +299,19 @@ class Member:
                 self.machine.fold()
         self._later(world.dice.between(20, 120), self._housekeep)
         world.changed(self)
+
+    def _fold_later(self) -> None:
+        self._later(self._world.dice.pick((0.1, 1.0, 20.0)), self._fold_some)
+
+    def _fold_some(self) -> None:
+        """A step of a fold, as another thread does it in a store."""
+        state, rare = self.machine.replica.state, self._world.rare
+        rare["written_while_folding"] += state.is_folding and state.changed > 0
+        if self.machine.full is None:  # else `retry` goes on with it
+            with contextlib.suppress(DiskFullError):
+                if not self.machine.fold_some(1 + self._world.dice.below(self._world.options.fold_records_max)):
+                    self._fold_later()
+        self._world.changed(self)
 
     def truncate(self, position: int) -> None:
         """Drop the log before a position, whoever lacks it, once the engine has flushed what rests on it."""

@@ -46,6 +46,7 @@ class Options:
         lives: how often a replica that crashed goes on as another incarnation.
         removals: how many regions are removed while the others write: by force (it goes on, unheard), or after it was drained.
         additions: how many regions are added.
+        beside: what is set aside for the state engine is written in steps, while the machine goes on, as a store's thread does it.
         weights: how often clients do what.
     """
 
@@ -78,6 +79,7 @@ class Options:
     additions: int = 0
     folds: float = 1.0
     fold_records_max: int = 64
+    beside: bool = False
     both_dial: bool = False
     weights: dict[str, float] = field(default_factory=dict)
     core: CoreSettings = field(default_factory=CoreSettings)
@@ -177,7 +179,7 @@ def _bridge(options: Options) -> Options:
 
 def _crashes(options: Options) -> Options:
     """Crashes everywhere between append, sync and fold."""
-    return replace(options, crashes=1.5, disk_ms=30.0, folds=1.0)
+    return replace(options, crashes=1.5, disk_ms=30.0, folds=1.0, beside=True, fold_records_max=min(8, options.fold_records_max))
 
 
 def _expiry(options: Options) -> Options:
@@ -212,7 +214,7 @@ def _snapshot(options: Options) -> Options:
     )  # fmt: skip
     return replace(
         options, regions=max(3, options.regions), replication=replication, beyond=True, late=options.grain_ms > 1, install_crashes=0.15,
-        cuts=2.0, truncations=8.0, hop=0.9, transactions=25,
+        cuts=2.0, truncations=8.0, hop=0.9, transactions=25, beside=True,
     )  # fmt: skip
 
 

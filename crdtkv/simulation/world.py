@@ -218,13 +218,15 @@ class World:
 
     def crash(self, member: Member, *, torn: bool = False) -> None:
         """A process dies, or its host; `torn`: while it installs a snapshot."""
-        unfolded = member.machine.replica.state.pending > 0
+        state = member.machine.replica.state
+        unfolded, folding = state.pending > 0, state.is_folding
         power = (self.options.sync or self.options.losses > 0) and self.dice.chance(0.5)
         self.auditor.crashing(member, torn=torn)
         lost = member.crash(power=power)
         self.trace("crash", member.index, power, len(lost))
         self.rare["crashed"] += 1
         self.rare["crashed_between_append_and_fold"] += unfolded
+        self.rare["crashed_while_folding"] += folding
         self.rare["log_lost_its_tail"] += bool(lost)
         if not self.options.losses:
             self.auditor.crashed(member, [m for m in self.members if m is not member])

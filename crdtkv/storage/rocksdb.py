@@ -47,6 +47,8 @@ WRITE_BUFFER_BYTES = 32 << 20
 """A memtable; up to `WRITE_BUFFERS_MAX` of them while older ones are written out."""
 WRITE_BUFFERS_MAX = 3
 BLOOM_BITS_PER_KEY = 10  # about 1 % of useless file reads for keys that are absent
+MEMTABLE_BLOOM_SHARE = 0.1
+"""Of a memtable's memory, what its bloom filter takes: a third of the cost of asking for a key that is absent."""
 OPEN_FILES_MAX = 256
 DELETIONS_WINDOW = 4096
 """A file with this many neighbours of which half are deletions is compacted soon: what was deleted gives its space back."""
@@ -72,6 +74,8 @@ def _options() -> Options:
     options.set_compression_type(DBCompressionType.lz4())
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
     options.set_max_write_buffer_number(WRITE_BUFFERS_MAX)
+    options.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_SHARE)
+    options.set_memtable_whole_key_filtering(True)
     options.set_max_open_files(OPEN_FILES_MAX)
     options.set_level_compaction_dynamic_level_bytes(True)
     options.add_compact_on_deletion_collector_factory(DELETIONS_WINDOW, DELETIONS_WINDOW // 2, 0.0)

@@ -2,7 +2,9 @@
 
 The way of a local transaction: its deltas change the replica's overlay (`transact`), `seal` encodes the frame and
 appends it to the log, and only then may anyone be told. The engine follows in batches (`fold`): the log is the write
-ahead log, and recovery replays from the position that the engine's last batch recorded. The way of a received frame
+ahead log, and recovery replays from the position that the engine's last batch recorded. Where somebody folds beside (`when_folding`), a
+full overlay is set aside in no time, and worked through by another thread in small steps; if that cannot keep up, writers take steps of it
+themselves, so that they get slower rather than stop, and memory stays bounded. The way of a received frame
 is the same, except that its bytes are there already. An append that fails leaves the overlay ahead of the log: the
 machine is then *failed*, and answers nothing more; opening the store again recovers to what the log holds.
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from crdtkv.core.apply import Touched
@@ -49,8 +52,10 @@ if TYPE_CHECKING:
 
 REFUSED = (ClockSkewError, RegionUnavailableError, RegionRemovedError)
 """What a commit may be refused with before anything changes."""
-FOLD_BYTES_MAX = 32 << 20
+FOLD_BYTES_MAX = 16 << 20
 """The engine is written once so many bytes of frames wait: it bounds the replay after a crash, however few the records."""
+FOLD_STEP = 256
+"""Records that one step of a fold works through: what somebody who waits for it may have to wait."""
 GATHER_BYTES_MAX = 64 << 10
 """A frame whose commits gather is sealed once it holds this much."""
 REPLAY_BYTES = 1 << 20
@@ -114,11 +119,15 @@ class Machine:
         self._beyond: deque[tuple[int, int]] = deque()  # position and last seq of own frames above the bound
         self.folds = True
         """The engine is written once enough has gathered; False: it waits (`postpone_fold`)."""
-        self._unfolded_bytes = 0  # frames appended since the engine was written
+        self.when_folding: Callable[[], None] | None = None
+        """Called when a fold was begun: whoever is told calls `fold_some` until it is done. None: folds are done where they are due."""
+        self.fold_guard: AbstractContextManager[object] = contextlib.nullcontext()
+        """Held while somebody folds: a lock, if that may be another thread."""
+        self._unfolded_bytes = 0  # frames appended since a fold was begun
         self._gathered_bytes = 0  # commits of the frame in the making, while they gather
         self.is_engine_ahead = self.replica.position > log.end()
         """The engine holds what the log has lost: nothing may be done before `begin_incarnation`."""
-        self._folded_at = self.replica.position  # where the engine stands, at least
+        self._folded_at = self.replica.position  # where the engine stands, at least, or will after the fold that was begun
         self.replayed = 0 if self.is_engine_ahead else self._replay(self.replica)
         if log.synced() < log.end():
             log.sync()  # a killed process leaves frames that only the kernel has; nothing may be promised on them before
@@ -181,7 +190,7 @@ class Machine:
                 log.reset_floor(VersionVector({o: n for o, n in replica.vv().items() if n > here.seq(o)}))
                 replica.position = log.end()
             replica.begin_incarnation(origin)
-            replica.fold()
+            self._fold()
             log.sync()  # before the engine, which must never be ahead
             self.engine.flush()
         except BaseException as e:
@@ -189,7 +198,6 @@ class Machine:
             raise
         self.is_engine_ahead = False
         self.origin = origin
-        self._unfolded_bytes = 0
         # What was held back was of the former id: nobody continues it, so it may leave, and be lost, like what was received.
         self._beyond.clear()
         if self.sent_bound is not None:
@@ -308,9 +316,9 @@ class Machine:
             if frames[-1].origin == self.origin:  # own frames are appended one by one
                 self._beyond.append((end - 1, own))
             self.when_beyond()
-        if self.folds and self._is_full():
+        if self._is_full():
             try:
-                self.fold()
+                self._fold_in_time()
             except DiskFullError:
                 pass  # the log has it; that the next write is refused is enough
             except CrdtkvError as e:
@@ -318,36 +326,83 @@ class Machine:
                 raise
         return end
 
-    def _is_full(self) -> bool:
-        """Whether enough waits for the engine to be written."""
-        return self.replica.state.pending >= self.fold_records_max or self._unfolded_bytes >= FOLD_BYTES_MAX
+    def _is_full(self, times: int = 1) -> bool:
+        """Whether enough waits for the engine to be written; or so many times enough."""
+        return self.replica.state.changed >= times * self.fold_records_max or self._unfolded_bytes >= times * FOLD_BYTES_MAX
 
     def postpone_fold(self) -> bool:
         """For a few small changes in a hurry: have none of them write the engine, until `folds` is set again.
 
         False if the engine is to be written first: so what is postponed stays small.
         """
-        self.folds = self._is_full()
+        self.folds = self._is_full() and (self.when_folding is None or self.replica.state.is_folding)
         return not self.folds
 
-    def fold(self) -> None:
-        """Write what changed to the engine."""
-        if self.failed is not None:
-            raise self._failure()
-        if self.replica.making:
-            self.seal()
-        # Frames that change nothing here move the position all the same, and the log may be dropped up to what was folded.
-        if self.replica.state.pending or self.replica.position != self._folded_at:
+    def _fold_in_time(self) -> None:
+        """Enough waits: write it, or have it written beside. While what was set aside before is not done, do a step of that.
+
+        So each write pays for a share of the work once it gets behind; nobody lets more than twice enough wait.
+        """
+        state = self.replica.state
+        if self.when_folding is None:
+            if self.folds:
+                self.fold()
+            return
+        if state.is_folding and self.folds and not self.fold_some(FOLD_STEP) and self._is_full(2):
+            self._end_fold()
+        if not state.is_folding:
+            self._begin_fold()
+            self.when_folding()
+
+    def _begin_fold(self) -> None:
+        try:
+            self.replica.begin_fold()
+        except BaseException as e:
+            self.fail(e)
+            raise
+        self._unfolded_bytes = 0
+        self._folded_at = self.replica.position
+
+    def fold_some(self, records_max: int = FOLD_STEP) -> bool:
+        """Do some of a fold that was begun; True when nothing of it is left. Any thread, beside everything else.
+
+        Raises:
+            DiskFullError: the engine has no room: the machine is full, and the fold goes on at `retry`.
+            StorageError: the engine could not be written; the machine is failed from now on.
+        """
+        with self.fold_guard:
+            if self.failed is not None:
+                raise self._failure()
             try:
-                self.replica.fold()
+                return self.replica.state.fold_some(records_max)
             except DiskFullError as e:
                 self.refuse(e)
                 raise
             except BaseException as e:
                 self.fail(e)
                 raise
-            self._unfolded_bytes = 0
-            self._folded_at = self.replica.position
+
+    def _end_fold(self) -> None:
+        """Do the rest of a fold that was begun."""
+        while not self.fold_some(FOLD_STEP):
+            pass
+
+    def fold(self) -> None:
+        """Write what changed to the engine. When it returns, all of it is there and nobody folds."""
+        if self.failed is not None:
+            raise self._failure()
+        if self.replica.making:
+            self.seal()
+        # Frames that change nothing here move the position all the same, and the log may be dropped up to what was folded.
+        if self.replica.state.changed or self.replica.position != self._folded_at:
+            self._fold()
+        else:
+            self._end_fold()
+
+    def _fold(self) -> None:
+        self._end_fold()
+        self._begin_fold()
+        self._end_fold()
 
     def flush(self, position: int) -> None:
         """Have log and engine on the disk up to a position that was folded. May run beside everything else."""
@@ -370,9 +425,9 @@ class Machine:
         except BaseException as e:
             self.fail(e)
             raise
-        if self.replica.state.pending >= self.fold_records_max:
+        if self._is_full():
             with contextlib.suppress(DiskFullError):
-                self.fold()
+                self._fold_in_time()
         return more
 
     def fail(self, error: BaseException) -> None:
@@ -410,15 +465,18 @@ class Machine:
     def _undo(self, why: DiskFullError) -> None:
         """Go back to what engine and log hold, as a restart would, and refuse what comes. O(what was not folded).
 
-        Another replica is made from them, and its contents are taken over: readers see what was undone, or not.
+        Another replica is made from them, and its contents are taken over: readers see what was undone, or not. A fold that was begun is
+        given up: all of it is in the log.
         """
         try:
             mine = self.replica
-            again = Replica(
-                self.engine, origin=self.origin, cluster=self.cluster, shard=self.shard, clock=mine.clock, settings=mine.settings
-            )
-            self._replay(again, folding=False)
-            mine.adopt(again)
+            with self.fold_guard:
+                again = Replica(
+                    self.engine, origin=self.origin, cluster=self.cluster, shard=self.shard, clock=mine.clock, settings=mine.settings
+                )
+                self._folded_at = again.position
+                self._replay(again, folding=False)
+                mine.adopt(again)
         except BaseException as e:
             self.fail(e)
             raise
@@ -503,7 +561,7 @@ class Machine:
             for origin in frozen:
                 self.replica.freeze(origin)
             self.log.sync()
-            self.replica.fold()
+            self._fold()
             self.engine.flush()
         except DiskFullError as e:
             for origin in frozen:
@@ -513,7 +571,6 @@ class Machine:
         except BaseException as e:
             self.fail(e)
             raise
-        self._unfolded_bytes = 0
 
     def raise_limits(self, limits: Mapping[Origin, int]) -> None:
         """Take so much more of origins that are frozen; what was held of them is applied if it is ready by that."""
@@ -573,9 +630,9 @@ class Machine:
             staging.mark()
             step("marked")
             for _ in installer.run(staging.slots(), self.fold_records_max):
-                replica.fold()
+                self._fold()
                 step("batch")
-            replica.fold()
+            self._fold()
             step("joined")
             before = self.vv()
             log.reset_floor(VersionVector({o: n for o, n in incoming.vv.items() if n > before.seq(o)}))
@@ -600,7 +657,7 @@ class Machine:
         """After a snapshot was installed: the engine must have it before anything rests on it, for the log has not."""
         try:
             self.log.reset_floor(jumped)
-            self.replica.fold()
+            self._fold()
         except DiskFullError as e:
             self._undo(e)  # a floor that is too high costs whoever asks another way, and no more
             raise
@@ -676,16 +733,20 @@ class Machine:
     def digest(self) -> tuple[VersionVector, str] | None:
         if self.replica.purges:
             return None
-        with contextlib.suppress(DiskFullError):
-            if self.full is None:
-                self.fold()  # the digest is then at hand
+        self._settle()  # the digest is then at hand
         return self.vv(), f"{self.replica.digest():032x}"
 
-    def snapshot(self) -> EngineSnapshot:
-        """A view of all that is applied. Folds first; if the engine has no room, what waits for it is laid over its view."""
+    def _settle(self) -> None:
+        """Fold, if the engine has room; nobody folds when it returns."""
         with contextlib.suppress(DiskFullError):
             if self.full is None:
                 self.fold()
+            else:
+                self._end_fold()
+
+    def snapshot(self) -> EngineSnapshot:
+        """A view of all that is applied. Folds first; if the engine has no room, what waits for it is laid over its view."""
+        self._settle()
         self.check()
         view, state = self.engine.snapshot(), self.replica.state
         return state.overlaid(view) if state.pending else view

@@ -122,6 +122,7 @@ def settle(store: Store, pace: float = 1.0) -> Settled:
         scanned, keys, listed = _recount(view)
     with store._lock:
         store._settled()
+        store._machine.fold()  # nobody folds from here on
         replica = store._replica
         for key in keys:
             recount(replica, key)

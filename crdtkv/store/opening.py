@@ -85,7 +85,8 @@ class Opened:
             self.machine.log.close()
         finally:
             try:
-                self.machine.engine.close()
+                with self.machine.fold_guard:  # of a machine that has failed, a fold may be under way
+                    self.machine.engine.close()
             finally:
                 if self.instance is not None:
                     self.instance.close()

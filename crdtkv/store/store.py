@@ -49,6 +49,7 @@ from crdtkv.storage.retention import Acknowledgement, RetentionPolicy
 from crdtkv.store.batch import Batch
 from crdtkv.store.durability import BackgroundSync
 from crdtkv.store.exchange import decode, delta_since, known_of_own, merge
+from crdtkv.store.folding import Folder
 from crdtkv.store.handles import CounterHandle, MapHandle, SetHandle
 from crdtkv.store.housekeeping import Housekeeper
 from crdtkv.store.identity import LEAP
@@ -133,6 +134,8 @@ class Store:
         """The last own commit that `_keep_bound` saw, and since when it is the last."""
         self._bound_lock = threading.Lock()  # of `keep_bound`; taken before `_lock`
         _stores.add(self)
+        if self.path is not None and not self._machine.engine_is_rebuilt:
+            Folder(self._machine)
         if self.path is not None:
             self._background = BackgroundSync(
                 self._machine.log, settings.async_sync_ms / 1000, everything=self._async_default, failed=self._machine.fail

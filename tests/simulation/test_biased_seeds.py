@@ -15,7 +15,14 @@ MUST_MEET = {
     "clears": {"clear_in_slices"},
     "relay": {"relay_asked", "relayed_frames", "relay_ended", "cannot_relay", "log_truncated", "cut_one_way", "cut_island"},
     "bridge": {"relay_asked", "relayed_frames", "held"},
-    "crashes": {"crashed", "replayed", "crashed_between_append_and_fold", "log_lost_its_tail"},
+    "crashes": {
+        "crashed",
+        "replayed",
+        "crashed_between_append_and_fold",
+        "crashed_while_folding",
+        "written_while_folding",
+        "log_lost_its_tail",
+    },
     "expiry": {"expiry_by_another", "clock_jumped"},
     "snapshot": {
         "snapshot_installed",

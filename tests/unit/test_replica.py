@@ -293,6 +293,7 @@ def test_the_index_of_removals_forgets_the_oldest_and_the_stable() -> None:
     removals.note(b"d5", Removal(AP, 1, 10, "delete"), {US: 5, EU: 1})
     assert [r.origin for r in removals.get(b"d5")] == [AP], "one that has seen them takes their place"
     assert removals.drop_stable(VersionVector({US: 3})) == 1 and len(removals) == 2
-    state.fold(lambda _: {})
+    state.begin_fold(lambda _: {})
+    state.end_fold()
     again = Removals(State(base, lambda *_: True), 3)
     assert len(again) == 2 and again.get(b"d5") == removals.get(b"d5")
