@@ -43,6 +43,7 @@ def cluster() -> None:
 @click.option("--durability", type=click.Choice(["memory", "async", "sync"]), help="How safe a write is when it is answered.")
 @click.option("--restart-crashed", is_flag=True, help="Start a node again that stopped without being asked to.")
 @click.option("--direct", is_flag=True, help="Link the nodes directly: no delays and no partitions.")
+@click.option("--metrics", is_flag=True, help="Have each node serve metrics for Prometheus; the ports follow those of the regions.")
 @click.option("--detach", is_flag=True, help="Return when ready; stop it with `crdtkv cluster down`.")
 @output_option
 def up(
@@ -56,6 +57,7 @@ def up(
     durability: str | None,
     restart_crashed: bool,
     direct: bool,
+    metrics: bool,
     detach: bool,
     output: str,
 ) -> int:
@@ -75,6 +77,7 @@ def up(
         durability=durability,
         restart_crashed=restart_crashed,
         direct=direct,
+        metrics=metrics,
     )
     return _detached(spec, output) if detach else _foreground(spec, output)
 
@@ -116,11 +119,13 @@ def _foreground(spec: ClusterSpec, output: str) -> int:
 
 
 def _print_ready(spec: ClusterSpec, addresses: dict[str, str], output: str) -> None:
+    at = {r: row["metrics"] for r, row in ClusterFile.read(spec.directory).regions.items()} if spec.metrics else {}
     if output == JSON:
-        emit_json({"directory": str(spec.directory), "regions": {r: {"address": address} for r, address in addresses.items()}})
+        regions = {r: {"address": address, **({"metrics": at[r]} if at else {})} for r, address in addresses.items()}
+        emit_json({"directory": str(spec.directory), "regions": regions})
         return
-    rows = [[r, addresses[r], *(_delay(spec, r, s) for s in spec.regions)] for r in spec.regions]
-    table(("region", "address", *(f"to {s}" for s in spec.regions)), rows)
+    rows = [[r, addresses[r], *([at[r]] if at else ()), *(_delay(spec, r, s) for s in spec.regions)] for r in spec.regions]
+    table(("region", "address", *(["metrics"] if at else ()), *(f"to {s}" for s in spec.regions)), rows)
 
 
 def _delay(spec: ClusterSpec, a: str, b: str) -> str:

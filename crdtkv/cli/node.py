@@ -15,6 +15,7 @@ import click
 @click.option("--data", type=click.Path(path_type=Path), help="Data directory; without one everything is in memory, and gone at the end.")
 @click.option("--instance-dir", metavar="DIR|trust", help="Where to keep the token that tells a restored or copied data directory.")
 @click.option("--peer", "peers", multiple=True, metavar="R=HOST:PORT", help="Another region's node; once for each.")
+@click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus here; port 0 takes a free one.")
 @click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file; environment and flags win over it.")
 @click.option("--cluster", metavar="NAME", help="Name that all peers must share.")
 @click.option("--engine", metavar="rocksdb|lmdb|memory", help="State engine; default: rocksdb with a data directory, else memory.")

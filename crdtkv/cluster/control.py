@@ -46,7 +46,7 @@ class ClusterFile:
     """What `cluster.json` says.
 
     Attributes:
-        regions: region → {"address", "pid", "state", "data", "log"}, in the cluster's order.
+        regions: region → {"address", "pid", "state", "data", "log"} and with metrics "metrics", in the cluster's order.
         control: path of the supervisor's socket.
         delay_ms: `R-S` → one-way delay.
     """

@@ -41,7 +41,7 @@ class LocalCluster:
         jitter_ms: added to each delay, uniform from 0 to this.
         bytes_per_s: limit of each direction of each pair.
         directory: for data, logs and `cluster.json`; kept. None: a temporary one, removed by `stop`.
-        base_port, engine, durability, restart_crashed, direct, ready_timeout_s, node_command: as in `ClusterSpec`.
+        base_port, engine, durability, restart_crashed, direct, metrics, ready_timeout_s, node_command: as in `ClusterSpec`.
     """
 
     def __init__(

@@ -51,11 +51,12 @@ class Lifeline:
 
 
 class NodeProcess:
-    """A region's node."""
+    """A region's node. `metrics`: where it serves those, if it does."""
 
-    def __init__(self, region: str, address: str, directory: Path, command: Sequence[str]) -> None:
+    def __init__(self, region: str, address: str, directory: Path, command: Sequence[str], metrics: str | None = None) -> None:
         self.region = region
         self.address = address
+        self.metrics = metrics
         self.command = tuple(command)
         self.data = directory / "data" / region
         self.log = directory / "logs" / f"{region}.log"
@@ -140,7 +141,8 @@ class NodeProcess:
 
     def to_wire(self) -> dict[str, Any]:
         """What status and `cluster.json` say."""
-        return {"address": self.address, "pid": self.pid, "state": self.state, "data": str(self.data), "log": str(self.log)}
+        found = {"address": self.address, "pid": self.pid, "state": self.state, "data": str(self.data), "log": str(self.log)}
+        return found if self.metrics is None else {**found, "metrics": self.metrics}
 
     @property
     def uptime_s(self) -> float | None:

@@ -51,9 +51,10 @@ class ClusterSpec:
         delay_ms: (source, target) → one-way delay; every ordered pair.
         jitter_ms: added to each delay, uniform from 0 to this.
         bytes_per_s: of each direction of each pair; None: no limit.
-        base_port: the first region's port, the others follow; None: free ones.
+        base_port: the first region's port, the others follow, and after them those of metrics; None: free ones.
         engine, durability: of the nodes; None: their defaults.
         restart_crashed: start a node again that stopped without being asked to.
+        metrics: nodes serve metrics for Prometheus, each at a port of its own.
         direct: peers dial each other without the WAN emulator: no delays, no partitions, no added latency.
         ready_timeout_s: how long nodes may take until their peer links are up.
         node_command: internal, for tests of the supervisor: the program started instead of `crdtkv node`. Ready means then that the
@@ -70,6 +71,7 @@ class ClusterSpec:
     durability: str | None = None
     restart_crashed: bool = False
     direct: bool = False
+    metrics: bool = False
     ready_timeout_s: float = 30.0
     node_command: tuple[str, ...] | None = None
 
@@ -82,8 +84,9 @@ class ClusterSpec:
             check_region(region)
             if region in self.regions[:i]:
                 raise ConfigError(f"regions: {region} is named twice", setting="regions")
-        if self.base_port is not None and not 1 <= self.base_port <= 65536 - len(self.regions):
-            raise ConfigError(f"base-port: {self.base_port} is not in 1..{65536 - len(self.regions)}", setting="base_port")
+        last = 65536 - len(self.regions) * (2 if self.metrics else 1)
+        if self.base_port is not None and not 1 <= self.base_port <= last:
+            raise ConfigError(f"base-port: {self.base_port} is not in 1..{last}", setting="base_port")
         for (a, b), delay in self.delay_ms.items():
             if a not in self.regions or b not in self.regions:
                 raise ConfigError(f"latency: {a}-{b}: this cluster has {', '.join(self.regions)}", setting="latency")

@@ -84,7 +84,10 @@ class Supervisor:
         Raises:
             CrdtkvError: the cluster could not be started.
         """
-        ports = choose_ports(self.spec.regions, self.spec.base_port)
+        names = self.spec.regions
+        chosen = choose_ports((*names, *(f"{name}, metrics" for name in names if self.spec.metrics)), self.spec.base_port)
+        ports = {name: chosen[name] for name in names}
+        self._metrics = {name: f"{HOST}:{chosen[f'{name}, metrics']}" for name in names if self.spec.metrics}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -143,7 +146,7 @@ class Supervisor:
                         at = (HOST, other_port) if spec.direct else await self._wan.open(region, other, (HOST, other_port))
                         peers[other] = f"{at[0]}:{at[1]}"
                 address = f"{HOST}:{port}"
-                node = NodeProcess(region, address, self.directory, ())
+                node = NodeProcess(region, address, self.directory, (), self._metrics.get(region))
                 node.command = self._command(node, peers)
                 self.nodes[region] = node
             for node in self.nodes.values():
@@ -170,6 +173,8 @@ class Supervisor:
             arguments += ["--data", str(node.data), "--instance-dir", str(self.directory / "instances")]
         for region, address in peers.items():
             arguments += ["--peer", f"{region}={address}"]
+        if node.metrics is not None:
+            arguments += ["--metrics", node.metrics]
         for name in ("engine", "durability"):
             if (value := getattr(self.spec, name)) is not None:
                 arguments += [f"--{name}", value]

@@ -264,6 +264,11 @@ class Replica:
         """How many frames are held, and their bytes."""
         return self._held_frames, self._held_bytes
 
+    @property
+    def remembered(self) -> tuple[int, int]:
+        """Of how many slots removals are in the index, and how many request ids in the window."""
+        return len(self._removals), len(self._requests)
+
     def held_needs(self) -> VersionVector:
         """What the held frames wait for and is not applied here."""
         needs: dict[Origin, int] = {}

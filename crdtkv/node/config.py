@@ -98,6 +98,7 @@ class NodeConfig:
         instance_dir: where the data directory's instance token is kept, by which a restored or copied one is noticed; "trust": nowhere;
             None: below the home (`crdtkv.Settings.instance_dir`). In a container: a volume that stays, and is not the data directory's.
         peers: region → `host:port` of the other nodes. Each pair keeps one stream, whoever dials.
+        metrics: `host:port` where metrics are served to Prometheus over HTTP, over HTTPS if TLS is configured; None: nowhere.
         cluster: name that peers must share; None: what the store says (or takes at its first meeting).
         engine, durability: as in `crdtkv.open`; None: its defaults.
         insecure: allow a listen address that is not loopback without TLS.
@@ -110,6 +111,7 @@ class NodeConfig:
     data: Path | None = None
     instance_dir: Path | None = None
     peers: Mapping[str, str] = field(default_factory=dict)
+    metrics: str | None = None
     cluster: str | None = None
     engine: str | None = None
     durability: str | None = None
@@ -171,6 +173,14 @@ class NodeConfig:
             raise ConfigError(f"data is not set: engine {self.engine!r} needs a directory; give --data", setting="data")
         if self.engine == "memory" and self.data is not None:
             raise ConfigError("data: engine 'memory' keeps nothing in a directory; leave one of the two out", setting="data")
+        if self.metrics is not None:
+            metrics_host, _ = parse_address(self.metrics, where.get("metrics", "metrics"), port_min=0)
+            if self.tls is None and not self.insecure and not is_loopback(metrics_host):
+                raise ConfigError(
+                    f"metrics: {self.metrics} is not a loopback address and TLS is not configured: anyone who reaches it could read how"
+                    " the cluster is; set tls.cert and tls.key, serve on 127.0.0.1, or say --insecure",
+                    setting="metrics",
+                )
         if self.tls is None and not self.insecure and not is_loopback(host):
             raise ConfigError(
                 f"listen: {self.listen} is not a loopback address and TLS is not configured: anyone who reaches it could read and"
@@ -285,6 +295,7 @@ _READERS: Final[dict[str, _Reader]] = {
     "data": _path,
     "instance_dir": _path,
     "peers": _peers,
+    "metrics": _listen,
     "cluster": _text,
     "engine": _choice(*ENGINES),
     "durability": _choice(*DURABILITIES),
@@ -309,6 +320,7 @@ _TOP: Final = (
     "data",
     "instance_dir",
     "peers",
+    "metrics",
     "cluster",
     "engine",
     "durability",

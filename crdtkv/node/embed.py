@@ -37,7 +37,7 @@ class Node:
         store: an open store; close it after the node.
         listen: `host:port`; port 0 takes a free one, see `address`.
         peers: region → `host:port` of the other nodes; links may be dialled from either side.
-        tls, insecure, limits, replication: as in `NodeConfig`.
+        tls, insecure, limits, replication, metrics: as in `NodeConfig`.
     Raises:
         ConfigError: a setting is wrong, or the port is in use.
     """
@@ -52,6 +52,7 @@ class Node:
         insecure: bool = False,
         limits: Limits | None = None,
         replication: str = "lan",
+        metrics: str | None = None,
     ) -> None:
         config = NodeConfig(
             region=store.region,
@@ -61,6 +62,7 @@ class Node:
             insecure=insecure,
             limits=limits or Limits(),
             replication=replication,
+            metrics=metrics,
         )
         config.validate()
         self._loop = background_loop()
@@ -71,10 +73,15 @@ class Node:
     @staticmethod
     async def _start(config: NodeConfig, store: Store) -> NodeServer:
         server = NodeServer(
-            listen=config.listen, peers=config.peers, tls=config.tls, limits=config.limits, replication=preset(config.replication)
+            listen=config.listen,
+            peers=config.peers,
+            tls=config.tls,
+            limits=config.limits,
+            replication=preset(config.replication),
+            metrics=config.metrics,
         )
-        await server.start()
         try:
+            await server.start()
             await server.open(store)
         except BaseException:
             await server.stop()
@@ -93,6 +100,11 @@ class Node:
     def address(self) -> str:
         """`host:port` that it listens on."""
         return self._server.address
+
+    @property
+    def metrics_address(self) -> str:
+        """`host:port` where metrics are served; empty: nowhere."""
+        return self._server.metrics_address
 
     def peers(self) -> tuple[PeerLag, ...]:
         """Replication with each peer, as this node sees it."""

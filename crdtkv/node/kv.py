@@ -21,6 +21,7 @@ import contextlib
 import functools
 import logging
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
@@ -186,6 +187,8 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
         self._worker: StorageWorker | None = None
         self._sessions: set[_ClientSession] = set()
         self._streams: set[asyncio.Task[Any]] = set()
+        self.errors: Counter[str] = Counter()
+        """Scans and watches that ended with an error since the start, by code."""
         self._why_closed = "the node is still opening its store"
 
     def open(self, store: Any, worker: StorageWorker) -> None:
@@ -344,6 +347,7 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
         if len(self._streams) >= self._limits.streams_max:
             work.close()
             limit = self._limits.streams_max
+            self.errors[OverloadedError.code] += 1
             await abort(context, OverloadedError(f"{limit} scans and watches are open, the limit", limit=limit, retry_after_ms=1000))
         task = asyncio.create_task(work)
         self._streams.add(task)
@@ -355,6 +359,7 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
         if task.cancelled():
             await abort(context, RegionUnavailableError("the node is shutting down; go on elsewhere, or from the last token"))
         elif (error := task.exception()) is not None:
+            self.errors[as_crdtkv_error(error).code] += 1
             await abort(context, error)
 
     async def _send(self, context: Context, message: Any, last: str | None = None) -> None:

@@ -20,7 +20,7 @@ import itertools
 import logging
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -33,7 +33,7 @@ from crdtkv.node.worker import StorageWorker, as_crdtkv_error
 from crdtkv.replication import Backoff, Code, Drive, Event, EventKind, PeerStatistics, Relay, ReplicationSettings, State
 from crdtkv.replication.membership import Standing
 from crdtkv.replication.messages import encode
-from crdtkv.replication.snapshot import Job
+from crdtkv.replication.snapshot import Job, Transfers
 from crdtkv.results import PeerLag
 from crdtkv.storage.retention import Acknowledgement
 from crdtkv.transport.base import PeerStream, Transport
@@ -139,6 +139,8 @@ class _Core:
         self._acknowledge_at_ms = 0.0
         self._live: frozenset[str] = frozenset()
         self.alarms: deque[str] = deque(maxlen=ALARMS_MAX)
+        self.events: Counter[str] = Counter()
+        """What happened to links, relays and snapshots since the start, by kind."""
         self.acknowledge()
 
     def connect(self, link: _Link) -> None:
@@ -258,6 +260,7 @@ class _Core:
 
     def _report(self, events: Sequence[Event]) -> None:
         for one in events:
+            self.events[one.kind.value] += 1
             quiet = one.details.get("code") in (Code.DUPLICATE, Code.REPLACED)
             level = logging.ERROR if one.alarm else logging.DEBUG if quiet else logging.INFO
             if one.kind in (EventKind.NEEDS_SNAPSHOT, EventKind.STALLED):
@@ -562,6 +565,16 @@ class Peers:
     def addresses(self) -> dict[str, str]:
         """Region → the address that is dialled."""
         return dict(self._addresses)
+
+    @property
+    def transfers(self) -> Transfers | None:
+        """In the writer: snapshots to and from other nodes."""
+        return None if self._core is None else self._core.drive.transfers
+
+    @property
+    def events(self) -> Mapping[str, int]:
+        """In the writer: what happened to links, relays and snapshots since the start, by `EventKind`."""
+        return {} if self._core is None else dict(self._core.events)
 
     @property
     def alarms(self) -> tuple[str, ...]:

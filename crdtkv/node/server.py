@@ -30,7 +30,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -52,6 +52,10 @@ from crdtkv.transport.base import Transport
 from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport, channel_credentials, server_credentials
 from crdtkv.transport.loop import new_event_loop
 
+if TYPE_CHECKING:
+    from crdtkv.node.metrics import NodeCollector
+    from crdtkv.node.scraping import Scraping
+
 KEY_VALUE: Final = "crdtkv.v1.KeyValue"
 SERVICES: Final = (KEY_VALUE, "crdtkv.v1.Replication", "crdtkv.v1.Admin")
 HEALTH_S: Final = 0.2
@@ -72,8 +76,10 @@ class NodeServer:
         limits: Limits | None = None,
         replication: ReplicationSettings = LAN,
         transport: Transport | None = None,
+        metrics: str | None = None,
     ) -> None:
         self._listen = listen
+        self._metrics_listen = metrics
         self._tls = tls
         self._limits = limits or Limits()
         self._server: aio.Server | None = None
@@ -83,13 +89,18 @@ class NodeServer:
             credentials = channel_credentials(tls.ca, tls.cert, tls.key) if tls else None
             transport = GrpcTransport(credentials, self._limits.message_bytes_max)
         self._peers = Peers(peers, transport, replication)
+        self._admin = AdminService(self._kv, self._peers)
         self._worker: StorageWorker | None = None
         self._follows: Callable[[], None] | None = None  # ends it
         self._watching: asyncio.Task[None] | None = None
+        self._collector: NodeCollector | None = None
+        self._scraping: Scraping | None = None
         self.failed = asyncio.Event()
         """The store can no longer keep its promises (a failed fsync): stop the node."""
         self.address = ""
         """`host:port` that is listened on."""
+        self.metrics_address = ""
+        """`host:port` where metrics are; empty: nowhere."""
 
     async def start(self) -> None:
         """Bind the port and answer health checks. Raises `ConfigError` if the address cannot be listened on."""
@@ -97,7 +108,6 @@ class NodeServer:
         server = aio.server(options=server_options(self._limits.message_bytes_max))
         kv_pb2_grpc.add_KeyValueServicer_to_server(self._kv, server)
         replication_pb2_grpc.add_ReplicationServicer_to_server(ExchangeServicer(self._peers.accept), server)
-        self._admin = AdminService(self._kv, self._peers)
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
@@ -117,6 +127,17 @@ class NodeServer:
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         await self._health.set(KEY_VALUE, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
+        if self._metrics_listen is not None:
+            self._serve_metrics(self._metrics_listen)
+
+    def _serve_metrics(self, listen: str) -> None:
+        # Imported here: nobody else needs the library, which takes 50 ms to import.
+        from crdtkv.node.metrics import NodeCollector
+        from crdtkv.node.scraping import Scraping
+
+        self._collector = NodeCollector(asyncio.get_running_loop(), self._kv, self._peers)
+        self._scraping = Scraping(listen, self._collector, self._tls)
+        self.metrics_address = self._scraping.address
 
     async def open(self, store: Store) -> None:
         """Serve `store`, which stays the caller's to close, and dial the peers."""
@@ -133,6 +154,8 @@ class NodeServer:
         self._follows = store.on_commit(worker.poke)
         self._kv.open(store, worker)
         self._admin.open(store, worker)
+        if self._collector is not None:
+            self._collector.open(store, worker)
         await self._health.set(KEY_VALUE, health_pb2.HealthCheckResponse.SERVING)
         self._watching = asyncio.create_task(self._watch_room(store))
 
@@ -161,6 +184,8 @@ class NodeServer:
         await self._health.enter_graceful_shutdown()
         if self._watching is not None:
             self._watching.cancel()
+        if self._collector is not None:
+            self._collector.close()
         self._kv.close()
         try:
             async with asyncio.timeout(grace_s):
@@ -177,6 +202,8 @@ class NodeServer:
         if self._worker is not None:
             await self._worker.stop()
         self._admin.close_views()
+        if self._scraping is not None:
+            await asyncio.to_thread(self._scraping.close)
         level = logging.DEBUG if self._worker is None else logging.INFO  # a node that never opened has nothing to say
         event(level, "stopped", took_ms=round((time.monotonic() - began) * 1000))
 
@@ -225,11 +252,16 @@ async def _run(config: NodeConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
     node = NodeServer(
-        listen=config.listen, peers=config.peers, tls=config.tls, limits=config.limits, replication=preset(config.replication)
+        listen=config.listen,
+        peers=config.peers,
+        tls=config.tls,
+        limits=config.limits,
+        replication=preset(config.replication),
+        metrics=config.metrics,
     )
-    await node.start()
     store: Store | None = None
     try:
+        await node.start()
         event(logging.DEBUG, "opening", region=config.region, data=config.data, listen=node.address)
         # A signal while the store opens waits for it: recovery is not left half done.
         store = await asyncio.to_thread(_open_store, config)
@@ -238,9 +270,10 @@ async def _run(config: NodeConfig) -> int:
         await node.open(store)
         gc.collect()
         gc.freeze()
-        event(logging.INFO, "ready", origin=store.origin, listen=node.address, peers=sorted(config.peers))
+        where = {"metrics": node.metrics_address} if node.metrics_address else {}
+        event(logging.INFO, "ready", origin=store.origin, listen=node.address, peers=sorted(config.peers), **where)
         if not asked.is_set():
-            _say_ready(config, store.origin, node.address)
+            _say_ready(config, store.origin, node.address, node.metrics_address)
         waits = [asyncio.create_task(asked.wait()), asyncio.create_task(node.failed.wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -262,11 +295,12 @@ def _open_store(config: NodeConfig) -> Store:
     return open_store(config.data, region=config.region, engine=config.engine, durability=config.durability, settings=settings)
 
 
-def _say_ready(config: NodeConfig, origin: str, address: str) -> None:
+def _say_ready(config: NodeConfig, origin: str, address: str, metrics: str) -> None:
     if config.ready_format == "json":
-        line = json.dumps({"event": "ready", "origin": origin, "region": config.region, "listen": address, "pid": os.getpid()})
+        said = {"event": "ready", "origin": origin, "region": config.region, "listen": address, "pid": os.getpid()}
+        line = json.dumps(said | ({"metrics": metrics} if metrics else {}))
     else:
-        line = f"crdtkv node {origin} listening on {address}"
+        line = f"crdtkv node {origin} listening on {address}" + (f", metrics on http://{metrics}/metrics" if metrics else "")
     print(line, flush=True)
 
 

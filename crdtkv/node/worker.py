@@ -36,7 +36,7 @@ import functools
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -185,6 +185,11 @@ class StorageWorker:
         """Requests accepted and not yet delivered. The loop's."""
         self.answered = 0
         """Requests answered since the start. The loop's."""
+        self.reads = 0
+        """Of those, requests that made no commit and did not fail."""
+        self.errors: Counter[str] = Counter()
+        """Requests that failed since the start, by code. A turn's; `refused`, those that never came to one, is the loop's."""
+        self.refused: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="crdtkv-reader")
@@ -226,6 +231,7 @@ class StorageWorker:
                 self._batches.append(batch)
                 self._ask(cost, size)
             return
+        self.refused[refusal.code] += len(rows)
         deliver([error_row(row[0], refusal) for row in rows], "")
 
     def task(self, function: Callable[[], None], size: int | None = None) -> None:
@@ -468,6 +474,11 @@ class StorageWorker:
                 executed = self._store.execute(requests)
                 replies, token, position = executed.replies, executed.token, executed.position
                 assert len(replies) == len(requests), "one reply for each request"
+                failed = 0
+                if executed.errors:
+                    self.errors.update(executed.errors)
+                    failed = sum(executed.errors.values())
+                self.reads += max(0, len(requests) - executed.commits - failed)
                 if self.status is not None and any("status" in batch.ops for batch in group):
                     status = self.status().to_wire()
                     replies = [[r[0], 0, status] if q[1] == "status" and not r[1] else r for q, r in zip(requests, replies, strict=True)]
@@ -478,6 +489,7 @@ class StorageWorker:
                     # The store answers nothing more until it is opened again, which recovers it to what its log holds.
                     self._post((self._on_failed,))
                 failure = as_crdtkv_error(e)
+                self.errors[failure.code] += len(requests)
                 replies = [error_row(row[0], failure) for row in requests]
         # One group holds the messages in order, and `replies` follows `requests`: so each message gets a slice.
         parts: list[tuple[Deliver, list[Any]]] = []
@@ -487,6 +499,7 @@ class StorageWorker:
             part = replies[start:end]
             start = end
             if late:
+                self.errors[DeadlineExceededError.code] += len(late)
                 answered = iter(part)
                 part = [_too_late(row) if at in late else next(answered) for at, row in enumerate(batch.rows)]
             parts.append((batch.deliver, part))

@@ -95,6 +95,9 @@ class Transfers:
         self._giving: list[_Giving] = []
         self.begun = 0
         """Snapshots taken here since the start."""
+        self.given = 0
+        """Of those, such as the receiver has whole."""
+        self.sent_bytes = 0
         # receiver
         self._donor: Hashable | None = None
         self._donor_region = ""
@@ -110,6 +113,9 @@ class Transfers:
         self._whole = False
         self.installing = False
         self.installs = 0
+        self.given_up = 0
+        """How often one that was asked for did not come, or could not be installed."""
+        self.received_bytes = 0
         self.wake_ms: float | None = None
 
     # -- what goes out --------------------------------------------------------------------------------------------
@@ -249,6 +255,7 @@ class Transfers:
             self._sessions[link].close(Code.PROTOCOL, f"chunk {chunk.number} of a snapshot, {self._next} was next")
             return
         self._next += 1
+        self.received_bytes += len(chunk.data)
         self._chunks.append(chunk)
         self._stage_next()
 
@@ -282,6 +289,7 @@ class Transfers:
         """Give up on this donor for a while; what is staged of it stays, in case that nobody else can give one."""
         link, region = self._donor, self._donor_region
         self._tried[region] = self._now + retry_ms
+        self.given_up += 1
         self._event(EventKind.SNAPSHOT_ENDED, None, f"no snapshot from {region}: {reason}", region=region)
         if link is not None and self._id:
             self._send(link, EndSnapshot(self._id))
@@ -355,6 +363,7 @@ class Transfers:
             giving.last = number
         giving.next = number + 1
         if giving.link is not None:
+            self.sent_bytes += len(data)
             self._send(giving.link, Chunk(giving.id, number, data, link, cursor is None))
         self._read_next(giving)
 
@@ -364,6 +373,8 @@ class Transfers:
                 if not giving.acked <= ack.chunks <= giving.next:
                     self._sessions[link].close(Code.PROTOCOL, "an ack for chunks that were not sent")
                     return
+                if giving.last is not None and giving.acked <= giving.last < ack.chunks:
+                    self.given += 1
                 giving.acked, giving.heard_ms = ack.chunks, self._now
                 self._read_next(giving)
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from zlib import crc32
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.frame import Frame, peek
 from crdtkv.errors import CorruptionError, DiskFullError, StorageError, StoreClosedError
+from crdtkv.storage.durations import Durations
 from crdtkv.storage.files import FileLayer, OsFiles, is_full, write_all, write_atomically
 from crdtkv.storage.memory_log import FrameWindow, MemoryLog, expired
 from crdtkv.storage.retention import LogPart
@@ -230,6 +232,8 @@ class FileLog:
         self._is_syncing = False  # someone leads: it alone syncs, and may replace `_file`
         self._failure: str | None = None
         self._is_closed = False
+        self.fsyncs = Durations()
+        """Of the segment that is written to, since the log was opened."""
         self._hints: OrderedDict[int, tuple[_Segment, int]] = OrderedDict()  # position → where a reader stopped
         self._segments: list[_Segment] = []
         try:
@@ -473,12 +477,14 @@ class FileLog:
         with self._lock:
             target, segment = self._end, self._segments[-1]
             size = segment.size
+        began = time.perf_counter()
         try:
             self._file.sync()
         except OSError as e:
             with self._lock:
                 self._failure = f"fsync: {e.strerror or e}"
             raise self._error("sync", e) from e
+        self.fsyncs.note(time.perf_counter() - began)
         with self._lock:
             self._synced = max(self._synced, target)
             segment.synced = max(segment.synced, size)

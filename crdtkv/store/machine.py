@@ -20,6 +20,7 @@ It is also the port that replication sees: the embedded store, the node and the 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -44,6 +45,7 @@ from crdtkv.errors import (
     StorageError,
     WrongClusterError,
 )
+from crdtkv.storage.durations import Durations
 from crdtkv.storage.engine import EngineSnapshot, StateEngine
 from crdtkv.storage.log import CommitLog
 
@@ -123,7 +125,10 @@ class Machine:
         """Called when a fold was begun: whoever is told calls `fold_some` until it is done. None: folds are done where they are due."""
         self.fold_guard: AbstractContextManager[object] = contextlib.nullcontext()
         """Held while somebody folds: a lock, if that may be another thread."""
-        self._unfolded_bytes = 0  # frames appended since a fold was begun
+        self.unfolded_bytes = 0
+        """Of frames that were appended since a fold was begun."""
+        self.fold_steps = Durations()
+        """How long it took to write the engine, step by step."""
         self._gathered_bytes = 0  # commits of the frame in the making, while they gather
         self.is_engine_ahead = self.replica.position > log.end()
         """The engine holds what the log has lost: nothing may be done before `begin_incarnation`."""
@@ -310,7 +315,7 @@ class Machine:
         logged = self._logged
         for frame in frames:
             logged[frame.origin] = frame.last_seq
-            self._unfolded_bytes += frame.size
+            self.unfolded_bytes += frame.size
         self._changes += 1
         if self.sent_bound is not None and (own := logged.get(self.origin, 0)) > self.sent_bound:
             if frames[-1].origin == self.origin:  # own frames are appended one by one
@@ -328,7 +333,7 @@ class Machine:
 
     def _is_full(self, times: int = 1) -> bool:
         """Whether enough waits for the engine to be written; or so many times enough."""
-        return self.replica.state.changed >= times * self.fold_records_max or self._unfolded_bytes >= times * FOLD_BYTES_MAX
+        return self.replica.state.changed >= times * self.fold_records_max or self.unfolded_bytes >= times * FOLD_BYTES_MAX
 
     def postpone_fold(self) -> bool:
         """For a few small changes in a hurry: have none of them write the engine, until `folds` is set again.
@@ -360,7 +365,7 @@ class Machine:
         except BaseException as e:
             self.fail(e)
             raise
-        self._unfolded_bytes = 0
+        self.unfolded_bytes = 0
         self._folded_at = self.replica.position
 
     def fold_some(self, records_max: int = FOLD_STEP) -> bool:
@@ -373,14 +378,19 @@ class Machine:
         with self.fold_guard:
             if self.failed is not None:
                 raise self._failure()
+            if not self.replica.state.is_folding:
+                return True
+            began = time.perf_counter()
             try:
-                return self.replica.state.fold_some(records_max)
+                is_done = self.replica.state.fold_some(records_max)
             except DiskFullError as e:
                 self.refuse(e)
                 raise
             except BaseException as e:
                 self.fail(e)
                 raise
+            self.fold_steps.note(time.perf_counter() - began)
+            return is_done
 
     def _end_fold(self) -> None:
         """Do the rest of a fold that was begun."""

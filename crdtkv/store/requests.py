@@ -15,7 +15,8 @@ the end of the group, commits them in one step. So a put pays for its own bytes,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crdtkv.core.codec import (
@@ -53,17 +54,21 @@ class Executed(NamedTuple):
     """What a group did. `position` is the log's end: wait for it to be durable before telling anyone.
 
     `level`: the greatest durability that a request of the group asked for by itself, `async` or `sync`, whatever the store's.
+    `commits`: how many were made. `errors`: how many requests failed, by code.
     """
 
     replies: list[list[Any]]
     token: str
     position: int
     level: str | None = None
+    commits: int = 0
+    errors: Mapping[str, int] = {}
 
 
 def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
     """Run a group. Called with the store's lock held."""
     group = _Group(store)
+    before = store._machine.own_seq()
     replies: list[list[Any]] = []
     reply = replies.append
     put = group.put
@@ -85,18 +90,14 @@ def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
             else:
                 row[2] = group.run(op, args, rid)
         except CrdtkvError as e:
-            _refuse(row, e)
+            group.refuse(row, e)
         except (TypeError, ValueError, AttributeError) as e:
-            _refuse(row, InvalidValueError(f"request: wrong arguments: {e}"))
+            group.refuse(row, InvalidValueError(f"request: wrong arguments: {e}"))
         if group.bytes >= SEAL_BYTES:
             group.seal()
     position = group.seal()
-    return Executed(replies, store._watches.token(position), position, group.level)
-
-
-def _refuse(row: list[Any], error: CrdtkvError) -> None:
-    """Make a reply say that its request failed."""
-    row[1:] = 1, [error.code, error.message, error.details, error.retryable, error.maybe_applied]
+    made = store._machine.own_seq() - before
+    return Executed(replies, store._watches.token(position), position, group.level, made, group.errors)
 
 
 class _Group:
@@ -118,6 +119,12 @@ class _Group:
         """The run: slot, delta and request id of puts that are checked and not committed."""
         self._replies: list[list[Any]] = []
         """Theirs, to be filled in."""
+        self.errors: Counter[str] = Counter()
+
+    def refuse(self, row: list[Any], error: CrdtkvError) -> None:
+        """Make a reply say that its request failed."""
+        row[1:] = 1, [error.code, error.message, error.details, error.retryable, error.maybe_applied]
+        self.errors[error.code] += 1
 
     def ask(self, level: str) -> None:
         """A request wants to be so durable."""
@@ -186,13 +193,13 @@ class _Group:
                 try:
                     row[2] = self._known(rid) or self._write_one([delta], rid)
                 except CrdtkvError as e:
-                    _refuse(row, e)
+                    self.refuse(row, e)
             return
         try:
             seq, hlc = self._machine.transact_puts(puts)
         except REFUSED as e:
             for row in replies:
-                _refuse(row, e)
+                self.refuse(row, e)
             return
         origin = self._origin
         for row in replies:

@@ -73,6 +73,8 @@ class Watches:
         self._subscriptions: list[Subscription] = []
         self._touched: list[Touched] = []
         self.active = False
+        self.cut = 0
+        """Watchers that were too slow, since the start."""
         self._position = machine.log.end()
 
     @property
@@ -242,6 +244,7 @@ class Subscription:
             return
         if len(self._queue) + len(mine) > self._limit:
             self.overflowed = True
+            self._watches.cut += 1
         else:
             # A copy each: the token is written into the row.
             self._queue.extend((list(row), position) for row, position in mine)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +95,7 @@ def root(pytestconfig: pytest.Config) -> Path:
 def shell(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[Shell]:
     """A detached cluster with a small delay."""
     shell = Shell(tmp_path_factory.mktemp("cli"), root)
-    shell("cluster", "up", "--detach", "--latency", "5ms", "--engine", "memory")
+    shell("cluster", "up", "--detach", "--latency", "5ms", "--engine", "memory", "--metrics")
     pids = shell.cluster_pids()
     yield shell
     shell("cluster", "down")
@@ -109,6 +110,20 @@ def test_what_is_put_in_one_region_is_read_in_another(shell: Shell) -> None:
     assert shell.json("get", "greeting", "--at", address) == {"key": "greeting", "found": True, "type": "register", "value": "hello"}
     shell("put", "blob", "-", "--region", "us", stdin=b"\xff\x00")
     assert shell.json("get", "blob", "--region", "us")["value"] == {"$bytes": "/wA="}
+
+
+def test_each_node_has_metrics_and_keeps_their_port(shell: Shell) -> None:
+    def metrics(region: str) -> str:
+        file = json.loads((shell.directory / ".crdtkv-cluster" / "cluster.json").read_text())
+        with urllib.request.urlopen(f"http://{file['regions'][region]['metrics']}/metrics", timeout=DEADLINE_S) as answer:
+            return str(answer.read().decode())
+
+    for region in REGIONS:
+        text = metrics(region)
+        assert f'region="{region}"' in text
+        assert text.count("crdtkv_peer_connected{") == 2
+    shell("cluster", "restart", "ap")
+    assert "crdtkv_ready 1.0" in metrics("ap")
 
 
 def test_partition_conflict_heal_explain(shell: Shell) -> None:

@@ -166,7 +166,7 @@ def test_one_hot_key_is_folded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     store = store_at(Clock())
     for number in range(3_000):
         store.put("hot", number)
-    assert store._machine._unfolded_bytes < 100_000
+    assert store._machine.unfolded_bytes < 100_000
     assert store._machine.engine.get(b"m") is not None
 
 
