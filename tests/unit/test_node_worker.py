@@ -25,6 +25,8 @@ class Executed:
     replies: list[list[Any]]
     token: str
     position: int
+    commits: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
