@@ -354,8 +354,8 @@ class Session:
 
     def _take(self) -> list[Call]:
         """All that waits, as far as one message and the window hold it."""
-        in_flight, pop = len(self._in_flight), self.pending.popleft
-        room = min(MESSAGE_ROWS_MAX, IN_FLIGHT_MAX - in_flight, len(self.pending))
+        pop = self.pending.popleft
+        room = min(MESSAGE_ROWS_MAX, IN_FLIGHT_MAX - len(self._in_flight), len(self.pending))
         weight = 0
         calls: list[Call] = []
         for _ in range(room):

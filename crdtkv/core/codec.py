@@ -35,6 +35,7 @@ _decode = msgspec.msgpack.Decoder().decode
 decode_checked = _decode
 """`decode_value` for bytes that were checked when they came in, on the path of every read; raises whatever the decoder does."""
 _pack_header = msgpack.Packer(autoreset=True)
+_DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, TypeError, OverflowError)
 _NAN = b"\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00"
 
 
@@ -144,7 +145,7 @@ def decode_value(data: bytes) -> Any:
     """
     try:
         return _decode(data)
-    except (msgspec.DecodeError, ValueError, RecursionError, TypeError, OverflowError) as e:
+    except _DECODE_ERRORS as e:
         raise CorruptionError(f"value: {e}") from e
 
 
@@ -167,12 +168,12 @@ def number_from_wire(wire: int | str) -> int:
 
 def check_value(data: bytes) -> None:
     """Raise `CorruptionError` unless `data` is exactly the canonical encoding of one value. O(size)."""
-    value = decode_value(data)
-    kind = type(value)
     try:
+        value = _decode(data)
+        kind = type(value)
         # A text, bytes or an integer has one form, the encoder's: `encode_value` without its way to the others.
         canonical = _encode(value) if kind is str or kind is bytes or kind is int else encode_value(value)
-    except (InvalidValueError, RecursionError) as e:
+    except (*_DECODE_ERRORS, InvalidValueError) as e:
         raise CorruptionError(f"value: {e}") from e
     if canonical != data:
         raise CorruptionError("value: not in canonical form")

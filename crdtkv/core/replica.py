@@ -763,6 +763,11 @@ class Replica:
         """The commit that a request id made, if it is still remembered."""
         return self._requests.get(request_id)
 
+    @property
+    def requests(self) -> RequestWindow:
+        """What is remembered of requests."""
+        return self._requests
+
     # -- expiry, clears, bookkeeping ------------------------------------------------------------------------------
 
     def now_ms(self) -> int:

@@ -40,6 +40,7 @@ from crdtkv.store.transaction import Transaction
 if TYPE_CHECKING:
     from crdtkv.store.store import Store
 
+REQUEST_ID_BYTES_MAX = 64
 SEAL_BYTES = 1 << 20
 """A group's frame is closed, and another begun, once its requests hold this many bytes."""
 
@@ -108,7 +109,8 @@ class _Group:
         self._machine = store._machine
         self._replica = store._replica
         self._reader = store._reader
-        self._request = store._replica.request
+        self._heads = store._replica.heads
+        self._made = store._replica.requests.get
         self._value_max = store.settings.value_bytes_max
         self._began = store._machine.log.end()
         self.bytes = 0
@@ -165,14 +167,21 @@ class _Group:
 
     def put(self, row: list[Any], rid: bytes | None, key: str, value: bytes, ttl: float | None = None) -> None:
         """Check a put and add it to the run, without a transaction around it; the reply `row` is filled in when that is committed."""
-        if rid is not None and (known := self._known(rid)) is not None:
-            row[2] = known
-            return
-        self.check(value)
+        if rid is not None:
+            known = self._made(rid) if type(rid) is bytes and 0 < len(rid) <= REQUEST_ID_BYTES_MAX else self._known(rid)
+            if known is not None:
+                row[2] = self._known(rid)
+                return
+        if type(value) is not bytes or len(value) > self._value_max:
+            self.check(value)  # says what is wrong with it
+        try:
+            check_value(value)
+        except CorruptionError:
+            self.check(value)
         slot = register_slot_of(key)
         if self._machine.blocked:
             self._machine.check_writable()
-        if self._replica.heads.exist:
+        if self._heads.exist:
             self._reader.require(encode_key(key), SlotType.REGISTER)
         self.bytes += len(value) + len(slot) + 32
         if ttl is None:
@@ -230,9 +239,9 @@ class _Group:
         """The commit that a request with this id has made before, if it is remembered."""
         if rid is None:
             return None
-        if type(rid) is not bytes or not 0 < len(rid) <= 64:
-            raise InvalidValueError("rid: a request id is 1 to 64 bytes", field="rid")
-        known = self._request(rid)
+        if type(rid) is not bytes or not 0 < len(rid) <= REQUEST_ID_BYTES_MAX:
+            raise InvalidValueError(f"rid: a request id is 1 to {REQUEST_ID_BYTES_MAX} bytes", field="rid")
+        known = self._made(rid)
         return None if known is None else [known.origin, known.seq, known.hlc]
 
     def check(self, value: Any, what: str = "value") -> bytes:
