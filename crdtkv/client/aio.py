@@ -7,6 +7,7 @@ Requests of one turn of the event loop travel in one message, so `asyncio.gather
 from __future__ import annotations
 
 import asyncio
+from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -74,10 +75,11 @@ class AsyncClient:
             wire.set_durability(call, durability)
         core = self._core
         session = core.session
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         if session is None or core.loop is not loop or core.closed or core.generation != runtime.generation:
             session = core.check()
-        session.check_room()
+        if len(session.pending) >= session.pending_max:
+            session.check_room()
         call.sink = future = loop.create_future()
         session.submit(call, self._timeout)
         return future

@@ -211,8 +211,11 @@ def _merged(payload: Any, token: str) -> MergeResult:
 def put(key: str, value: Any, ttl: float | None = None, durability: str | None = None) -> Call:
     encode_key(key)
     data = encode_value(value)
+    weight = 64 + len(key) + len(data)
+    if ttl is None and durability is None and weight <= CALL_BYTES_MAX:
+        return Call("put", [key, data], _commit, weight, True)
     args = [key, data] if ttl is None else [key, data, _seconds(ttl, "ttl")]
-    return _write("put", args, _commit, 64 + len(key) + len(data), durability)
+    return _write("put", args, _commit, weight, durability)
 
 
 def get(key: str, default: Any = None) -> Call:

@@ -532,8 +532,8 @@ class StorageWorker:
                 event(logging.CRITICAL, "sync_failed", error=f"{type(e).__name__}: {e}")
                 self._post((self._fail,))
                 return
-            self._post([deliver for _, deliver in waiting])
-            self.poke()  # a turn: what is durable now may leave for the peers
+            # And a turn, for what is durable now may leave for the peers. Asked for in the loop, it need not wake the writer.
+            self._post([*(deliver for _, deliver in waiting), self.poke])
 
     def _fail(self) -> None:
         with self._work:
