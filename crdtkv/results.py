@@ -78,6 +78,7 @@ class Change:
         value: what is read there now; None if nothing is.
         commit: whose commit changed it; its `token` is this change's.
         token: resume after this change with `watch(since=token)`.
+        unlogged: it came with a snapshot of another region's state, or a repair: no single commit of the log made it.
     """
 
     key: str
@@ -87,18 +88,20 @@ class Change:
     value: Any
     commit: Commit
     token: str
+    unlogged: bool = False
 
     def to_row(self) -> list[Any]:
         """The row of a watch page."""
         subkey = None if self.subkey is None and self.type in ("register", "counter") else encode_value(self.subkey)
         value = None if self.value is None and self.kind in ABSENT_KINDS else _encode(self.value, self.type)
         commit = self.commit
-        return [self.key, self.type, subkey, self.kind, value, commit.origin, commit.seq, commit.hlc, self.token]
+        unlogged = [True] if self.unlogged else []
+        return [self.key, self.type, subkey, self.kind, value, commit.origin, commit.seq, commit.hlc, *unlogged, self.token]
 
     @classmethod
     def from_row(cls, row: list[Any]) -> Self:
         """The inverse of `to_row`."""
-        key, type_, subkey, kind, value, origin, seq, hlc, token = row
+        key, type_, subkey, kind, value, origin, seq, hlc, *unlogged, token = row
         return cls(
             key,
             type_,
@@ -107,6 +110,7 @@ class Change:
             None if value is None else _decode(value, type_),
             Commit(origin, seq, hlc, token),
             token,
+            unlogged == [True],
         )
 
 

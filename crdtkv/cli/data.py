@@ -317,7 +317,8 @@ def _describe(change: Change) -> str:
     if change.type == "set":
         value = ""
     commit = change.commit
-    return f"{time_text(commit.hlc)}  {commit.origin}:{commit.seq}  {change.type} {change.kind}  {where}{value}"
+    how = "  (snapshot or repair)" if change.unlogged else ""
+    return f"{time_text(commit.hlc)}  {commit.origin}:{commit.seq}  {change.type} {change.kind}  {where}{value}{how}"
 
 
 def _word(text: str) -> str:

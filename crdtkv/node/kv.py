@@ -297,7 +297,7 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
         worker = self._serving()
         news = asyncio.Event()
         feed = await self._subscribe(worker, prefix, since, notifier(news))
-        last = since
+        last = feed.last_token  # of what has been sent
         try:
             # An empty page at once: the watch is in place, and what is written from now on will be seen.
             await self._send(context, kv_pb2.Page())

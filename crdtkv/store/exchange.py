@@ -118,7 +118,7 @@ def merge(machine: Machine, given: Snapshot | list[Frame], watches: Watches) -> 
     """Take in what `decode` gave; what was done, and the log's end. See `Store.merge`."""
     machine.check_writable()
     conflicts = machine.replica.journal.total
-    with watches.gathering() as touched:
+    with watches.gathering(unlogged=isinstance(given, Snapshot)) as touched:
         if isinstance(given, Snapshot):
             applied, duplicates = _merge_snapshot(machine, given, touched)
         else:

@@ -24,7 +24,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from crdtkv.core.apply import Touched
 from crdtkv.core.causality import Origin, VersionVector
@@ -60,10 +62,15 @@ FOLD_STEP = 256
 """Records that one step of a fold works through: what somebody who waits for it may have to wait."""
 GATHER_BYTES_MAX = 64 << 10
 """A frame whose commits gather is sealed once it holds this much."""
+UNLOGGED_KEY = b"u"
+"""The side record of `Machine.unlogged`."""
 REPLAY_BYTES = 1 << 20
 KNOWN_MAX = 65_536
 """Records that recovery keeps of what it read ahead."""
 """How much of the log recovery reads at a time."""
+
+_encode_unlogged = msgspec.msgpack.Encoder().encode
+_decode_unlogged = msgspec.msgpack.Decoder(tuple[int, list[Any] | None]).decode
 
 
 class Machine:
@@ -665,6 +672,7 @@ class Machine:
 
     def installed(self, jumped: VersionVector) -> None:
         """After a snapshot was installed: the engine must have it before anything rests on it, for the log has not."""
+        self.note_unlogged(self.vv().join(jumped))
         try:
             self.log.reset_floor(jumped)
             self._fold()
@@ -686,6 +694,22 @@ class Machine:
         self.replica.apply_held(waited)
         if waited:
             self._append(waited, False)
+
+    def note_unlogged(self, vv: VersionVector | None = None) -> None:
+        """Records change here without a frame in the log; the engine gets the note with the next fold. `vv`: what is applied with it."""
+        self.replica.state.side_put(UNLOGGED_KEY, _encode_unlogged((self.log.end(), None if vv is None else vv.flat())))
+
+    @property
+    def unlogged(self) -> tuple[int, VersionVector | None] | None:
+        """Where the log last ended when records changed without a frame in it: what follows the log from before lacks that.
+
+        None: never. With it what is applied since; None there: that did not change (a repair). O(1), a read of the engine.
+        """
+        data = self.replica.state.side_get(UNLOGGED_KEY)
+        if data is None:
+            return None
+        position, flat = _decode_unlogged(data)
+        return position, None if flat is None else VersionVector.from_flat(flat)
 
     @property
     def snapshots(self) -> Snapshots | None:

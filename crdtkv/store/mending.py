@@ -83,7 +83,7 @@ def _adopt(store: Store, offered: Mapping[bytes, bytes | None], vv: VersionVecto
     adopted: list[bytes] = []
     touched: list[bytes] = []
     keys = set()
-    with store._watches.gathering() as changes:
+    with store._watches.gathering(unlogged=True) as changes:
         for slot, record in offered.items():
             if slot in touches:
                 touched.append(slot)
@@ -96,6 +96,8 @@ def _adopt(store: Store, offered: Mapping[bytes, bytes | None], vv: VersionVecto
                     changes.append(change)
         for key in keys:
             recount(replica, key)
+    if keys:
+        machine.note_unlogged()
     machine.fold()
     return Adopted(tuple(adopted), tuple(touched))
 

@@ -220,7 +220,7 @@ class Store:
         record, gather = self._record, self._watches.active
         self._record = self._record_later
         try:
-            with self._watches.gathering() if gather else contextlib.nullcontext() as touched:
+            with self._watches.gathering(unlogged=True) if gather else contextlib.nullcontext() as touched:
                 yield None if touched is None else touched.append
         finally:
             if self._machine.failed is None:

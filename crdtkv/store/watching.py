@@ -5,6 +5,10 @@ a token first catches up from the log: for each delta since then it gets the val
 read, so a cache kept from a watch is right at the end either way. A token points between frames; resuming repeats at
 most what came with the last frames, never skips.
 
+A snapshot that is installed, or merged, and a repair change records without a commit in the log. Live watchers get those changes too,
+marked; from a token of before nobody can resume, and one that was cut in the middle or is still catching up cannot go on: they are told
+so (`Machine.unlogged`).
+
 A watcher that does not keep up is cut: its queue holds so many changes, then it ends with an error and the token to
 resume by. It never costs more memory, and never slows a writer.
 """
@@ -18,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from crdtkv.core.apply import Touched
+from crdtkv.core.causality import VersionVector
 from crdtkv.core.codec import TYPE_NAMES, SlotType, encode_value, number_to_wire, slot_of
 from crdtkv.core.frame import CONTROL_KINDS, DeltaKind, Frame
 from crdtkv.core.token import Token, decode_token
@@ -29,7 +34,12 @@ from crdtkv.store.reading import Reader
 CATCH_UP_BYTES = 256 << 10
 """How much of the log a watcher that catches up reads at a time, with the store's lock held."""
 
+ADVICE = "read the keys anew with scan(), then watch from now"
+UNLOGGED = "a snapshot was installed, or a repair was made, since: what it changed is in no log"
+
 Row = list[Any]
+Place = tuple[int, VersionVector]
+"""A position of the log, and what was applied when it ended there."""
 _KINDS = {
     DeltaKind.REGISTER_PUT: (SlotType.REGISTER, "put"),
     DeltaKind.REGISTER_DELETE: (SlotType.REGISTER, "delete"),
@@ -75,15 +85,19 @@ class Watches:
         self.active = False
         self.cut = 0
         """Watchers that were too slow, since the start."""
-        self._position = machine.log.end()
+        self._here: Place = machine.log.end(), machine.vv()
 
     @property
     def count(self) -> int:
         return len(self._subscriptions)
 
     @contextlib.contextmanager
-    def gathering(self) -> Iterator[list[Touched]]:
-        """The visible changes made meanwhile, for one caller; watchers get them as well."""
+    def gathering(self, *, unlogged: bool = False) -> Iterator[list[Touched]]:
+        """The visible changes made meanwhile, for one caller; watchers get them as well.
+
+        Args:
+            unlogged: no commit in the log makes them: they are marked.
+        """
         gathered: list[Touched] = []
         self._machine.replica.watch_changes(gathered)
         try:
@@ -92,23 +106,22 @@ class Watches:
             self._touched.extend(gathered)
             self._machine.replica.watch_changes(self._touched if self.active else None)
             if self.active:
-                self.publish(self._machine.log.end())
+                self.publish(self._machine.log.end(), unlogged=unlogged)
             else:
                 self._touched.clear()
 
-    def publish(self, position: int) -> None:
+    def publish(self, position: int, *, unlogged: bool = False) -> None:
         """Hand what was touched since the last call to the watchers; the log ends at `position` now."""
-        touched = self._touched
+        touched, before = self._touched, self._here
+        self._here = position, self._machine.vv()
         if touched:
-            before = self._position
-            rows = [(self.row(t), before) for t in touched]
-            rows[-1] = (rows[-1][0], position)
+            rows = [(self.row(t, unlogged), before) for t in touched]
+            rows[-1] = (rows[-1][0], self._here)
             touched.clear()
             for subscription in self._subscriptions:
                 subscription._push(rows)
-        self._position = position
 
-    def row(self, touched: Touched) -> Row:
+    def row(self, touched: Touched, unlogged: bool = False) -> Row:
         """One change with the value that is visible now; the token is set when it is taken."""
         key = touched.key.encode()
         kind, subkey, value = touched.kind, None, None
@@ -124,11 +137,15 @@ class Watches:
                 kind, value = "add", _TRUE
             else:
                 kind, value = "put", entry.value
-        return [touched.key, TYPE_NAMES[touched.type_code], subkey, kind, value, touched.origin, touched.seq, touched.hlc, ""]
+        row = [touched.key, TYPE_NAMES[touched.type_code], subkey, kind, value, touched.origin, touched.seq, touched.hlc, ""]
+        if unlogged:
+            row.insert(-1, True)
+        return row
 
-    def token(self, position: int) -> str:
-        """The token of a place in this log."""
-        return Token(self._machine.shard, self._machine.origin, position, self._machine.control.show(self._machine.vv())).encode()
+    def token(self, position: int, vv: VersionVector | None = None) -> str:
+        """The token of a place in this log; `vv`: what was applied there, if not what is now."""
+        machine = self._machine
+        return Token(machine.shard, machine.origin, position, machine.control.show(machine.vv() if vv is None else vv)).encode()
 
     def subscribe(
         self, lock: threading.RLock, prefix: str, since: str | None, limit: int, notify: Callable[[], None] | None
@@ -138,6 +155,9 @@ class Watches:
         subscription = Subscription(self, lock, prefix, position, limit, notify, 0 if place is None else place.seq)
         if position is None:
             self._join(subscription)
+            subscription.last_token = self.token(*self._here)
+        else:
+            subscription.last_token = since
         return subscription
 
     def _place(self, since: str) -> Token:
@@ -145,7 +165,7 @@ class Watches:
         log = self._machine.log
         start, end = log.start(), log.end()
         self._machine.control.check_session(token.vv)
-        advice = "read the keys anew with scan(), then watch from now"
+        advice = ADVICE
         if token.owner != self._machine.origin or token.shard != self._machine.shard:
             raise TokenExpiredError(
                 f"the token is of the log of {token.owner}, this is {self._machine.origin}: {advice}", owner=token.owner
@@ -154,6 +174,11 @@ class Watches:
             raise TokenExpiredError(
                 f"the token is of log position {token.position}, the log begins at {start} by now: {advice}", floor=start
             )
+        unlogged = self._machine.unlogged
+        if unlogged is not None and token.position <= unlogged[0]:
+            had = unlogged[1] is not None and unlogged[1] <= self._machine.control.complete(token.vv)
+            if token.position < unlogged[0] or not had:
+                raise TokenExpiredError(f"{UNLOGGED}: {advice}", position=token.position, unlogged=unlogged[0])
         if token.position > end:
             raise TokenExpiredError(f"the token is of log position {token.position}, but the log ends at {end}: {advice}", end=end)
         return token
@@ -162,7 +187,7 @@ class Watches:
         self._subscriptions = [*self._subscriptions, subscription]
         if not self.active:
             self.active = True
-            self._position = self._machine.log.end()
+            self._here = self._machine.log.end(), self._machine.vv()
             self._machine.replica.watch_changes(self._touched)
 
     def _leave(self, subscription: Subscription) -> None:
@@ -172,22 +197,25 @@ class Watches:
             self._touched.clear()
             self._machine.replica.watch_changes(None)
 
-    def catch_up(self, subscription: Subscription, position: int) -> tuple[list[tuple[Row, int]], int | None]:
+    def catch_up(self, subscription: Subscription, position: int) -> tuple[list[tuple[Row, Place]], int | None]:
         """Changes of the next frames from a position, and the position after them; None once it is live."""
         log = self._machine.log
         end = log.end()
         if position < log.start():
-            raise TokenExpiredError("the log was cut while this watcher caught up: read the keys anew with scan(), then watch from now")
-        rows: list[tuple[Row, int]] = []
+            raise TokenExpiredError(f"the log was cut while this watcher caught up: {ADVICE}")
+        if (unlogged := self._machine.unlogged) is not None and unlogged != subscription.unlogged:
+            raise TokenExpiredError(f"{UNLOGGED}: {ADVICE}", position=position, unlogged=unlogged[0])
+        rows: list[tuple[Row, Place]] = []
+        vv = self._machine.vv()
         if position < end:
             frames, position = log.read(position, bytes_max=CATCH_UP_BYTES, until=end)
             at = position - len(frames)
             for frame in frames:
                 seen = subscription.seen_seq if frame.origin == self._machine.origin else 0
                 mine = [self.row(t) for t in touched_by(frame) if t.seq > seen and t.key.startswith(subscription.prefix)]
-                rows += [(row, at) for row in mine[:-1]]
+                rows += [(row, (at, vv)) for row in mine[:-1]]
                 at += 1
-                rows += [(row, at) for row in mine[-1:]]
+                rows += [(row, (at, vv)) for row in mine[-1:]]
         if position >= end:
             self._join(subscription)
             return rows, None
@@ -205,6 +233,7 @@ class Subscription:
 
     Attributes:
         seen_seq: this replica's own commits up to here were seen before it began.
+        unlogged: `Machine.unlogged` when it began.
         overflowed: it was too slow: what `drain` still gives is the last, `last_token` says where to resume.
     """
 
@@ -225,7 +254,8 @@ class Subscription:
         self._position = position
         self._limit = limit
         self._notify = notify
-        self._queue: deque[tuple[Row, int]] = deque()
+        self.unlogged = watches._machine.unlogged
+        self._queue: deque[tuple[Row, Place]] = deque()
         self._news = threading.Condition()
         self._closed = False
         self.overflowed = False
@@ -237,7 +267,7 @@ class Subscription:
         if self._queue or self._position is not None:
             notify()
 
-    def _push(self, rows: list[tuple[Row, int]]) -> None:
+    def _push(self, rows: list[tuple[Row, Place]]) -> None:
         prefix = self.prefix
         mine = [pair for pair in rows if pair[0][0].startswith(prefix)] if prefix else rows
         if not mine or self.overflowed:
@@ -247,7 +277,7 @@ class Subscription:
             self._watches.cut += 1
         else:
             # A copy each: the token is written into the row.
-            self._queue.extend((list(row), position) for row, position in mine)
+            self._queue.extend((list(row), place) for row, place in mine)
         self._wake()
 
     def _end(self) -> None:
@@ -271,12 +301,12 @@ class Subscription:
             self._notify()  # there is more to catch up with
         queue = self._queue
         rows: list[Row] = []
-        tokens: dict[int, str] = {}
+        last: Place | None = None
+        token = ""
         while queue and (limit is None or len(rows) < limit):
-            row, position = queue.popleft()
-            token = tokens.get(position)
-            if token is None:
-                token = tokens[position] = self._watches.token(position)
+            row, place = queue.popleft()
+            if place is not last:
+                token, last = self._watches.token(*place), place
             row[-1] = token
             rows.append(row)
         if rows:
