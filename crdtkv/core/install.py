@@ -1,8 +1,8 @@
 """Installing a snapshot into a replica: the join of both states, slot by slot, with everything kept beside them.
 
 What the join changes goes through the same overlay as any commit, so heads, expiries, digest and journal follow.
-Conflicts that the join finds (concurrent entries of one slot, some of them new here) are journaled, marked as installed: in which
-order they would have arrived is not known.
+Conflicts that the join finds are journaled, marked as installed, for in which order they would have arrived is not known: concurrent
+entries of one slot, some of them new here, and new ones that meet a removal in the index here which the snapshot had not seen.
 
 One pass over both states in slot order, in bounded memory: the caller may fold between the batches of `Installer.run`. Until
 `finish` the replica's vector is the old one, while some slots are joined already; nobody may be served then. The pass may begin
@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 
 from crdtkv.core.apply import Applier, Touched, expiry_key, update_of
 from crdtkv.core.causality import Origin, VersionVector
-from crdtkv.core.codec import SLOT_SPACE, SlotType, split_slot, successor
+from crdtkv.core.codec import SLOT_SPACE, SlotType, slot_of, split_slot, successor
 from crdtkv.core.control import NOTHING_AGREED, Agreed, removed_text
 from crdtkv.core.heads import Heads
 from crdtkv.core.join import Snapshot, join_records
-from crdtkv.core.journal import RULE_ELEMENT, RULE_LWW
+from crdtkv.core.journal import RULE_ADD_WINS, RULE_ELEMENT, RULE_INCREMENT_SURVIVES, RULE_LWW, RULE_WRITE_SURVIVES, Update
 from crdtkv.core.replica import Replica
 from crdtkv.core.requests import Made
 from crdtkv.core.types.base import Entry, decode_entries, rank, uncovered, winner
@@ -146,7 +146,7 @@ class Installer:
             return False
         entries = decode_entries(record)
         entry = entries[0]
-        if len(entries) != 1 or entry.expiry is not None or entry.seq <= self._vv.seq(entry.origin):
+        if len(entries) != 1 or entry.expiry is not None or entry.seq <= self._vv.seq(entry.origin) or self._replica.removals(slot):
             return False
         self._replica.state.put(slot, record)
         self._hlc = max(self._hlc, entry.hlc)
@@ -187,6 +187,8 @@ class Installer:
             elif record is None:
                 heads.drop_run(key, origin, run)
             list_dead(replica.state, slot, None if record is None or decode_run(record).live else theirs.vv.join(self._vv))
+            if record is not None and (now := decode_run(record)).live and now.seq > self._vv.seq(origin):
+                self._meet_removals(key, type_code, b"", RULE_INCREMENT_SURVIVES, Update(origin, now.seq, 0, "increment", None))
             return Touched(key.decode(), type_code, b"", "increment", origin, theirs.vv.seq(origin), 0)
         entries = [] if record is None else decode_entries(record)
         expires = False
@@ -199,11 +201,25 @@ class Installer:
             heads.count(key, type_code, (record is not None) - (before is not None), expires)
         if len(entries) > 1:
             _journal(replica, key, type_code, subkey, entries, self._vv)
+        if came := uncovered(entries, self._vv):
+            rule = RULE_ADD_WINS if type_code == SlotType.SET else RULE_WRITE_SURVIVES
+            self._meet_removals(key, type_code, subkey, rule, update_of(winner(came), type_code))
         kind = Applier.change_kind(type_code, bool(entries))
         by = winner(entries) if entries else next(_removed(before), None)
         if by is None:
             return Touched(key.decode(), type_code, subkey, kind, replica.origin, 0, 0)
         return Touched(key.decode(), type_code, subkey, kind, by.origin, by.seq, by.hlc)
+
+    def _meet_removals(self, key: bytes, type_code: int, subkey: bytes, rule: str, won: Update) -> None:
+        """Journal the removals of what came, or of its whole collection, that the snapshot, and so its writer, had not seen."""
+        replica = self._replica
+        found = replica.removals(slot_of(key, type_code, subkey))
+        if subkey:
+            found += replica.removals(slot_of(key, type_code))
+        for removal in found:
+            if not self._theirs.vv.covers(removal.dot):
+                lost = Update(removal.origin, removal.seq, removal.hlc, removal.kind, None)
+                replica.journal.record(key, type_code, subkey, rule, won, [lost], replica.clock.mark, installed=True)
 
 
 def install(replica: Replica, theirs: Snapshot, changed: Callable[[Touched], None] | None = None) -> Installed:

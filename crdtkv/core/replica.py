@@ -32,7 +32,7 @@ from crdtkv.core.control import Agreed, Control, MemberState, removed_text
 from crdtkv.core.frame import CONTROL_KINDS, NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
 from crdtkv.core.heads import Head, Heads, head_key
 from crdtkv.core.journal import Journal, JournalCounts
-from crdtkv.core.removals import Removals
+from crdtkv.core.removals import Removal, Removals
 from crdtkv.core.requests import Made, RequestWindow
 from crdtkv.core.settings import CoreSettings
 from crdtkv.core.state import Base, State
@@ -263,6 +263,10 @@ class Replica:
     def held(self) -> tuple[int, int]:
         """How many frames are held, and their bytes."""
         return self._held_frames, self._held_bytes
+
+    def removals(self, slot: bytes) -> tuple[Removal, ...]:
+        """The last removals of a slot (of a collection's first one: its clears) that are still in the index."""
+        return self._removals.get(slot)
 
     @property
     def remembered(self) -> tuple[int, int]:

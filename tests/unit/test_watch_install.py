@@ -10,12 +10,11 @@ import pytest
 import crdtkv
 from crdtkv.core.codec import register_slot_of
 from crdtkv.core.join import snapshot_of
-from crdtkv.core.transfer import NO_LINK, next_link
 from crdtkv.errors import OverloadedError, TokenExpiredError
 from crdtkv.results import Change
 from crdtkv.store import Settings, Store
 from crdtkv.store.mending import adopt_records
-from crdtkv.store.snapshots import Source
+from tests.stores import install
 
 SETTINGS = Settings(instance_dir="trust", watch_changes_max=30, fold_records_max=10)
 
@@ -30,21 +29,6 @@ def eu(tmp_path: Path) -> Iterator[Store]:
 def us() -> Iterator[Store]:
     with crdtkv.open(region="us") as store:
         yield store
-
-
-def install(donor: Store, receiver: Store) -> None:
-    """Bring the receiver up by a snapshot, as nodes do."""
-    snapshots = receiver._machine.snapshots
-    assert snapshots is not None
-    source = Source(donor._machine)
-    link, cursor, first = NO_LINK, b"", True
-    while cursor is not None:
-        data, cursor = source.read(cursor, 2_000)  # type: ignore[assignment]
-        link = next_link(link, data)
-        snapshots.stage(data, link, anew=first)
-        first = False
-    source.close()
-    snapshots.install()
 
 
 def told(store: Store, since: str | None) -> list[tuple[str, object, bool]]:
@@ -167,6 +151,7 @@ def test_an_install_is_remembered_over_a_restart(us: Store, tmp_path: Path) -> N
 def test_a_snapshot_that_is_merged_is_told_of_likewise(eu: Store) -> None:
     with crdtkv.open(region="us") as us:
         us.put("theirs", 1)
+        us.vv()  # seals
         data = snapshot_of(us._replica).to_bytes()
         token = eu.put("k", 1).token
         feed = eu.subscribe()
