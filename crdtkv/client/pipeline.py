@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
+import msgspec
+
 from crdtkv.client import wire
 from crdtkv.client.wire import Call
 from crdtkv.errors import InvalidValueError
@@ -18,15 +20,12 @@ T = TypeVar("T")
 _PENDING: Any = object()
 
 
-class Result(Generic[T]):
+class Result(msgspec.Struct, Generic[T], eq=False):
     """What one call of a pipeline gave: `value`, which raises the call's error if it failed."""
 
-    __slots__ = ("_group", "_value", "error")
-
-    def __init__(self, group: PipelineCore) -> None:
-        self._group = group
-        self._value: Any = _PENDING
-        self.error: Exception | None = None
+    _group: PipelineCore
+    _value: Any = _PENDING
+    error: Exception | None = None
 
     @property
     def value(self) -> T:

@@ -62,9 +62,9 @@ GROUP_ROWS_MAX: Final = 4_096
 GROUP_BYTES_MAX: Final = 4 << 20
 """One group becomes one frame; larger ones would hold up readers of the log, and the loop for want of the GIL."""
 READERS: Final = 2
-QUICK_ROWS_MAX: Final = 128
-QUICK_BYTES_MAX: Final = 32 << 10
-"""What a turn in the loop may hold: about a millisecond's work."""
+QUICK_ROWS_MAX: Final = 256
+QUICK_BYTES_MAX: Final = 64 << 10
+"""What a turn in the loop may hold: about a millisecond's work. A turn of the writer holds up the loop as well, for want of the GIL."""
 QUICK_SLOW_S: Final = 0.02
 QUICK_PAUSE_S: Final = 1.0
 SOON_S: Final = 0.05

@@ -72,9 +72,9 @@ def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
     before = store._machine.own_seq()
     replies: list[list[Any]] = []
     reply = replies.append
-    put = group.put
+    put, get = group.put, group.get
     for request in requests:
-        row = [0, 0, None]
+        row: list[Any] = [0, 0, None]
         reply(row)
         try:
             row[0], op, args, options = request
@@ -88,6 +88,8 @@ def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
                         group.ask(check_durability(options["durability"]))
             if op == "put":
                 put(row, rid, *args)
+            elif op == "get":
+                row[2] = get(*args)
             else:
                 row[2] = group.run(op, args, rid)
         except CrdtkvError as e:
@@ -262,8 +264,10 @@ class _Group:
     # -- reads ----------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> bytes | None:
-        raw = encode_key(key)
-        entry = self._reader.register(raw)
+        """The commonest read."""
+        if self._puts:
+            self._commit_puts()
+        entry = self._reader.entry(register_slot_of(key))
         if entry is not None:
             return entry.value
         self._store._not_another_type(key, SlotType.REGISTER)
@@ -371,7 +375,6 @@ _WRITES: dict[str, Callable[..., bool]] = {
 }
 
 _READS: dict[str, Callable[..., Any]] = {
-    "get": _Group.get,
     "exists": lambda g, key: g._store.exists(key),
     "type": lambda g, key: g._store.types(key),
     "ttl": lambda g, key: g._store.ttl(key),
