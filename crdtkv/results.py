@@ -338,6 +338,8 @@ class PeerLag:
         lag_ms: how old the peer's newest commit that is not here may be; None while unknown or cut off.
         commits_behind, bytes_behind: what the peer announced and is not applied here.
         commits_ahead, bytes_ahead: what is here and the peer has not acknowledged as applied.
+        sent_bytes, sent_wire_bytes: of all messages since the link was opened, and how many went over it, less by compression.
+        compression: of what is sent now (`zlib`); empty if there is none.
         clock_offset_ms: the peer's wall clock minus ours.
         last_heard_ms: how long ago.
     """
@@ -352,6 +354,9 @@ class PeerLag:
     bytes_behind: int | None = None
     commits_ahead: int | None = None
     bytes_ahead: int | None = None
+    sent_bytes: int | None = None
+    sent_wire_bytes: int | None = None
+    compression: str = ""
     rtt_ms: float | None = None
     clock_offset_ms: float | None = None
     last_heard_ms: int | None = None

@@ -18,7 +18,7 @@ from crdtkv.core.frame import NO_HASH, Frame
 from crdtkv.core.state import DictBase, State
 from crdtkv.errors import CorruptionError
 from crdtkv.replication import LOOPBACK, Applied, Drive, Event, EventKind, PeerStatistics, ReplicationSettings
-from crdtkv.replication.messages import Frames, Heartbeat, Message, encode
+from crdtkv.replication.messages import Frames, Heartbeat, Message
 from crdtkv.storage.log import MemoryLog
 
 
@@ -181,8 +181,8 @@ class Network:
         drive.accept(work)
         self.events[name] += work.events
         for link, out in work.messages.items():
-            for message in out:
-                self._send(name, link, message)
+            for message, data in zip(out, work.encoded(link), strict=True):
+                self._send(name, link, message, data)
         for closed in work.closed:
             self.later(self.delay_ms * 2, lambda link=closed.link: self._close(link))
         if work.apply:
@@ -192,14 +192,13 @@ class Network:
             self._wakes[name] = at
             self.later(at - self.now, lambda: self._wake(name, at))
 
-    def _send(self, name: str, link: object, message: Message) -> None:
+    def _send(self, name: str, link: object, message: Message, data: bytes) -> None:
         pair = self.links.get(link)  # type: ignore[call-overload]
         if pair is None:
             return
         target = pair[1] if pair[0] == name else pair[0]
         self.sent.append((self.now, name, target, message))
         if not self.drop(name, target, message):
-            data = encode(message)
             self.later(self.delays.get(frozenset(pair), self.delay_ms), lambda: self._deliver(link, target, data))
 
     def _deliver(self, link: object, target: str, data: bytes) -> None:

@@ -148,14 +148,14 @@ def text_like(number: int) -> str:
 def wire_bytes(bench: Bench, stack: ExitStack) -> Mapping[str, Side]:
     """What travels to a peer per operation: distinct keys of 16 bytes, values of 100.
 
-    Commits of a thousand: what a replica that lacks them is sent. Commits of one, from a pipelining client: all bytes between two nodes,
-    counted outside them, with whatever they compress, frame and acknowledge.
+    Commits of a thousand: what a replica that lacks them is sent. Commits of one, from a pipelining client: all bytes between two nodes
+    with their default settings, 10 ms apart as regions are, counted outside them, with whatever they compress, frame and acknowledge.
     """
     from crdtkv.cluster import LocalCluster
 
     amount = bench.scaled(50_000, BATCH)
     keys = _keys(amount)
-    cluster = stack.enter_context(LocalCluster(("us", "eu"), latency_ms=0.0, engine="memory"))
+    cluster = stack.enter_context(LocalCluster(("us", "eu"), latency_ms=10.0, engine="memory"))
     prefixes = count()
 
     def batched() -> Figures:

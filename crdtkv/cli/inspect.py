@@ -11,7 +11,7 @@ from crdtkv.cli.output import JSON, emit, emit_json, output_option, plain, table
 from crdtkv.cli.place import Place, where_options
 
 if TYPE_CHECKING:
-    from crdtkv.results import Status
+    from crdtkv.results import PeerLag, Status
 
 
 @click.command()
@@ -127,8 +127,13 @@ def _peers(found: Status) -> None:
     def span(ms: float | None, suffix: str = "") -> str | None:
         return None if ms is None else f"{ms:.1f} ms{suffix}"
 
+    def sent(peer: PeerLag) -> str | None:
+        if peer.sent_bytes and peer.sent_wire_bytes is not None and peer.sent_wire_bytes < peer.sent_bytes:
+            return f"{peer.sent_wire_bytes} ({peer.sent_wire_bytes / peer.sent_bytes:.0%})"
+        return None if peer.sent_wire_bytes is None else str(peer.sent_wire_bytes)
+
     table(
-        ("peer", "link", "lag", "to come", "bytes", "not acked", "bytes", "round trip", "clock", "heard"),
+        ("peer", "link", "lag", "to come", "bytes", "not acked", "bytes", "sent", "round trip", "clock", "heard"),
         [
             (
                 peer.region,
@@ -138,6 +143,7 @@ def _peers(found: Status) -> None:
                 peer.bytes_behind,
                 peer.commits_ahead,
                 peer.bytes_ahead,
+                sent(peer),
                 span(peer.rtt_ms),
                 span(peer.clock_offset_ms),
                 span(peer.last_heard_ms, " ago"),

@@ -20,6 +20,7 @@ import click
 @click.option("--cluster", metavar="NAME", help="Name that all peers must share.")
 @click.option("--engine", metavar="rocksdb|lmdb|memory", help="State engine; default: rocksdb with a data directory, else memory.")
 @click.option("--durability", metavar="memory|async|sync", help="How safe a write is when it is answered.")
+@click.option("--compression", metavar="auto|on|off", help="Compress messages to other nodes; default: auto, on links between regions.")
 @click.option("--insecure", is_flag=True, default=None, help="Allow an address that is not loopback without TLS.")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate (PEM).")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Its key (PEM).")

@@ -35,6 +35,7 @@ commands and are left alone.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import ipaddress
 import tomllib
@@ -45,7 +46,7 @@ from typing import Any, Final
 
 from crdtkv.core.causality import check_region
 from crdtkv.errors import ConfigError
-from crdtkv.replication.settings import PRESETS
+from crdtkv.replication.settings import COMPRESSIONS, PRESETS, ReplicationSettings, preset
 
 ENGINES: Final = ("rocksdb", "lmdb", "memory")
 DURABILITIES: Final = ("memory", "async", "sync")
@@ -103,6 +104,7 @@ class NodeConfig:
         engine, durability: as in `crdtkv.open`; None: its defaults.
         insecure: allow a listen address that is not loopback without TLS.
         replication: preset of the replication's limits and times: loopback, lan or wan (`crdtkv.replication.settings`).
+        compression: of messages to other nodes: auto, on or off (`ReplicationSettings.compression`).
         ready_format: of the one line on stdout that says that the node takes requests.
     """
 
@@ -117,6 +119,7 @@ class NodeConfig:
     durability: str | None = None
     insecure: bool = False
     replication: str = "lan"
+    compression: str = "auto"
     tls: Tls | None = None
     log_level: str = "info"
     log_format: str = "logfmt"
@@ -159,10 +162,16 @@ class NodeConfig:
         config.validate(sources)
         return config
 
+    @property
+    def replication_settings(self) -> ReplicationSettings:
+        """The preset, with what is set beside it."""
+        return dataclasses.replace(preset(self.replication), compression=self.compression).validate()
+
     def validate(self, sources: Mapping[str, str] | None = None) -> None:
         """Check what involves more than one setting; raises `ConfigError`."""
         where = sources or {}
         check_region(self.region)
+        _ = self.replication_settings
         host, _ = parse_address(self.listen, where.get("listen", "listen"), port_min=0)
         for region, address in self.peers.items():
             check_region(region)
@@ -301,6 +310,7 @@ _READERS: Final[dict[str, _Reader]] = {
     "durability": _choice(*DURABILITIES),
     "insecure": _flag,
     "replication": _choice(*PRESETS),
+    "compression": _choice(*COMPRESSIONS),
     "tls_cert": _path,
     "tls_key": _path,
     "tls_ca": _path,
@@ -326,6 +336,7 @@ _TOP: Final = (
     "durability",
     "insecure",
     "replication",
+    "compression",
     "ready_format",
 )
 

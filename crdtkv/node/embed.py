@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from crdtkv.errors import DeadlineExceededError, StoreClosedError
 from crdtkv.node.config import Limits, NodeConfig, Tls
 from crdtkv.node.server import NodeServer
-from crdtkv.replication import preset
 from crdtkv.results import PeerLag
 from crdtkv.transport.loop import background_loop
 
@@ -37,7 +36,7 @@ class Node:
         store: an open store; close it after the node.
         listen: `host:port`; port 0 takes a free one, see `address`.
         peers: region → `host:port` of the other nodes; links may be dialled from either side.
-        tls, insecure, limits, replication, metrics: as in `NodeConfig`.
+        tls, insecure, limits, replication, compression, metrics: as in `NodeConfig`.
     Raises:
         ConfigError: a setting is wrong, or the port is in use.
     """
@@ -52,6 +51,7 @@ class Node:
         insecure: bool = False,
         limits: Limits | None = None,
         replication: str = "lan",
+        compression: str = "auto",
         metrics: str | None = None,
     ) -> None:
         config = NodeConfig(
@@ -62,6 +62,7 @@ class Node:
             insecure=insecure,
             limits=limits or Limits(),
             replication=replication,
+            compression=compression,
             metrics=metrics,
         )
         config.validate()
@@ -77,7 +78,7 @@ class Node:
             peers=config.peers,
             tls=config.tls,
             limits=config.limits,
-            replication=preset(config.replication),
+            replication=config.replication_settings,
             metrics=config.metrics,
         )
         try:

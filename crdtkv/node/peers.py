@@ -32,7 +32,8 @@ from crdtkv.node.logging import event
 from crdtkv.node.worker import StorageWorker, as_crdtkv_error
 from crdtkv.replication import Backoff, Code, Drive, Event, EventKind, PeerStatistics, Relay, ReplicationSettings, State
 from crdtkv.replication.membership import Standing
-from crdtkv.replication.messages import encode
+from crdtkv.replication.messages import weight
+from crdtkv.replication.packing import ZLIB
 from crdtkv.replication.snapshot import Job, Transfers
 from crdtkv.results import PeerLag
 from crdtkv.storage.retention import Acknowledgement
@@ -190,7 +191,7 @@ class _Core:
         while True:
             work = drive.ready()
             drive.accept(work)
-            sends: list[tuple[Any, list[bytes]]] = [(link, list(map(encode, messages))) for link, messages in work.messages.items()]
+            sends: list[tuple[Any, list[bytes]]] = [(link, work.encoded(link)) for link in work.messages]
             if sends:
                 self._worker.emit(partial(self._send, sends))
             for closed in work.closed:
@@ -493,7 +494,7 @@ class Peers:
             link.read_messages += 1
             # The first messages (hello, a heartbeat with the digest) may make a replica look back in its log, and fold.
             short = link.read_messages > OPENING_MESSAGES
-            worker.task(partial(core.receive, link, data), len(data) if short else None)
+            worker.task(partial(core.receive, link, data), weight(data) if short else None)
             while link.read_bytes - link.processed_bytes > BACKLOG_BYTES_MAX:
                 # Say that room is wanted before looking again: the writer looks after it has counted.
                 link.room.clear()
@@ -623,6 +624,9 @@ class Peers:
             commits_behind=None if overdue else missing,
             commits_ahead=row.behind_commits,
             bytes_ahead=row.behind_bytes,
+            sent_bytes=row.sent_bytes,
+            sent_wire_bytes=row.sent_wire_bytes,
+            compression=ZLIB if row.is_compressing else "",
             rtt_ms=row.round_trip_ms,
             clock_offset_ms=row.clock_offset_ms,
             last_heard_ms=None if row.heard_ms_ago is None else round(row.heard_ms_ago),

@@ -45,7 +45,7 @@ from crdtkv.node.logging import configure, event
 from crdtkv.node.peers import Peers
 from crdtkv.node.worker import StorageWorker
 from crdtkv.pb.v1 import admin_pb2_grpc, kv_pb2_grpc, replication_pb2_grpc
-from crdtkv.replication import LAN, ReplicationSettings, preset
+from crdtkv.replication import LAN, ReplicationSettings
 from crdtkv.store import Settings, Store, open_store
 from crdtkv.transport import server_options
 from crdtkv.transport.base import Transport
@@ -256,7 +256,7 @@ async def _run(config: NodeConfig) -> int:
         peers=config.peers,
         tls=config.tls,
         limits=config.limits,
-        replication=preset(config.replication),
+        replication=config.replication_settings,
         metrics=config.metrics,
     )
     store: Store | None = None

@@ -31,7 +31,8 @@ from crdtkv.core.frame import Frame
 from crdtkv.core.replica import Applied
 from crdtkv.errors import CorruptionError, CrdtkvError
 from crdtkv.replication.membership import Membership
-from crdtkv.replication.messages import Ack, Chunk, ChunkAck, Credit, Frames, HeartbeatReply, Message, Reports, decode
+from crdtkv.replication.messages import Ack, Chunk, ChunkAck, Credit, Frames, HeartbeatReply, Message, Reports
+from crdtkv.replication.packing import Packing
 from crdtkv.replication.port import ReplicaPort
 from crdtkv.replication.progress import OwnTail
 from crdtkv.replication.session import Ready, Session
@@ -78,7 +79,12 @@ class Work:
     """What snapshots need done; then `job_done` or `job_failed`, in any order."""
     sends: int = field(default=0, repr=False)
     readies: Mapping[Link, Ready] = field(default_factory=dict, repr=False)
+    packings: Mapping[Link, Packing] = field(default_factory=dict, repr=False)
     arrivals: tuple[_Arrival, ...] = field(default=(), repr=False)
+
+    def encoded(self, link: Link) -> list[bytes]:
+        """The bytes of the messages for a link, one each. To be asked once: they are counted, and sent."""
+        return list(map(self.packings[link].encode, self.messages[link]))
 
 
 class _Arrival(NamedTuple):
@@ -190,7 +196,7 @@ class Drive:
             return
         session, before = peer.session, peer.session.state
         try:
-            message = decode(data) if isinstance(data, bytes) else data
+            message = session.packing.decode(data) if isinstance(data, bytes) else data
         except CorruptionError as e:
             session.receive_garbage(e, self._now)
             return
@@ -362,7 +368,8 @@ class Drive:
         frames = tuple(frame for arrival in arrivals for frame in arrival.frames)
         wake_at_ms = min(wakes, default=None)
         jobs, steering = self.transfers.jobs, self.membership.steering or None
-        return Work(messages, frames, tuple(closed), tuple(self._events), wake_at_ms, steering, jobs, len(sends), readies, arrivals)
+        events, packings = tuple(self._events), {link: self._peers[link].session.packing for link in messages}
+        return Work(messages, frames, tuple(closed), events, wake_at_ms, steering, jobs, len(sends), readies, packings, arrivals)
 
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""

@@ -60,10 +60,12 @@ from crdtkv.replication.messages import (
     Hello,
     Live,
     Message,
+    Packed,
     Reports,
     Subscribe,
     Unknown,
 )
+from crdtkv.replication.packing import ZLIB, Packing
 from crdtkv.replication.port import ReplicaPort
 from crdtkv.replication.progress import TIMER_MS, AckTimer, Incoming, OwnTail
 from crdtkv.replication.settings import ReplicationSettings
@@ -71,8 +73,7 @@ from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Re
 from crdtkv.replication.streams import OwnStream, Plan, RelayStream
 
 ACK_WITH_FRAMES: Final = "ack_with_frames"
-FEATURES: Final[tuple[str, ...]] = (ACK_WITH_FRAMES,)
-"""Names of what this version can do beyond protocol version 1; a link uses what both sides name."""
+"""A feature: what this version can do beyond protocol version 1; a link uses what both sides name. Others: `snapshot`, `packing.ZLIB`."""
 SAMPLES: Final = 8
 """Heartbeats whose answers are waited for, and clock samples of which the one with the shortest round trip counts (NTP's filter)."""
 
@@ -133,7 +134,13 @@ class Session:
         """The peer knows more of this replica than it does itself."""
         self._events = events
         self._arrived: list[tuple[bool, list[Frame]]] = []
-        self._offers = (*FEATURES, "snapshot") if port.snapshots is not None else FEATURES
+        self.packing = Packing(settings)
+        offers = [ACK_WITH_FRAMES]
+        if settings.compression != "off":
+            offers.append(ZLIB)
+        if port.snapshots is not None:
+            offers.append("snapshot")
+        self._offers = tuple(offers)
         self._of_snapshots: list[AboutSnapshots] = []
 
         self._vv = port.vv()
@@ -202,7 +209,7 @@ class Session:
                 self._receive_hello(message)
             else:
                 self._end(Code.PROTOCOL, "a second hello")
-        elif self.state is State.OPENING:
+        elif self.state is State.OPENING or isinstance(message, Packed):  # what is packed was unpacked by `packing`
             self._end(Code.PROTOCOL, f"{type(message).__name__} before the hello")
         else:
             self._receive_live(message)
@@ -458,8 +465,11 @@ class Session:
             heard_ms_ago=self._now - self._heard_ms,
             in_flight_messages=self.own_out.flow.in_flight + self.relay_out.flow.in_flight,
             waiting_frames=len(self.own_in.waiting) + len(self.relay_in.waiting),
-            sent_bytes=self.own_out.flow.sent_bytes + self.relay_out.flow.sent_bytes,
-            received_bytes=self.own_in.received_bytes + self.relay_in.received_bytes,
+            sent_bytes=self.packing.sent_bytes,
+            sent_wire_bytes=self.packing.sent_wire_bytes,
+            received_bytes=self.packing.received_bytes,
+            received_wire_bytes=self.packing.received_wire_bytes,
+            is_compressing=self.packing.is_on,
             relay_in=self.relay,
             relay_out=self.relay_out.is_open,
             needs_snapshot=self.own_out.needs_snapshot,
@@ -507,6 +517,7 @@ class Session:
         if (why := self._refusal()) is not None:
             return self._end(*why)
         self.features = frozenset(self._offers) & frozenset(hello.features)
+        self.packing.agreed = ZLIB in self.features
         if not self._learn(hello.vv) or self._find_fork(hello):
             return None
         self.own_out.flow.grant(hello.own_credit)
@@ -706,6 +717,7 @@ class Session:
         sent_ms, sent_wall_ms = beat
         round_trip_ms = max(0.0, self._now - sent_ms - reply.waited_us / 1000)
         self.round_trip_ms = round_trip_ms if self.round_trip_ms is None else self.round_trip_ms + (round_trip_ms - self.round_trip_ms) / 8
+        self.packing.round_trip_ms = self.round_trip_ms
         self._ack.delay_ms = max(self._settings.ack_delay_ms, self.own_out.flow.pace_ms(self.round_trip_ms))
         there = reply.received_wall_us / 1000
         offset_ms = ((there - sent_wall_ms) + (there + reply.waited_us / 1000 - self._wall_ms())) / 2

@@ -15,6 +15,7 @@ from crdtkv.errors import ConfigError
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
+COMPRESSIONS: Final = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,10 @@ class ReplicationSettings:
         ack_messages: so many messages dealt with are acknowledged at once; fewer wait for more.
         ack_delay_ms: how long they wait at most, on a slower link for one pace if that is longer. What is sent meanwhile takes the
             ack along. Lower: more messages, each of which costs both sides as much as one of frames.
+        compression: `auto`: messages are compressed on links between regions where it pays; `on`: on all; `off`: neither here nor by the
+            peer. A link compresses only what both sides can; see `packing`.
+        compression_round_trip_ms: `auto` compresses on links with at least this round trip.
+        compression_bytes_min: shorter messages are not worth it.
         read_bytes_max: how much of the log one turn reads for one peer that catches up.
         tail_bytes_max: how much of the newest own frames stays in memory, shared by all peers.
         apply_bytes_max: how much received is applied as one group, unless one message is longer.
@@ -75,6 +80,9 @@ class ReplicationSettings:
     window_messages_max: int = 64
     ack_messages: int = 4
     ack_delay_ms: int = 5
+    compression: str = "auto"
+    compression_round_trip_ms: int = 5
+    compression_bytes_min: int = 512
     read_bytes_max: int = 4 * MIB
     tail_bytes_max: int = 8 * MIB
     apply_bytes_max: int = 4 * MIB
@@ -96,7 +104,11 @@ class ReplicationSettings:
 
     def validate(self) -> ReplicationSettings:
         """Return these settings if they can work, else raise `ConfigError` naming the first that cannot."""
+        if self.compression not in COMPRESSIONS:
+            raise ConfigError(f"compression is {self.compression!r}: use one of {', '.join(COMPRESSIONS)}", setting="compression")
         for field in dataclasses.fields(self):
+            if field.name == "compression":
+                continue
             value, least = getattr(self, field.name), 0 if field.name == "flush_ms" else 1
             if type(value) is not int or value < least:
                 raise ConfigError(f"{field.name} is {value!r}: it must be a whole number of at least {least}", setting=field.name)

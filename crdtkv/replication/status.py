@@ -107,7 +107,12 @@ class PeerStatistics:
     waiting_frames: int = 0
     """Frames received from it that are not part of the state yet."""
     sent_bytes: int = 0
+    """Of all messages of this link, before compression; as is the next but one."""
+    sent_wire_bytes: int = 0
     received_bytes: int = 0
+    received_wire_bytes: int = 0
+    is_compressing: bool = False
+    """What is large enough is compressed before it is sent."""
     relay_in: Relay = Relay.NONE
     relay_out: bool = False
     needs_snapshot: bool = False

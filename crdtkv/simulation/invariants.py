@@ -343,6 +343,8 @@ class Auditor:
         """7: what leaves promises and carries only what is applied, and durable, by now."""
         applied, log = member.machine.vv(), member.log
         durable = log.vv_at[log.synced()]
+        if isinstance(message, Frames) and message.ack is not None:
+            self.sending(member, message.ack)
         match message:
             case Frames(relayed=False):
                 last = max(Frame.decode(data).last_seq for data in message.frames)

@@ -116,6 +116,8 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
         stalled_ms=1_000,
         backoff_min_ms=20,
         backoff_max_ms=300,
+        compression="on",  # but for some members, see `member`
+        compression_bytes_min=100,
     )
     options = Options(
         regions=dice.weighted(((2, 1), (3, 5), (4, 2), (5, 1))),

@@ -173,6 +173,28 @@ def test_writes_of_the_embedding_program_replicate_as_those_of_clients_do(region
     until(lambda: equal(list(regions.stores.values())))
 
 
+def test_what_is_written_crosses_a_link_in_fewer_bytes_where_both_sides_compress() -> None:
+    with ExitStack() as stack:
+        stores = [stack.enter_context(crdtkv.open(region=region)) for region in REGIONS]
+        us = stack.enter_context(crdtkv.Node(stores[0], compression="on"))
+        for store, compression in zip(stores[1:], ("on", "off"), strict=True):
+            stack.enter_context(crdtkv.Node(store, peers={"us": us.address}, compression=compression)).wait_ready(DEADLINE_S)
+        for n in range(50):
+            with stores[0].batch() as batch:
+                for m in range(40):
+                    batch.put(f"user/{n}/{m}", {"id": n, "name": f"user {m}", "city": "London"})
+        until(lambda: equal(stores))
+        rows = {peer.region: peer for peer in us.peers()}
+        eu, ap = rows["eu"], rows["ap"]
+        assert (eu.compression, ap.compression) == ("zlib", "")
+        assert eu.sent_bytes and eu.sent_wire_bytes and eu.sent_wire_bytes < 0.6 * eu.sent_bytes
+        assert ap.sent_wire_bytes == ap.sent_bytes
+        with crdtkv.connect(us.address) as client:
+            told = {peer.region: peer for peer in client.status().peers}
+            assert told["eu"].compression == "zlib"
+            assert told["eu"].sent_wire_bytes and told["eu"].sent_wire_bytes >= eu.sent_wire_bytes
+
+
 def test_a_pair_that_dials_from_both_sides_keeps_one_link(regions: Regions) -> None:
     for node in regions.nodes.values():
         until(lambda node=node: len(node._server.peers._links) == 2, "one link to each of the two others")

@@ -26,6 +26,9 @@ from crdtkv.core.frame import Frame
 from crdtkv.core.join import Snapshot, snapshot_of
 from crdtkv.core.token import Token, decode_token
 from crdtkv.errors import CorruptionError, IncompatibleFormatError, InvalidValueError
+from crdtkv.replication import LAN
+from crdtkv.replication.messages import Frames, Packed, encode
+from crdtkv.replication.packing import Packing, pack, unpack
 from crdtkv.storage.segments import (
     Damage,
     encode_header,
@@ -88,8 +91,16 @@ def _records(data: bytes, offset: int = 0) -> list[object]:
     return list(found)
 
 
+def _unpacked(data: bytes) -> object:
+    """A message as a link that agreed on compression takes it."""
+    packing = Packing(LAN)
+    packing.agreed = True
+    return packing.decode(data)
+
+
 RECORDS = encode_records([FLEET.frames()[0].data], 0)
 DELTA = msgpack.packb([[frame.data for frame in FLEET.frames()]])
+PLAIN = encode(Frames(False, tuple(frame.data for frame in FLEET.frames())))
 DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "value": (decode_value, encode_value({"a": [1, 2.5, None], "b": b"xyz"})),
     "canonical value": (check_value, encode_value({"a": [1, 2.5, None], "b": b"xyz"})),
@@ -102,6 +113,8 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "snapshot's inside": (lambda data: Snapshot.from_bytes(_sealed_snapshot(data)), snapshot_of(FLEET.replicas[0]).to_bytes()[19:]),
     "delta": (exchange.decode_frames, _sealed_delta(DELTA)),
     "delta's inside": (lambda data: exchange.decode_frames(_sealed_delta(data)), DELTA),
+    "compressed message": (_unpacked, encode(pack(PLAIN))),
+    "compressed message's inside": (lambda data: unpack(Packed(len(PLAIN), data)), pack(PLAIN).data),
     "token": (lambda data: decode_token(_text(data)), Token(0, FLEET.replicas[0].origin, 3, FLEET.replicas[0].vv()).encode().encode()),
 }
 every_decoder = pytest.mark.parametrize("name", DECODERS)

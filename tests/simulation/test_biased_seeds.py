@@ -14,7 +14,7 @@ MUST_MEET = {
     "counters": {"held"},
     "clears": {"clear_in_slices"},
     "relay": {"relay_asked", "relayed_frames", "relay_ended", "cannot_relay", "log_truncated", "cut_one_way", "cut_island"},
-    "bridge": {"relay_asked", "relayed_frames", "held"},
+    "bridge": {"relay_asked", "relayed_frames", "held", "compressed"},
     "crashes": {
         "crashed",
         "replayed",
@@ -32,6 +32,7 @@ MUST_MEET = {
         "install_finished_at_start",
         "region_came_later",
         "snapshot_ended",
+        "compressed",
         "connection_lost",
     },
     "holding": {"held", "dropped_held", "connection_lost"},

@@ -25,6 +25,7 @@ from crdtkv.replication.messages import (
     HeartbeatReply,
     Hello,
     Message,
+    Packed,
     Reports,
     Subscribe,
     Unknown,
@@ -71,6 +72,7 @@ EXAMPLES: list[Message] = [
     ChunkAck(b"i" * 16, 4),
     EndSnapshot(b"i" * 16),
     CannotSnapshot("too many", 10_000),
+    Packed(1 << 20, b"compressed"),
     Bye("fork", "two contents"),
 ]
 
@@ -155,5 +157,6 @@ def test_the_bytes_of_version_1_are_kept_for_ever() -> None:
     assert encode(with_ack) == b"\x94\xa6frames\xc2\x91\xc4\x02ab\x95\xa3ack\x90\x90\x01\x02"
     assert decode(encode(with_ack)) == with_ack
     assert encode(Ack(VersionVector({US: 3}), EMPTY_VV, 1, 2)) == b"\x95\xa3ack\x92\xadus@1-00000001\x03\x90\x01\x02"
+    assert encode(Packed(300, b"ab")) == b"\x93\xa6packed\xcd\x01\x2c\xc4\x02ab"
     assert encode(EndRelay()) == b"\x91\xa9end_relay"
     assert encode(Heartbeat(1, 2, EMPTY_VV, 3)) == b"\x96\xa9heartbeat\x01\x02\x90\x03\xc0"

@@ -127,7 +127,7 @@ class LagReply(_message.Message):
     def __init__(self, region: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerLag, _Mapping]]] = ...) -> None: ...
 
 class PeerLag(_message.Message):
-    __slots__ = ("region", "address", "origin", "connected", "state", "lag_ms", "commits_behind", "bytes_behind", "commits_ahead", "bytes_ahead", "rtt_ms", "clock_offset_ms", "last_heard_ms", "acknowledged", "acknowledged_durable", "error")
+    __slots__ = ("region", "address", "origin", "connected", "state", "lag_ms", "commits_behind", "bytes_behind", "commits_ahead", "bytes_ahead", "rtt_ms", "clock_offset_ms", "last_heard_ms", "acknowledged", "acknowledged_durable", "error", "sent_bytes", "sent_wire_bytes", "compression")
     REGION_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +144,9 @@ class PeerLag(_message.Message):
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_DURABLE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SENT_WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_FIELD_NUMBER: _ClassVar[int]
     region: str
     address: str
     origin: str
@@ -160,7 +163,10 @@ class PeerLag(_message.Message):
     acknowledged: VersionVector
     acknowledged_durable: VersionVector
     error: str
-    def __init__(self, region: _Optional[str] = ..., address: _Optional[str] = ..., origin: _Optional[str] = ..., connected: bool = ..., state: _Optional[str] = ..., lag_ms: _Optional[float] = ..., commits_behind: _Optional[int] = ..., bytes_behind: _Optional[int] = ..., commits_ahead: _Optional[int] = ..., bytes_ahead: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., clock_offset_ms: _Optional[float] = ..., last_heard_ms: _Optional[int] = ..., acknowledged: _Optional[_Union[VersionVector, _Mapping]] = ..., acknowledged_durable: _Optional[_Union[VersionVector, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
+    sent_bytes: int
+    sent_wire_bytes: int
+    compression: str
+    def __init__(self, region: _Optional[str] = ..., address: _Optional[str] = ..., origin: _Optional[str] = ..., connected: bool = ..., state: _Optional[str] = ..., lag_ms: _Optional[float] = ..., commits_behind: _Optional[int] = ..., bytes_behind: _Optional[int] = ..., commits_ahead: _Optional[int] = ..., bytes_ahead: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., clock_offset_ms: _Optional[float] = ..., last_heard_ms: _Optional[int] = ..., acknowledged: _Optional[_Union[VersionVector, _Mapping]] = ..., acknowledged_durable: _Optional[_Union[VersionVector, _Mapping]] = ..., error: _Optional[str] = ..., sent_bytes: _Optional[int] = ..., sent_wire_bytes: _Optional[int] = ..., compression: _Optional[str] = ...) -> None: ...
 
 class OpenViewRequest(_message.Message):
     __slots__ = ("covers", "wait_ms")
