@@ -6,14 +6,14 @@ frames byte for byte and answer the same, whatever is asked of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 from unittest.mock import patch
 
 from crdtkv.core.causality import Origin, make_origin
-from crdtkv.core.frame import Delta
+from crdtkv.core.frame import Delta, Frame
 from crdtkv.core.heads import Head
 from crdtkv.core.replica import Replica, enters_digest
 from crdtkv.core.state import hash_record
@@ -54,6 +54,14 @@ class PlainReplica(Replica):
 
     def commit_add(self, slot: bytes, head: Head, delta: Delta) -> tuple[int, int]:
         return self.commit([delta])
+
+    def apply(self, frame: Frame) -> None:
+        with patch.object(Frame, "puts", lambda self: None):
+            super().apply(frame)
+
+    def touches(self, frames: Iterable[Frame]) -> list[bytes]:
+        with patch.object(Frame, "puts", lambda self: None):
+            return super().touches(frames)
 
 
 class PlainTransaction(Transaction):

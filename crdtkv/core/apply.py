@@ -13,13 +13,12 @@ the cleared entries some at a time. The digest is not settled until the purge is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import msgspec
 
 from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector
 from crdtkv.core.codec import SlotType, slot_of, split_slot, successor, type_range
-from crdtkv.core.frame import Delta
+from crdtkv.core.frame import Delta, Puts
 from crdtkv.core.heads import Heads
 from crdtkv.core.journal import (
     RULE_ADD_WINS,
@@ -28,6 +27,7 @@ from crdtkv.core.journal import (
     RULE_LWW,
     RULE_WRITE_SURVIVES,
     Journal,
+    Met,
     Update,
 )
 from crdtkv.core.removals import Removal, Removals
@@ -43,7 +43,7 @@ _WRITE_KINDS = {SlotType.REGISTER: "put", SlotType.SET: "add", SlotType.MAP: "pu
 _REMOVE_KINDS = {SlotType.REGISTER: "delete", SlotType.SET: "remove", SlotType.MAP: "delete", SlotType.COUNTER: "reset"}
 
 
-class Touched(NamedTuple):
+class Touched(msgspec.Struct, frozen=True, gc=False):
     """A slot whose visible value may have changed. `subkey` is b"" for registers, counters and whole collections."""
 
     key: str
@@ -209,6 +209,50 @@ class Applier:
             self.meet_removal(key, type_code, subkey, mine)
         if self.touched is not None and (len(entries) == 1 or winner(entries) is mine):
             self.changed(key_text, type_code, subkey, _WRITE_KINDS[type_code])
+
+    def put_all(self, origin: Origin, seen: dict[Origin, int], puts: Puts) -> None:
+        """`write` each put of a received frame that has seen `seen` and, of its own origin, what is before it.
+
+        That is most of what comes from elsewhere, and the commonest conflict, a write that meets one other, so both are written out.
+        Each put is held against the record as it was before the frame: of two to one slot the later has seen the earlier, and both
+        the same of the others.
+        """
+        removals, touched = self.removals, self.touched
+        written: dict[bytes, bytes] = {}
+        met: list[Met] = []
+        for slot, key, value, seq, hlc, record in zip(*puts.columns, self.state.get_all(puts.slots), strict=True):
+            other = None  # the one that it meets
+            is_rare = bool(removals) and bool(removals.get(slot))
+            if record is not None:
+                entries = decode_entries(record)
+                other = entries[0]
+                if len(entries) > 1:
+                    is_rare = True
+                elif other.origin == origin or seen.get(other.origin, 0) >= other.seq:
+                    other = None
+                elif other.expiry is not None:
+                    is_rare = True
+            if is_rare:
+                self.journal.record_all(SlotType.REGISTER, RULE_LWW, met)  # in order
+                met = []
+                seen[origin] = seq - 1
+                self.begin(origin, seq, hlc, seen, False)
+                self.write(key, SlotType.REGISTER, b"", value, None)
+                continue
+            mine = (origin, seq, hlc, value, None)  # an `Entry`, as it is encoded
+            is_read = True
+            if other is None:
+                written[slot] = encode_entries((mine,))
+            else:
+                written[slot] = encode_entries((other, mine) if other.origin < origin else (mine, other))
+                is_read = (hlc, origin) > (other.hlc, other.origin)
+                ours = (origin, seq, hlc, "put", value, None)  # each an `Update`
+                theirs = (other.origin, other.seq, other.hlc, "put", other.value, None)
+                met.append((key.encode(), ours, theirs, hlc) if is_read else (key.encode(), theirs, ours, hlc))
+            if touched is not None and is_read:
+                touched.append(Touched(key, SlotType.REGISTER, b"", "put", origin, seq, hlc))
+        self.state.put_all(written)
+        self.journal.record_all(SlotType.REGISTER, RULE_LWW, met)
 
     def remove(self, key_text: str, type_code: int, subkey: bytes) -> None:
         """Drop the entries that the commit has seen; concurrent ones survive. Reads and writes one slot."""

@@ -20,16 +20,18 @@ is not canonical bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from operator import lt
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from crdtkv.core.causality import SEQ_MAX, Origin, VersionVector, check_origin, check_region
 from crdtkv.core.clock import STAMP_MAX
-from crdtkv.core.codec import KEY_BYTES_MAX, TYPE_NAMES, SlotType, check_value
-from crdtkv.errors import ConfigError, CorruptionError, IncompatibleFormatError, ValueTooLargeError
+from crdtkv.core.codec import KEY_BYTES_MAX, TYPE_NAMES, SlotType, check_value, decode_checked, register_slots_of
+from crdtkv.errors import ConfigError, CorruptionError, CrdtkvError, IncompatibleFormatError, ValueTooLargeError
 
 MAGIC: Final = b"\xc1"
 FORMAT_VERSION: Final = 1
@@ -107,17 +109,38 @@ class _Wire(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _decode_wire = msgspec.msgpack.Decoder(_Wire).decode
 _decode_rows = msgspec.msgpack.Decoder(list[list[Any]]).decode
+_decode_puts = msgspec.msgpack.Decoder(list[tuple[int, dict[str, Any] | None, tuple[int, str, bytes]]]).decode
 _encode = msgspec.msgpack.Encoder().encode
 _START = MAGIC + bytes([FORMAT_VERSION]) + b"\x92"
 _DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, TypeError, OverflowError)
 
 
+_ARRAYS = frozenset({list, tuple})
+_ONE_FORM = frozenset({type(None), bool, int, str, bytes})
+"""Types of values that have one form, the encoder's."""
 _blake2b = hashlib.blake2b
 
 
 def hash_of(data: bytes) -> bytes:
     """The 16-byte hash that the origin's next frame carries as `previous`."""
     return _blake2b(data, digest_size=HASH_BYTES).digest()
+
+
+class Puts(NamedTuple):
+    """The commits of a frame that puts registers for good and does nothing else, in columns: an item per put, in the frame's order."""
+
+    slots: Sequence[bytes]
+    keys: Sequence[str]
+    values: Sequence[bytes]
+    seqs: Sequence[int]
+    hlcs: Sequence[int]
+    requests: Sequence[tuple[bytes, int, int]]
+    """Those commits that carry a request's id: it, seq and stamp."""
+
+    @property
+    def columns(self) -> tuple[Sequence[bytes], Sequence[str], Sequence[bytes], Sequence[int], Sequence[int]]:
+        """Slot, key, value, seq and stamp of each put."""
+        return self[:5]
 
 
 class Frame(msgspec.Struct, gc=False, eq=False):
@@ -141,6 +164,7 @@ class Frame(msgspec.Struct, gc=False, eq=False):
     """Whether it may hold control deltas: it requires the feature."""
     _rows: msgspec.Raw | None = None
     _commits: list[Row] | None = None
+    _puts: Puts | None = None
 
     @classmethod
     def build(
@@ -215,41 +239,75 @@ class Frame(msgspec.Struct, gc=False, eq=False):
             CorruptionError: a row or delta breaks the format or the net-effect rule; `details` name the frame by origin and seq.
         """
         if self._commits is None:
-            try:
-                self._commits = self._checked_rows()
-            except CorruptionError as e:
-                e.details.update(origin=self.origin, seq=self.first_seq)
-                raise
+            self._commits = self._checked(self._decoded_rows())
             self._rows = None
         return self._commits
+
+    def puts(self) -> Puts | None:
+        """The commits in columns, checked once, if they put registers for good and do nothing else; None: see `rows`.
+
+        Raises:
+            CorruptionError: as `rows`.
+        """
+        if self._puts is None:
+            if self._commits is None:
+                self._look()
+            else:
+                self._puts = _in_columns(self._commits, self.first_seq, self.hlc)
+        return self._puts
+
+    def _look(self) -> None:
+        """Decode and check what came: puts in columns all at once, if they are likely to be, else commit by commit."""
+        likely: Sequence[Any] = ()
+        with contextlib.suppress(*_DECODE_ERRORS):
+            likely = _decode_puts(self._raw_rows())
+        rows = None if len(likely) == self.count else self._decoded_rows()
+        puts = _in_columns(likely if rows is None else rows, self.first_seq, self.hlc)
+        if puts is None or not _is_surely_right(puts):
+            self._commits = self._checked(self._decoded_rows() if rows is None else rows)
+        self._puts = puts
+        self._rows = None
+
+    def release(self) -> None:
+        """Keep the bytes alone: whoever asks for the commits again has them decoded again."""
+        self._rows = self._commits = self._puts = None
 
     def trust(self) -> None:
         """Take the rows unchecked: for a frame of this replica's own log, which were checked, or made, before they were logged.
 
         A quarter of the cost of applying them. The log's checksum stands for their being what they were.
         """
-        if self._commits is None:
+        if self._commits is None and self._puts is None:
             self._commits = self._decoded_rows()
             self._rows = None
 
+    def _raw_rows(self) -> msgspec.Raw:
+        return _decode_wire(self.data[2:]).rows if self._rows is None else self._rows
+
     def _decoded_rows(self) -> list[Row]:
-        raw = _decode_wire(self.data[2:]).rows if self._rows is None else self._rows
         try:
-            rows = _decode_rows(raw)
+            rows = _decode_rows(self._raw_rows())
         except _DECODE_ERRORS as e:
-            raise CorruptionError(f"frame: {e}") from e
+            raise self._faulty(f"frame: {e}") from e
         if len(rows) != self.count:
-            raise CorruptionError(f"frame: {len(rows)} commits where the header says {self.count}")
+            raise self._faulty(f"frame: {len(rows)} commits where the header says {self.count}")
         return rows
 
-    def _checked_rows(self) -> list[Row]:
-        rows = self._decoded_rows()
-        offset = -1
-        for index, row in enumerate(rows):
-            _check_row(row, self.first_seq + index, self.hlc, self.is_control)
-            if row[0] <= offset:
-                raise CorruptionError("frame: stamps do not increase from commit to commit")
-            offset = row[0]
+    def _faulty(self, text: str) -> CorruptionError:
+        return CorruptionError(text, origin=self.origin, seq=self.first_seq)
+
+    def _checked(self, rows: list[Row]) -> list[Row]:
+        """Rows as they are, after a look at each."""
+        try:
+            offset = -1
+            for index, row in enumerate(rows):
+                _check_row(row, self.first_seq + index, self.hlc, self.is_control)
+                if row[0] <= offset:
+                    raise CorruptionError("frame: stamps do not increase from commit to commit")
+                offset = row[0]
+        except CorruptionError as e:
+            e.details.update(origin=self.origin, seq=self.first_seq)
+            raise
         return rows
 
     def commits(self) -> Iterator[tuple[int, int, dict[str, Any] | None, list[Delta]]]:
@@ -330,6 +388,56 @@ class FrameTemplate:
             len(data),
             self.is_control,
         )
+
+
+def _in_columns(rows: Sequence[Any], first_seq: int, base: int) -> Puts | None:
+    """Rows as columns, if each is one put of a register for good, or if there is one row of nothing but such puts.
+
+    None too where something is wrong with their form; but whether keys and values are right is left to `_is_surely_right`.
+    """
+    count = len(rows)
+    try:
+        if set(map(len, rows)) == {3}:
+            offsets, metas, deltas = zip(*rows, strict=True)
+        elif count == 1:
+            offsets, metas, deltas = rows[0][:1], rows[0][1:2], rows[0][2:]
+        else:
+            return None
+        if not _ARRAYS.issuperset(map(type, deltas)) or set(map(len, deltas)) != {3}:
+            return None
+        kinds, keys, values = zip(*deltas, strict=True)
+        if kinds.count(DeltaKind.REGISTER_PUT) != len(kinds):
+            return None
+        if set(map(type, offsets)) != {int} or offsets[0] < 0 or not all(map(lt, offsets, offsets[1:])):
+            return None
+        seqs: Sequence[int] = range(first_seq, first_seq + count)
+        hlcs = [base + offset for offset in offsets]
+        requests = []
+        if metas.count(None) != count:
+            requests = [
+                (m["r"], n, hlc) for m, n, hlc in zip(metas, seqs, hlcs, strict=True) if m is not None and type(m.get("r")) is bytes
+            ]
+        if len(kinds) > count:
+            seqs, hlcs = [first_seq] * len(kinds), hlcs * len(kinds)
+        return Puts(register_slots_of(keys), keys, values, seqs, hlcs, requests)
+    except (TypeError, AttributeError, CrdtkvError, UnicodeEncodeError):
+        return None
+
+
+def _is_surely_right(puts: Puts) -> bool:
+    """Whether puts pass a look at all of them at once; if not, a look at each decides."""
+    keys, values = puts.keys, puts.values
+    if not "".join(keys).isascii() or not 0 < min(map(len, keys)) <= max(map(len, keys)) <= KEY_BYTES_MAX:
+        return False
+    if puts.hlcs[-1] > STAMP_MAX or set(map(type, values)) != {bytes}:
+        return False
+    if puts.hlcs[0] == puts.hlcs[-1] and len(set(keys)) != len(keys):
+        return False  # of one commit
+    try:
+        decoded = list(map(decode_checked, values))
+        return _ONE_FORM.issuperset(map(type, decoded)) and tuple(map(_encode, decoded)) == values
+    except _DECODE_ERRORS:
+        return False
 
 
 def _check_row(row: Row, seq: int, base: int, control: bool) -> None:

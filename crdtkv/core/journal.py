@@ -11,7 +11,8 @@ when the log is replayed; and what a region wrote weeks ago, away, is new when i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -65,6 +66,9 @@ class JournalCounts(msgspec.Struct, array_like=True, gc=False):
     by_rule: dict[str, int] = {}
 
 
+Met = tuple[bytes, tuple[Any, ...], tuple[Any, ...], int]
+"""A write of a key that met another: the key's bytes, both as `Update`s are encoded, the winner first, and the stamp of what is applied."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Record).decode
 
@@ -117,6 +121,27 @@ class Journal:
         counts.following += 1
         counts.size_bytes += len(data)
         counts.by_rule[rule] = counts.by_rule.get(rule, 0) + 1
+        self._keep_to_limits()
+
+    def record_all(self, type_code: int, rule: str, met: Sequence[Met]) -> None:
+        """`record` conflicts of keys as a whole that were met while one frame was applied."""
+        if not met:
+            return
+        counts, log_time = self.counts, self._log_time()
+        first, size = counts.following, 0
+        records: dict[bytes, bytes] = {}
+        for number, (key, won, lost, hlc) in enumerate(met, first):
+            data = _encode((number, key, type_code, b"", rule, won, (lost,), hlc if hlc > log_time else log_time, False))  # a `Record`
+            size += len(data)
+            records[_where(number)] = data
+        self._state.side_put_all(records)
+        counts.following += len(met)
+        counts.size_bytes += size
+        counts.by_rule[rule] = counts.by_rule.get(rule, 0) + len(met)
+        self._keep_to_limits()
+
+    def _keep_to_limits(self) -> None:
+        counts = self.counts
         while counts.first < counts.following - 1 and (
             counts.following - counts.first > self._count_max or counts.size_bytes > self._size_max
         ):

@@ -619,15 +619,15 @@ class Replica:
                 origin=origin,
                 seq=frame.first_seq,
             )
-        rows = frame.rows()  # everything is checked before anything changes
+        puts = frame.puts()  # everything is checked before anything changes
+        first_hlc = puts.hlcs[0] if puts is not None else frame.hlc + frame.rows()[0][0]
         last_stamp = self._stamps.get(origin)
-        if last_stamp is not None and frame.hlc + rows[0][0] <= last_stamp:
+        if last_stamp is not None and first_hlc <= last_stamp:
             raise CorruptionError(
-                f"frame {origin}:{frame.first_seq} is stamped {frame.hlc + rows[0][0]}, not after its origin's last stamp, {last_stamp}",
+                f"frame {origin}:{frame.first_seq} is stamped {first_hlc}, not after its origin's last stamp, {last_stamp}",
                 origin=origin,
                 seq=frame.first_seq,
             )
-        step = self._applier
         past = frame.context
         if self.control:
             past = self.control.complete(past.advance(origin, frame.first_seq - 1))
@@ -635,16 +635,12 @@ class Replica:
         if frame.is_control:
             self._check_closings(frame, seen)
         own = origin == self.origin
-        for seq, hlc, meta, deltas in frame.commits():
-            seen[origin] = seq - 1
-            step.begin(origin, seq, hlc, seen, False)
-            for delta in deltas:
-                if delta[0] in CONTROL_KINDS:
-                    self._apply_control(delta, origin, seq, hlc)
-                else:
-                    APPLY[delta[0]](step, delta)
-            if meta is not None and type(meta.get("r")) is bytes:
-                self._requests.note(meta["r"], origin, seq, hlc)
+        if puts is not None:
+            self._applier.put_all(origin, seen, puts)
+            self._requests.note_all([Made(rid, origin, seq, hlc) for rid, seq, hlc in puts.requests])
+            hlc = puts.hlcs[-1]
+        else:
+            hlc = self._apply_commits(frame, seen)
         if own:
             self.clock.restore(hlc)
         else:
@@ -659,6 +655,22 @@ class Replica:
         self.position += 1
         if self._held:
             self._release_covered(origin, frame.first_seq, frame.last_seq)
+        frame.release()
+
+    def _apply_commits(self, frame: Frame, seen: dict[Origin, int]) -> int:
+        """Apply a frame's commits, delta by delta; the last one's stamp."""
+        step, origin, hlc = self._applier, frame.origin, 0
+        for seq, hlc, meta, deltas in frame.commits():
+            seen[origin] = seq - 1
+            step.begin(origin, seq, hlc, seen, False)
+            for delta in deltas:
+                if delta[0] in CONTROL_KINDS:
+                    self._apply_control(delta, origin, seq, hlc)
+                else:
+                    APPLY[delta[0]](step, delta)
+            if meta is not None and type(meta.get("r")) is bytes:
+                self._requests.note(meta["r"], origin, seq, hlc)
+        return hlc
 
     @staticmethod
     def _check_closings(frame: Frame, seen: Mapping[Origin, int]) -> None:
@@ -674,7 +686,14 @@ class Replica:
 
     def touches(self, frames: Iterable[Frame]) -> list[bytes]:
         """The records that applying frames will read: what `State.load` should fetch in one multi-get."""
-        return [key for frame in frames for _, _, _, deltas in frame.commits() for delta in deltas for key in _records_of(delta, frame)]
+        keys: list[bytes] = []
+        for frame in frames:
+            puts = frame.puts()
+            if puts is not None:
+                keys += puts.slots
+            else:
+                keys += [key for _, _, _, deltas in frame.commits() for delta in deltas for key in _records_of(delta, frame)]
+        return keys
 
     def _hold(self, frame: Frame) -> Outcome:
         waiting = self._held.setdefault(frame.origin, {})

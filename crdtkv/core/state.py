@@ -117,6 +117,22 @@ class State:
                     return self._base.get(slot)
         return record  # type: ignore[return-value]  # what is not the sentinel is a record or None
 
+    def get_all(self, slots: Sequence[bytes]) -> list[bytes | None]:
+        """The records of slots; see `get`."""
+        over, folding, known, base = self._slots, self._folding, self._known, self._base.get
+        aside = _NOTHING if folding is None else folding.slots
+        found = []
+        for slot in slots:
+            record = over.get(slot, _ABSENT)
+            if record is _ABSENT:
+                record = aside.get(slot, _ABSENT)
+                if record is _ABSENT:
+                    record = known.get(slot, _ABSENT)
+                    if record is _ABSENT:
+                        record = base(slot)
+            found.append(record)
+        return found  # type: ignore[return-value]  # as above
+
     def put(self, slot: bytes, record: bytes | None) -> None:
         """Replace or (None) drop a slot's record."""
         self._slots[slot] = record
@@ -136,6 +152,10 @@ class State:
                 if record is _ABSENT:
                     return self._base.get(key)
         return record  # type: ignore[return-value]  # as above
+
+    def side_put_all(self, records: Mapping[bytes, bytes]) -> None:
+        """Replace bookkeeping records."""
+        self._side.update(records)
 
     def side_put(self, key: bytes, record: bytes | None) -> None:
         """Replace or (None) drop a bookkeeping record."""

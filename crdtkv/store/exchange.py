@@ -96,7 +96,7 @@ def decode_frames(data: bytes) -> list[Frame]:
         raise CorruptionError(f"merge: {e}") from e
     frames = [Frame.decode(f) for f in wire.frames]
     for frame in frames:
-        frame.rows()
+        frame.puts()  # checked now, all of them
     return frames
 
 
@@ -123,7 +123,7 @@ def merge(machine: Machine, given: Snapshot | list[Frame], watches: Watches) -> 
             applied, duplicates = _merge_snapshot(machine, given, touched)
         else:
             applied, duplicates = _merge_frames(machine, given)
-    keys = tuple(sorted({t.key for t in touched}, key=str.encode))
+    keys = tuple(sorted(dict.fromkeys([t.key for t in touched])))  # by code points, so by their bytes
     return MergeResult(applied, duplicates, machine.replica.journal.total - conflicts, keys), machine.log.end()
 
 

@@ -48,8 +48,9 @@ from crdtkv.errors import (
     WrongClusterError,
 )
 from crdtkv.storage.durations import Durations
-from crdtkv.storage.engine import EngineSnapshot, StateEngine
+from crdtkv.storage.engine import EngineSnapshot, MemoryEngine, StateEngine
 from crdtkv.storage.log import CommitLog
+from crdtkv.storage.memory_log import MemoryLog
 
 if TYPE_CHECKING:
     from crdtkv.store.snapshots import Snapshots, Staging
@@ -139,6 +140,7 @@ class Machine:
         self._gathered_bytes = 0  # commits of the frame in the making, while they gather
         self.is_engine_ahead = self.replica.position > log.end()
         """The engine holds what the log has lost: nothing may be done before `begin_incarnation`."""
+        self._in_memory = isinstance(log, MemoryLog) and isinstance(engine, MemoryEngine)
         self._folded_at = self.replica.position  # where the engine stands, at least, or will after the fold that was begun
         self.replayed = 0 if self.is_engine_ahead else self._replay(self.replica)
         if log.synced() < log.end():
@@ -517,13 +519,17 @@ class Machine:
         if replica.making:
             self.seal()
         applied: list[Frame] = []
-        dropped = 0
+        added = dropped = 0
         try:
-            if len(frames) > 1:
+            if len(frames) > 1 and not self._in_memory:
                 self._read_ahead(frames)
             for frame in frames:
                 outcome, _ = replica.receive(frame, applied)
                 dropped += outcome is Outcome.DROPPED
+                if self._in_memory and applied and self._is_full():
+                    added += len(applied)
+                    self._append(applied, False)  # never refused: so what waits to be folded stays small, and in the processor's caches
+                    applied = []
         except (CorruptionError, WrongClusterError):
             raise  # the frame's fault: it has changed nothing
         except BaseException as e:
@@ -531,10 +537,10 @@ class Machine:
             raise
         finally:
             # Whatever stopped us, what was applied before it must be in the log.
-            replica.state.forget()
+            replica.state.forget(KNOWN_MAX)  # what a fold looks up again, it finds here
             if applied and self.failed is None:
                 self._append_received(frames, applied)
-        return Applied(len(applied), replica.held[0], self.log.end(), dropped)
+        return Applied(added + len(applied), replica.held[0], self.log.end(), dropped)
 
     def _append_received(self, frames: Sequence[Frame], applied: Sequence[Frame]) -> None:
         try:

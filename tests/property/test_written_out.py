@@ -46,10 +46,10 @@ sides = st.sampled_from([0, 1])
 steps = st.one_of(
     st.tuples(st.just("batch"), sides, st.lists(calls, max_size=8)),
     st.tuples(st.just("batch"), sides, st.lists(puts, max_size=8)),
-    st.tuples(st.just("group"), sides, st.lists(puts, max_size=5)),
+    st.tuples(st.just("group"), sides, st.lists(puts, max_size=5), st.just("")),
     st.tuples(st.just("call"), sides, calls),
     st.tuples(st.just("raced"), sides, st.lists(calls, max_size=4), calls),
-    st.tuples(st.just("merge"), sides, st.just(())),
+    st.tuples(st.just("merge"), sides, sides),
     st.tuples(st.just("digest"), sides),
     st.tuples(st.just("tick"), sides, st.integers(1, 10_000)),
 )
@@ -107,16 +107,17 @@ def batch(store: Store, made: list[Call], between: Call | None = None) -> object
     return answers, None if together.commit is None else (together.commit.dot, together.commit.hlc)
 
 
-def group(store: Store, made: list[Call]) -> object:
-    return store.execute([[n, "put", [key, encode_value(value)], {}] for n, (_, key, value) in enumerate(made)])[0]
+def group(store: Store, made: list[Call], name: str = "") -> object:
+    """Puts as a node's clients ask for them: commits of one frame, each with a request's id if there is a name for them."""
+    rows = [[n, "put", [key, encode_value(value)], f"{name}{n}".encode() if name else {}] for n, (_, key, value) in enumerate(made)]
+    return store.execute(rows)[0]
 
 
-@settings(max_examples=250, deadline=None)
-@given(st.lists(steps, max_size=12), st.sampled_from([1, 64]), st.booleans())
-def test_a_store_does_what_its_plain_twin_does(made: list[Call], gather: int, watched: bool) -> None:
+def run(made: list[Any], regions: tuple[str, ...], gather: int, watched: bool) -> None:
+    """Do all that was made on one region's twins each, and compare."""
     clock = Clock()
     limits = Settings(gather_commits_max=gather, clear_at_once_max=1, journal_records_max=5, removals_max=3)
-    twins = [Twins(clock, region, limits) for region in ("eu", "us")]
+    twins = [Twins(clock, region, limits) for region in regions]
     watches = [[store.subscribe() for store in pair.stores] for pair in twins] if watched else []
     try:
         for kind, side, *what in made:
@@ -127,7 +128,7 @@ def test_a_store_does_what_its_plain_twin_does(made: list[Call], gather: int, wa
                 case "raced":
                     ask = partial(batch, made=what[0], between=what[1])
                 case "group":
-                    ask = partial(group, made=what[0])
+                    ask = partial(group, made=what[0], name=what[1])
                 case "call":
                     ask = partial(call_on, one=what[0])
                 case "digest":
@@ -136,9 +137,8 @@ def test_a_store_does_what_its_plain_twin_does(made: list[Call], gather: int, wa
                     clock.ms += what[0]
                     ask = Store.maintain
                 case "merge":
-                    vv = twins[side].both(Store.vv)
-                    delta = twins[1 - side].both(partial(Store.delta_since, vv=vv))
-                    ask = partial(Store.merge, data=delta)
+                    of = twins[what[0]]
+                    ask = partial(Store.merge, data=of.both(partial(Store.delta_since, vv=twins[side].both(Store.vv))))
             twins[side].both(ask)
         for pair in twins:
             pair.check()
@@ -147,3 +147,29 @@ def test_a_store_does_what_its_plain_twin_does(made: list[Call], gather: int, wa
     finally:
         for pair in twins:
             pair.close()
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.lists(steps, max_size=12), st.sampled_from([1, 64]), st.booleans())
+def test_a_store_does_what_its_plain_twin_does(made: list[Any], gather: int, watched: bool) -> None:
+    run(made, ("eu", "us"), gather, watched)
+
+
+few = st.sampled_from(["a", "b"])
+few_puts = st.lists(st.tuples(st.just("put"), few, st.integers(0, 3) | st.just({"m": [1.0]})), min_size=1, max_size=5)
+three = st.integers(0, 2)
+frames = st.one_of(
+    st.tuples(st.just("group"), three, few_puts, st.sampled_from(["", "", "r", "s"])),
+    st.tuples(st.just("batch"), three, few_puts),
+    st.tuples(st.just("call"), three, st.tuples(st.just("put_ttl"), few, values, ttls)),
+    st.tuples(st.just("call"), three, st.tuples(st.just("delete"), few)),
+    *[st.tuples(st.just("merge"), three, three)] * 3,
+    st.tuples(st.just("digest"), three),
+    st.tuples(st.just("tick"), three, st.integers(1, 3000)),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(frames, min_size=6, max_size=20), st.booleans())
+def test_frames_of_puts_are_applied_as_one_by_one(made: list[Any], watched: bool) -> None:
+    run(made, ("ap", "eu", "us"), 1, watched)
