@@ -12,7 +12,7 @@ from crdtkv.cli.errors import DONE, INTERRUPTED
 from crdtkv.cli.output import JSON, emit, emit_json, output_option, table
 from crdtkv.cli.place import complete_region, directory_option
 from crdtkv.cluster.control import ClusterFile, call
-from crdtkv.cluster.spec import DEFAULT_REGIONS, ClusterSpec, parse_duration_ms, parse_latency, parse_rate, parse_target
+from crdtkv.cluster.spec import DEFAULT_REGIONS, ClusterSpec, parse_delays, parse_duration_ms, parse_latency, parse_rate, parse_target
 
 _WAIT_S: Final = 120.0
 
@@ -41,6 +41,11 @@ def cluster() -> None:
 @click.option("--base-port", type=int, metavar="N", help="Port of the first region; the others follow. Default: free ones.")
 @click.option("--engine", type=click.Choice(["rocksdb", "lmdb", "memory"]), help="State engine of the nodes.")
 @click.option("--durability", type=click.Choice(["memory", "async", "sync"]), help="How safe a write is when it is answered.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="TOML file with further settings of the nodes, such as [store] and [limits]; see `crdtkv node`.",
+)
 @click.option("--restart-crashed", is_flag=True, help="Start a node again that stopped without being asked to.")
 @click.option("--direct", is_flag=True, help="Link the nodes directly: no delays and no partitions.")
 @click.option("--metrics", is_flag=True, help="Have each node serve metrics for Prometheus; the ports follow those of the regions.")
@@ -55,6 +60,7 @@ def up(
     base_port: int | None,
     engine: str | None,
     durability: str | None,
+    config: Path | None,
     restart_crashed: bool,
     direct: bool,
     metrics: bool,
@@ -75,6 +81,7 @@ def up(
         base_port=base_port,
         engine=engine,
         durability=durability,
+        config=config,
         restart_crashed=restart_crashed,
         direct=direct,
         metrics=metrics,
@@ -172,6 +179,39 @@ def down(directory: Path, output: str) -> int:
 
     stop(directory)
     return _done(output, "down")
+
+
+@cluster.command()
+@click.argument("region", metavar="R")
+@click.option("--latency", metavar="S=DELAY,…", help="One-way delay to region S (eu=40ms), or to all (40ms). Default: as of `up`.")
+@directory_option
+@output_option
+def add(region: str, latency: str | None, directory: Path, output: str) -> int:
+    """Add a region: a member of the cluster from now on. Returns when its node runs, with an empty directory, and is linked to all others.
+
+    It fetches everything meanwhile and afterwards; `crdtkv lag --region R` tells how far it is.
+    """
+    from crdtkv.cluster.local import add_region
+
+    delays = None if latency is None else parse_delays(latency)
+    address = add_region(directory, region, delays)
+    if output == JSON:
+        emit_json({"done": "add", "region": region, "address": address})
+    else:
+        emit(f"{region} is a member, at {address}")
+    return DONE
+
+
+@cluster.command()
+@region_argument
+@directory_option
+@output_option
+def remove(region: str, directory: Path, output: str) -> int:
+    """Stop a region's node and forget it on this machine; its data stays.
+
+    It stays a member for the other regions, who keep what it has missed: end that first, with `crdtkv region drain` and `remove`.
+    """
+    return _ask(directory, output, "remove", region=region)
 
 
 @cluster.command()

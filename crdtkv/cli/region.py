@@ -92,14 +92,30 @@ def status(place: Place, output: str, name: str | None) -> int:
 
 @region.command()
 @click.argument("name", metavar="R")
-@click.argument("address", metavar="HOST:PORT")
+@click.argument("address", metavar="[HOST:PORT]", default="")
 @output_option
 @where_options
 def add(place: Place, output: str, name: str, address: str) -> int:
-    """Record a region and where it listens: all members dial it, and it learns of them. Its node may start before or after."""
-    return _change(
-        place, output, "add", (name,), address, f"{name} is a member, at {address}: start its node there with an empty directory"
-    )
+    """Record a region and where it listens: all members dial it, and it learns of them. Its node may start before or after.
+
+    A region that is drained, or was removed, is taken back; without an address, at the one on record. Without one on record either,
+    nobody can dial it: give its node all members as --peer, and it dials them.
+    """
+    with _node(place) as side:
+        before = next((r for r in side.regions().regions if r.region == name), None)
+        reply = side.change_regions("add", (name,), address)
+    if output == JSON:
+        emit_json(as_json(reply))
+        return DONE
+    now = next(r for r in reply.regions if r.region == name)
+    at = f", at {now.address}" if now.address else ""
+    if before is not None and before.state == "draining":
+        emit(f"{name} is a member again{at}, and takes writes")
+    elif before is not None and before.state == "active" and before.connected:
+        emit(f"{name} is a member{at}")
+    else:
+        emit(f"{name} is a member{at}: start its node {'there ' if at else ''}with an empty directory")
+    return DONE
 
 
 @region.command()

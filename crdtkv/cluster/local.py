@@ -25,8 +25,9 @@ from typing import Any, Final, Self
 from crdtkv.cluster import control
 from crdtkv.cluster.control import ClusterError, ClusterNotRunningError
 from crdtkv.cluster.process import STOP_GRACE_S, child_environment
-from crdtkv.cluster.spec import DEFAULT_REGIONS, ClusterSpec, default_delays
-from crdtkv.errors import CrdtkvError
+from crdtkv.cluster.spec import DEFAULT_REGIONS, ClusterSpec, added, check_known, default_delays, without
+from crdtkv.core.causality import check_region
+from crdtkv.errors import ConfigError, CrdtkvError
 
 DOWN_TIMEOUT_S: Final = STOP_GRACE_S + 10.0
 
@@ -149,6 +150,21 @@ class LocalCluster:
         """Change what is given of the links between a region and another, or all others; `bytes_per_s=0` is no limit."""
         self._call("shape", region=region, other=other, delay_ms=delay_ms, jitter_ms=jitter_ms, bytes_per_s=bytes_per_s, one_way=one_way)
 
+    def add(self, region: str, latency_ms: Mapping[str, float] | float | None = None) -> None:
+        """One region more: recorded as a member, and its node started with an empty directory; returns when it is linked.
+
+        Args:
+            latency_ms: one-way delays to the others, by name, or of all; what is not given has its published delay, or none.
+        """
+        self._addresses[region] = add_region(self._directory, region, latency_ms)
+        self.spec = added(self.spec, region, latency_ms)
+
+    def remove(self, region: str) -> None:
+        """Stop a region's node and forget it; its data stays. What its members think of it is theirs: see `crdtkv region remove`."""
+        self._call("remove", region=region)
+        del self._addresses[region]
+        self.spec = without(self.spec, region)
+
     def kill(self, region: str) -> None:
         """SIGKILL a node."""
         self._call("kill", region=region)
@@ -204,6 +220,32 @@ def launch(spec: ClusterSpec, *, owned: bool) -> tuple[subprocess.Popen[bytes], 
         _end(supervisor)
         raise
     return supervisor, addresses
+
+
+def add_region(directory: Path, region: str, latency_ms: Mapping[str, float] | float | None = None) -> str:
+    """Record a region as a member at a node that runs, and start its node; returns its address, when it is linked to all others.
+
+    Nobody is told where it listens: the recorded address is one for all, and here each region has its own way to it, through the WAN. So
+    it dials the others, who find it by their own `--peer` from their next start on.
+
+    Raises:
+        CrdtkvError: the region is there already, nobody runs who could record it, or it did not start.
+    """
+    from crdtkv.client.views import NodeSide
+
+    found = control.ClusterFile.read(directory)
+    check_region(region)
+    if region in found.regions:
+        raise ConfigError(f"region {region} is in this cluster already: it has {', '.join(found.regions)}", region=region)
+    for other in latency_ms if isinstance(latency_ms, Mapping) else ():
+        check_known(other, found.regions)
+    running = [str(node["address"]) for node in found.regions.values() if node["state"] == "running"]
+    if not running:
+        raise ClusterError("no node runs that could record the region: start one with `crdtkv cluster restart`", region=region)
+    with NodeSide(running[0]) as side:
+        side.change_regions("add", (region,))
+    address: str = control.call(directory, "add", region=region, latency=latency_ms)
+    return address
 
 
 def down(directory: Path) -> None:

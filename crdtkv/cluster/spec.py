@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
@@ -54,6 +54,7 @@ class ClusterSpec:
         base_port: the first region's port, the others follow, and after them those of metrics; None: free ones.
         engine, durability: of the nodes; None: their defaults.
         restart_crashed: start a node again that stopped without being asked to.
+        config: a TOML file of further settings for the nodes, as of `crdtkv node --config`; what is said here comes before it.
         metrics: nodes serve metrics for Prometheus, each at a port of its own.
         direct: peers dial each other without the WAN emulator: no delays, no partitions, no added latency.
         ready_timeout_s: how long nodes may take until their peer links are up.
@@ -69,6 +70,7 @@ class ClusterSpec:
     base_port: int | None = None
     engine: str | None = None
     durability: str | None = None
+    config: Path | None = None
     restart_crashed: bool = False
     direct: bool = False
     metrics: bool = False
@@ -97,6 +99,7 @@ class ClusterSpec:
         """Plain JSON types."""
         wire = {name: getattr(self, name) for name in self.__slots__}
         wire["directory"] = str(self.directory)
+        wire["config"] = None if self.config is None else str(self.config.absolute())
         wire["delay_ms"] = [[a, b, delay] for (a, b), delay in self.delay_ms.items()]
         return wire
 
@@ -106,9 +109,35 @@ class ClusterSpec:
         known = dict(wire)
         known["regions"] = tuple(known["regions"])
         known["directory"] = Path(known["directory"])
+        known["config"] = None if known["config"] is None else Path(known["config"])
         known["delay_ms"] = {(a, b): delay for a, b, delay in known["delay_ms"]}
         known["node_command"] = None if known["node_command"] is None else tuple(known["node_command"])
         return cls(**known)
+
+
+def added(spec: ClusterSpec, region: str, latency: Mapping[str, float] | float | None = None) -> ClusterSpec:
+    """The cluster with one region more.
+
+    Args:
+        latency: one-way delays to the other regions, by name; a number is all of them. What is not given has its published delay, or none.
+    Raises:
+        ConfigError: the name is wrong or taken, or there are too many.
+    """
+    if region in spec.regions:
+        raise ConfigError(f"region {region} is in this cluster already: it has {', '.join(spec.regions)}", region=region)
+    delays = {pair: delay for pair, delay in default_delays((*spec.regions, region)).items() if region in pair}
+    given = dict.fromkeys(spec.regions, float(latency)) if isinstance(latency, int | float) else latency or {}
+    for other, delay_ms in given.items():
+        delays[region, check_known(other, spec.regions)] = delays[other, region] = float(delay_ms)
+    return replace(spec, regions=(*spec.regions, region), delay_ms={**spec.delay_ms, **delays})
+
+
+def without(spec: ClusterSpec, region: str) -> ClusterSpec:
+    """The cluster with one region less."""
+    rest = tuple(r for r in spec.regions if r != check_known(region, spec.regions))
+    if not rest:
+        raise ConfigError(f"region {region} is the only one of this cluster: stop it with `crdtkv cluster down`", region=region)
+    return replace(spec, regions=rest, delay_ms={pair: delay for pair, delay in spec.delay_ms.items() if region not in pair})
 
 
 def published_delay_ms(a: str, b: str) -> float | None:
@@ -153,6 +182,25 @@ def parse_latency(text: str | None, regions: tuple[str, ...]) -> dict[tuple[str,
             raise ConfigError(f"latency: {part!r} is not R-S=DELAY, for example us-eu=40ms", setting="latency")
         a, b = parse_pair(pair, regions)
         delays[a, b] = delays[b, a] = parse_duration_ms(duration, f"latency {pair}")
+    return delays
+
+
+def parse_delays(text: str) -> dict[str, float] | float:
+    """`us=40ms,eu=75ms` by region, or one duration for all; `none` is no delay.
+
+    >>> parse_delays("us=40ms,eu=0.1s"), parse_delays("none")
+    ({'us': 40.0, 'eu': 100.0}, 0.0)
+    """
+    if text == "none":
+        return 0.0
+    if "=" not in text:
+        return parse_duration_ms(text, "latency")
+    delays = {}
+    for part in text.split(","):
+        region, equals, duration = part.strip().partition("=")
+        if not equals:
+            raise ConfigError(f"latency: {part!r} is not R=DELAY, for example us=40ms", setting="latency")
+        delays[region] = parse_duration_ms(duration, f"latency {region}")
     return delays
 
 

@@ -26,7 +26,7 @@ from crdtkv.cluster import control
 from crdtkv.cluster.control import ClusterError, ClusterFile
 from crdtkv.cluster.probe import Prober
 from crdtkv.cluster.process import HOST, Lifeline, NodeProcess, choose_ports
-from crdtkv.cluster.spec import ClusterSpec, check_known
+from crdtkv.cluster.spec import ClusterSpec, added, check_known, without
 from crdtkv.cluster.wan import Wan
 from crdtkv.errors import ConfigError, CrdtkvError, DeadlineExceededError, StorageError
 
@@ -50,6 +50,8 @@ class Supervisor:
         self.spec = spec
         self.directory = spec.directory.absolute()
         self.nodes: dict[str, NodeProcess] = {}
+        self._peers: dict[str, dict[str, str]] = {}
+        """By region, where its node finds the others: the proxies of its links."""
         self._report = report
         self._wan = Wan(spec.regions)
         self._lifeline = Lifeline()
@@ -62,6 +64,8 @@ class Supervisor:
         self._ready = False
         self._handlers: dict[str, Handler] = {
             "status": self._status,
+            "add": self._add,
+            "remove": self._remove,
             "partition": self._partition,
             "heal": self._heal,
             "shape": self._shape,
@@ -134,27 +138,36 @@ class Supervisor:
 
     async def _start(self, ports: Mapping[str, int], on_ready: Callable[[], None]) -> None:
         spec = self.spec
-        for (source, target), delay_ms in spec.delay_ms.items():
-            self._wan.shape(source, target, delay_ms=delay_ms)
-        for source, target in self._all_ways(spec.regions):
-            self._wan.shape(source, target, jitter_ms=spec.jitter_ms, bytes_per_s=spec.bytes_per_s)
+        self._shape_as_given(self._all_ways(spec.regions))
         async with self._changing:
             for region, port in ports.items():
-                peers: dict[str, str] = {}
-                for other, other_port in ports.items():
-                    if other != region:
-                        at = (HOST, other_port) if spec.direct else await self._wan.open(region, other, (HOST, other_port))
-                        peers[other] = f"{at[0]}:{at[1]}"
-                address = f"{HOST}:{port}"
-                node = NodeProcess(region, address, self.directory, (), self._metrics.get(region))
-                node.command = self._command(node, peers)
-                self.nodes[region] = node
+                self.nodes[region] = NodeProcess(region, f"{HOST}:{port}", self.directory, (), self._metrics.get(region))
+            for region, other in self._all_ways(ports):
+                await self._connect(region, other)
+            self._set_commands()
             for node in self.nodes.values():
                 await self._start_node(node)
             await self._wait_ready(self.nodes)
             self._ready = True
             self._write_file()
         on_ready()
+
+    def _shape_as_given(self, ways: Iterable[tuple[str, str]]) -> None:
+        spec = self.spec
+        for source, target in ways:
+            delay_ms = spec.delay_ms.get((source, target), 0.0)
+            self._wan.shape(source, target, delay_ms=delay_ms, jitter_ms=spec.jitter_ms, bytes_per_s=spec.bytes_per_s)
+
+    async def _connect(self, region: str, other: str) -> None:
+        """Where `region` finds `other`."""
+        host, _, port = self.nodes[other].address.rpartition(":")
+        at = (host, int(port)) if self.spec.direct else await self._wan.open(region, other, (host, int(port)))
+        self._peers.setdefault(region, {})[other] = f"{at[0]}:{at[1]}"
+
+    def _set_commands(self) -> None:
+        """What each node is started with, from its next start on."""
+        for region, node in self.nodes.items():
+            node.command = self._command(node, self._peers.get(region, {}))
 
     async def _stop_everything(self) -> None:
         for task in tuple(self._tasks):
@@ -173,6 +186,8 @@ class Supervisor:
             arguments += ["--data", str(node.data), "--instance-dir", str(self.directory / "instances")]
         for region, address in peers.items():
             arguments += ["--peer", f"{region}={address}"]
+        if self.spec.config is not None:
+            arguments += ["--config", str(self.spec.config)]
         if node.metrics is not None:
             arguments += ["--metrics", node.metrics]
         for name in ("engine", "durability"):
@@ -339,6 +354,50 @@ class Supervisor:
             },
             "links": [] if self.spec.direct else [asdict(link) for link in self._wan.statistics()],
         }
+
+    async def _add(self, region: str, latency: Mapping[str, float] | float | None = None) -> str:
+        """Start the node of one region more; it finds the others, who learn of it from the cluster's own records. Returns its address."""
+        async with self._changing:
+            before, spec = self.spec, added(self.spec, region, latency)
+            ports = choose_ports((region, f"{region}, metrics") if spec.metrics else (region,), None)
+            if spec.metrics:
+                self._metrics[region] = f"{HOST}:{ports[f'{region}, metrics']}"
+            self.spec = spec
+            self._wan.add(region)
+            node = self.nodes[region] = NodeProcess(region, f"{HOST}:{ports[region]}", self.directory, (), self._metrics.get(region))
+            ways = [pair for pair in self._all_ways(spec.regions) if region in pair]
+            self._shape_as_given(ways)
+            try:
+                for a, b in ways:
+                    await self._connect(a, b)
+                self._set_commands()
+                await self._start_node(node)
+                await self._wait_ready([region])
+            except BaseException:
+                await self._forget(region)
+                self.spec = before
+                raise
+            self._write_file()
+            self._report(f"added {region} as process {node.pid}")
+            return node.address
+
+    async def _remove(self, region: str) -> None:
+        async with self._changing:
+            self.spec = without(self.spec, region)
+            await self._forget(region)
+            self._write_file()
+            self._report(f"removed {region}")
+
+    async def _forget(self, region: str) -> None:
+        """Stop a node and drop what leads to it. Its data and its log stay."""
+        await self.nodes[region].stop("stopped")
+        self._wan.remove(region)
+        del self.nodes[region]
+        self._metrics.pop(region, None)
+        self._peers.pop(region, None)
+        for peers in self._peers.values():
+            peers.pop(region, None)
+        self._set_commands()
 
     async def _partition(self, region: str, other: str | None = None, *, one_way: bool = False, half_open: bool = False) -> None:
         if one_way and half_open:

@@ -344,21 +344,35 @@ class Wan:
     def __init__(self, regions: Iterable[str], *, seed: int | None = None) -> None:
         self.rng = random.Random(seed)
         self.dialling: set[asyncio.Task[None]] = set()
-        names = tuple(regions)
-        self._links = {(a, b): Link(a, b) for a in names for b in names if a != b}
-        self._servers: list[asyncio.Server] = []
+        self._regions = list(regions)
+        self._links = {(a, b): Link(a, b) for a in self._regions for b in self._regions if a != b}
+        self._servers: dict[tuple[str, str], asyncio.Server] = {}
+
+    def add(self, region: str) -> None:
+        """Links between one region more and all others."""
+        for other in self._regions:
+            self._links[region, other], self._links[other, region] = Link(region, other), Link(other, region)
+        self._regions.append(region)
+
+    def remove(self, region: str) -> None:
+        """A region is gone, and every link and proxy with it."""
+        self._regions.remove(region)
+        for pair in [pair for pair in self._links if region in pair]:
+            if (server := self._servers.pop(pair, None)) is not None:
+                server.close()
+            self._each(self._links.pop(pair), _Connection.reset)
 
     async def open(self, source: str, target: str, address: tuple[str, int], *, host: str = "127.0.0.1") -> tuple[str, int]:
         """Listen for `source`, which wants to reach `target` at `address`; returns where to dial instead."""
         out, back = self._links[source, target], self._links[target, source]
         server = await asyncio.get_running_loop().create_server(lambda: _Connection(self, out, back, address).near, host, 0)
-        self._servers.append(server)
+        self._servers[source, target] = server
         name = server.sockets[0].getsockname()
         return name[0], name[1]
 
     async def close(self) -> None:
         """Stop listening and reset every connection."""
-        for server in self._servers:
+        for server in self._servers.values():
             server.close()
         for link in self._links.values():
             self._each(link, _Connection.reset)

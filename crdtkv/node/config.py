@@ -28,6 +28,9 @@ The file:
     [limits]
     requests_queued_max = 65536
 
+    [store]                     # of the store: any number of `crdtkv.Settings`
+    log_keep_bytes = 4294967296
+
 The environment has the same names in capitals, sections joined by `_`: `CRDTKV_REGION`, `CRDTKV_TLS_CERT`,
 `CRDTKV_PEERS="eu=10.0.0.2:7001,ap=10.0.0.3:7001"`. Other variables that begin with `CRDTKV_` belong to other
 commands and are left alone.
@@ -40,19 +43,22 @@ import difflib
 import ipaddress
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 from crdtkv.core.causality import check_region
 from crdtkv.errors import ConfigError
 from crdtkv.replication.settings import COMPRESSIONS, PRESETS, ReplicationSettings, preset
+from crdtkv.store.settings import Settings
 
 ENGINES: Final = ("rocksdb", "lmdb", "memory")
 DURABILITIES: Final = ("memory", "async", "sync")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("logfmt", "json")
 READY_FORMATS: Final = ("text", "json")
+STORE_SETTINGS: Final = tuple(f.name for f in fields(Settings) if f.name not in ("cluster", "shard", "instance_dir", "watch_changes_max"))
+"""What a node may be told of its store in the section `store`; `watch_changes_max` is the node's `watch_queue_max`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,7 @@ class NodeConfig:
         replication: preset of the replication's limits and times: loopback, lan or wan (`crdtkv.replication.settings`).
         compression: of messages to other nodes: auto, on or off (`ReplicationSettings.compression`).
         ready_format: of the one line on stdout that says that the node takes requests.
+        store: settings of the store that are not its defaults, by name (`STORE_SETTINGS`).
     """
 
     region: str
@@ -125,6 +132,7 @@ class NodeConfig:
     log_format: str = "logfmt"
     ready_format: str = "text"
     limits: Limits = Limits()
+    store: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -157,8 +165,9 @@ class NodeConfig:
             if name not in merged:
                 raise ConfigError(f"{name} is not set: give --{name}, {_env_name(name)} or {name} = … in the file", setting=name)
         limits = {f.name: merged.pop(f.name) for f in fields(Limits) if f.name in merged}
+        store = {name: merged.pop(name) for name in STORE_SETTINGS if name in merged}
         tls = _tls(*(merged.pop(name, None) for name in ("tls_cert", "tls_key", "tls_ca")))
-        config = cls(**merged, tls=tls, limits=Limits(**limits))
+        config = cls(**merged, tls=tls, limits=Limits(**limits), store=store)
         config.validate(sources)
         return config
 
@@ -170,6 +179,7 @@ class NodeConfig:
     def validate(self, sources: Mapping[str, str] | None = None) -> None:
         """Check what involves more than one setting; raises `ConfigError`."""
         where = sources or {}
+        self.store_settings().validate()
         check_region(self.region)
         _ = self.replication_settings
         host, _ = parse_address(self.listen, where.get("listen", "listen"), port_min=0)
@@ -196,6 +206,14 @@ class NodeConfig:
                 " write; set tls.cert and tls.key, listen on 127.0.0.1, or say --insecure",
                 setting="listen",
             )
+
+    def store_settings(self) -> Settings:
+        """What the store is opened with."""
+        given: dict[str, Any] = dict(self.store)
+        settings = Settings(watch_changes_max=self.limits.watch_queue_max, **given)
+        if self.instance_dir is not None:
+            settings = replace(settings, instance_dir=str(self.instance_dir))
+        return settings if self.cluster is None else replace(settings, cluster=self.cluster)
 
 
 def parse_address(text: str, setting: str, *, port_min: int = 1) -> tuple[str, int]:
@@ -317,12 +335,13 @@ _READERS: Final[dict[str, _Reader]] = {
     "log_level": _choice(*LOG_LEVELS),
     "log_format": _choice(*LOG_FORMATS),
     "ready_format": _choice(*READY_FORMATS),
-    **{f.name: _positive for f in fields(Limits)},
+    **{name: _positive for name in (*(f.name for f in fields(Limits)), *STORE_SETTINGS)},
 }
 _SECTIONS: Final[dict[str, dict[str, str]]] = {
     "tls": {"cert": "tls_cert", "key": "tls_key", "ca": "tls_ca"},
     "log": {"level": "log_level", "format": "log_format"},
     "limits": {f.name: f.name for f in fields(Limits)},
+    "store": {name: name for name in STORE_SETTINGS},
 }
 _TOP: Final = (
     "region",

@@ -1,7 +1,7 @@
 """Changes of the members, as an operator asks for them at any node: checked here, then committed like any write.
 
-add      records a region and where it listens, so that the others dial it; with it, once, everybody whom this node knows, so that the
-         newcomer learns of them too
+add      records a region and where it listens, so that the others dial it (without an address, the one on record; if there is none, it
+         has to dial them); with it, once, everybody whom this node knows, so that the newcomer learns of them too
 drain    the region takes no more writes, and says when all others have what it has
 remove   ends a region that is drained; by force, also one that is dead: what only it had is lost
 """
@@ -67,13 +67,16 @@ def changes(
 
 
 def _add(store: Store, addresses: Mapping[str, str], region: str, address: str, epoch: int) -> list[Delta]:
-    parse_address(address, f"region {region}")
+    members = store.port.control.members
+    record = members.get(region)
+    if address:
+        parse_address(address, f"region {region}")
+    elif record is not None:
+        address = record.address
     if len(address) > ADDRESS_CHARS_MAX:
         raise ConfigError(f"region {region}: an address of {len(address)} characters, the limit is {ADDRESS_CHARS_MAX}", setting="address")
-    members = store.port.control.members
     here = {name: at for name, at in addresses.items() if name != region and name not in members and not at.startswith(("0.0.0.0", "[::]"))}
     deltas = [member_delta(name, MemberState.ACTIVE, at, epoch) for name, at in sorted(here.items())]
-    record = members.get(region)
     if record is None or record.state != MemberState.ACTIVE or record.address != address:
         deltas.append(member_delta(region, MemberState.ACTIVE, address, epoch))
     return deltas

@@ -19,7 +19,6 @@ ones would stop the node for tens of ms per million objects (measured: 2 to 3 ×
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import errno
 import gc
 import json
@@ -46,7 +45,7 @@ from crdtkv.node.peers import Peers
 from crdtkv.node.worker import StorageWorker
 from crdtkv.pb.v1 import admin_pb2_grpc, kv_pb2_grpc, replication_pb2_grpc
 from crdtkv.replication import LAN, ReplicationSettings
-from crdtkv.store import Settings, Store, open_store
+from crdtkv.store import Store, open_store
 from crdtkv.transport import server_options
 from crdtkv.transport.base import Transport
 from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport, channel_credentials, server_credentials
@@ -287,11 +286,7 @@ async def _run(config: NodeConfig) -> int:
 
 
 def _open_store(config: NodeConfig) -> Store:
-    settings = Settings(watch_changes_max=config.limits.watch_queue_max)
-    if config.instance_dir is not None:
-        settings = dataclasses.replace(settings, instance_dir=str(config.instance_dir))
-    if config.cluster is not None:
-        settings = dataclasses.replace(settings, cluster=config.cluster)
+    settings = config.store_settings()
     return open_store(config.data, region=config.region, engine=config.engine, durability=config.durability, settings=settings)
 
 

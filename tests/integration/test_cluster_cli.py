@@ -161,6 +161,21 @@ def test_silent_cuts_heal_too(shell: Shell, kind: str) -> None:
     eventually(lambda: shell.converged(), "one state")
 
 
+def test_a_region_comes_and_goes(shell: Shell) -> None:
+    shell("put", "before", "1", "--region", "us")
+    assert shell("cluster", "add", "sa", "--latency", "2ms").startswith("sa is a member, at 127.0.0.1:")
+    eventually(lambda: shell.has("sa", "before"), "the newcomer has what was there")
+    shell("put", "from sa", "1", "--region", "sa")
+    assert "in this cluster already: it has us, eu, ap, sa" in shell("cluster", "add", "sa", status=2)
+    shell("cluster", "restart", "eu")
+    assert "sa is drained" in shell("region", "drain", "sa", "--region", "eu")
+    shell("region", "remove", "sa", "--region", "eu")
+    shell("cluster", "remove", "sa")
+    shell("cluster", "restart", "ap")
+    assert shell("verify").startswith("us, eu, ap agree")
+    assert all(shell.has(region, "from sa") for region in REGIONS)
+
+
 def test_kill_and_restart_and_pause(shell: Shell) -> None:
     shell("cluster", "kill", "ap")
     shell("get", "greeting", "--region", "ap", "--timeout", "1", status=3)

@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from crdtkv.cluster import ClusterError, ClusterNotRunningError, LocalCluster
+from crdtkv.cluster import ClusterError, ClusterNotRunningError, LocalCluster, control
 from crdtkv.cluster.control import ClusterFile, socket_path
 from crdtkv.cluster.local import down, launch
 from crdtkv.cluster.spec import ClusterSpec, default_delays
@@ -142,6 +143,40 @@ def test_partitions_and_shapes_reach_the_links(cluster: LocalCluster) -> None:
     shaped = {(x["source"], x["target"]): (x["delay_ms"], x["bytes_per_s"]) for x in cluster.status()["links"]}
     assert shaped["us", "ap"] == shaped["ap", "us"] == (7, 1000)
     assert shaped["us", "eu"] == (46, None)
+
+
+def test_a_region_is_added_and_removed_with_its_links(cluster: LocalCluster) -> None:
+    def call(op: str, **args: Any) -> Any:
+        return control.call(cluster.directory, op, **args)
+
+    before = ClusterFile.read(cluster.directory).regions
+    address = call("add", region="sa", latency={"us": 9})
+    assert accepts(address) and state(cluster, "sa") == "running"
+    links = {(link["source"], link["target"]): (link["delay_ms"], link["state"]) for link in cluster.status()["links"]}
+    assert links["sa", "us"] == links["us", "sa"] == (9, "open") and len(links) == 12
+    with pytest.raises(ConfigError, match="in this cluster already: it has us, eu, ap, sa"):
+        call("add", region="sa")
+    call("partition", region="sa", other="eu")
+    call("remove", region="eu")
+    assert list(ClusterFile.read(cluster.directory).regions) == ["us", "ap", "sa"]
+    assert not accepts(str(before["eu"]["address"])) and not is_running(int(before["eu"]["pid"]))
+    assert {x["source"] for x in cluster.status()["links"]} == {"us", "ap", "sa"}
+    cluster.kill("us")
+    cluster.restart("us")  # with what it is told now: the others as they are
+    call("remove", region="us")
+    call("remove", region="ap")
+    with pytest.raises(ConfigError, match="the only one of this cluster"):
+        call("remove", region="sa")
+
+
+def test_a_region_that_does_not_start_is_not_in_the_cluster(cluster: LocalCluster) -> None:
+    (cluster.directory / "data").mkdir(exist_ok=True)
+    (cluster.directory / "data" / "sa.broken").touch()
+    with pytest.raises(ClusterError, match="the node of sa ended with exit status 1: the data directory of sa is corrupt"):
+        control.call(cluster.directory, "add", region="sa")
+    assert list(cluster.status()["regions"]) == ["us", "eu", "ap"]
+    (cluster.directory / "data" / "sa.broken").unlink()
+    assert accepts(control.call(cluster.directory, "add", region="sa"))
 
 
 def test_unknown_regions_are_named_with_the_known_ones(cluster: LocalCluster) -> None:

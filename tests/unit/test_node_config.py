@@ -46,6 +46,17 @@ def test_sources_rise_in_precedence(tmp_path: Path) -> None:
     assert (config.log_level, config.limits.watch_queue_max) == ("debug", 7)
 
 
+def test_settings_of_the_store_come_from_the_file_and_the_environment(tmp_path: Path) -> None:
+    """How much of its log a node keeps could be read in docs/limits.md, and be set by nobody."""
+    file = write(tmp_path, "[store]\nlog_keep_bytes = 1_000\nlog_bytes_max = 3_000\n[limits]\nwatch_queue_max = 9\n")
+    settings = NodeConfig.load(file, {"CRDTKV_LOG_KEEP_BYTES": "2000"}, {**MINIMAL, "cluster": "blue"}).store_settings()
+    assert (settings.log_keep_bytes, settings.log_bytes_max, settings.watch_changes_max, settings.cluster) == (2_000, 3_000, 9, "blue")
+    with pytest.raises(ConfigError, match=r"unknown setting store.log_keep_byte; did you mean store.log_keep_bytes\?"):
+        NodeConfig.load(write(tmp_path, "[store]\nlog_keep_byte = 1\n"), {}, MINIMAL)
+    with pytest.raises(ConfigError, match="log_keep_bytes: must be at most log_bytes_max, 3,000"):
+        NodeConfig.load(write(tmp_path, "[store]\nlog_bytes_max = 3_000\n"), {}, MINIMAL)
+
+
 def test_peers_of_a_higher_source_replace_those_below() -> None:
     env = {"CRDTKV_PEERS": "eu=127.0.0.1:2,ap=127.0.0.1:3"}
     assert NodeConfig.load(env=env, flags=MINIMAL).peers == {"eu": "127.0.0.1:2", "ap": "127.0.0.1:3"}
