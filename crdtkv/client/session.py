@@ -7,6 +7,8 @@ when something was answered since, or after `PACE_S` (over a long round trip not
 still holds the last write, whose completion is the only back-pressure it gives. No more than `MESSAGES_MAX` wait for an answer unless
 they are full, so what a node that stood still has missed comes to it in few messages. What is in flight and waits is bounded.
 
+A node that has no time for a call at present says when to come again (`retry_after_ms`): within its deadline the call does, by itself.
+
 Deadlines cost one timer for all calls, set to the nearest of them.
 
 When the connection is lost, calls that were never sent, and reads, go on the next one. A write that was sent may have been
@@ -60,6 +62,8 @@ MESSAGES_MAX: Final = 8
 stay queued there: each answer lets one message follow, so their number never went down again, and every call waited behind them."""
 CONNECT_TIMEOUT_S: Final = 2.0
 CONNECT_ROUNDS: Final = 3
+AGAIN_MS_MIN: Final = 10
+"""A call that a node refuses for the moment is not sent again sooner, whatever the node says."""
 BACKOFF_S: Final = 0.05
 BACKOFF_MAX_S: Final = 1.0
 
@@ -111,6 +115,7 @@ class Session:
         self._refusal: CrdtkvError | None = None  # and why, as far as they said
         self._wanted = asyncio.Event()  # somebody needs a connection
         self._connecting: list[asyncio.Future[Connection]] = []
+        self._refused: dict[Call, asyncio.TimerHandle] = {}  # calls that a node asked to send again later
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._pace: asyncio.TimerHandle | None = None
@@ -184,10 +189,13 @@ class Session:
         for timer in (self._timer, self._pace):
             if timer is not None:
                 timer.cancel()
-        for call in [*self._in_flight.values(), *self.pending]:
+        for timer in self._refused.values():
+            timer.cancel()
+        for call in [*self._in_flight.values(), *self.pending, *self._refused]:
             _fail(call, closed_error(maybe_applied=_may_have(call)))
         self._in_flight.clear()
         self.pending.clear()
+        self._refused.clear()
         self._refuse_waiters(closed_error())
 
     # -- the connection -------------------------------------------------------------------------------------------------
@@ -444,7 +452,9 @@ class Session:
             if sink.done():
                 continue
             if status:
-                sink.set_exception(_error_of(payload))
+                error = _error_of(payload)
+                if not self._again_later(call, error):
+                    sink.set_exception(error)
                 continue
             try:
                 result = call.decode(payload, token)
@@ -463,6 +473,25 @@ class Session:
                 unanswered.popleft()
         if self.pending:
             self._wake_writer()
+
+    def _again_later(self, call: Call, error: CrdtkvError) -> bool:
+        """Send a call again that the node refused for the moment, after as long as it says; False: there is no time, or it is not such."""
+        wait_ms = error.details.get("retry_after_ms")
+        if not isinstance(error, RegionUnavailableError | OverloadedError) or type(wait_ms) is not int or error.maybe_applied:
+            return False
+        at = self._loop.time() + max(wait_ms, AGAIN_MS_MIN) / 1000 * random.uniform(1.0, 1.5)
+        if at >= call.deadline:
+            return False
+        if call.bound is None:
+            call.sent_at = 0.0  # it was refused: nobody has it
+        self._refused[call] = self._loop.call_at(at, self._send_again, call)
+        return True
+
+    def _send_again(self, call: Call) -> None:
+        del self._refused[call]
+        if not call.sink.done():
+            self.pending.append(call)
+            self._submitted(call.deadline)
 
     # -- deadlines ------------------------------------------------------------------------------------------------------
 

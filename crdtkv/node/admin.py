@@ -21,7 +21,7 @@ from crdtkv.node.peers import Peers
 from crdtkv.node.regions import changes, regions_reply
 from crdtkv.node.views import PACE, Views, from_vector
 from crdtkv.node.views import vector as _vector
-from crdtkv.node.worker import StorageWorker
+from crdtkv.node.worker import HELD_RETRY_MS, StorageWorker
 from crdtkv.pb.v1 import admin_pb2, admin_pb2_grpc
 from crdtkv.replication import PeerStatistics
 from crdtkv.results import PeerLag, Status
@@ -49,6 +49,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._worker: StorageWorker | None = None
         self._began = time.monotonic()
         self._views = Views()
+        self._last: Status | None = None
+        """What the store last said of itself."""
         self.listen = ""
 
     def open(self, store: Store, worker: StorageWorker) -> None:
@@ -65,7 +67,13 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     def status(self) -> Status:
         """What the store says of itself, with what the node adds. Runs in the writer."""
         store, worker = self._serving()
-        own = store.status()
+        if worker.occupied:
+            if self._last is None:
+                raise RegionUnavailableError(f"{worker.occupied}: try again in a moment", retry_after_ms=HELD_RETRY_MS)
+            warning = f"{worker.occupied}: what is said of the store here is of before"
+            own = dataclasses.replace(self._last, warnings=(warning, *self._last.warnings))
+        else:
+            own = self._last = store.status()
         return dataclasses.replace(
             own,
             ready=self._kv.ready,

@@ -167,6 +167,7 @@ METRICS: Final[Mapping[str, tuple[Described, ...]]] = {
         Described("crdtkv_snapshots_given", "counter", "Of those, such as arrived whole"),
         Described("crdtkv_snapshots_held", "gauge", "Snapshots held for others at present; they keep log and engine from shrinking"),
         Described("crdtkv_snapshot_sent_bytes", "counter", "Bytes of chunks sent"),
+        Described("crdtkv_installing", "gauge", "1: a snapshot is being installed; requests wait"),
         Described("crdtkv_snapshots_installed", "counter", "Snapshots of other regions installed here"),
         Described("crdtkv_snapshots_given_up", "counter", "Transfers to here that ended without an install"),
         Described("crdtkv_snapshot_received_bytes", "counter", "Bytes of chunks received"),
@@ -229,7 +230,9 @@ class NodeCollector:
         if store is None or worker is None:
             return None
 
-        def look() -> Moment:
+        def look() -> Moment | None:
+            if worker.occupied:
+                return None
             peers = self._peers
             transfers = peers.transfers
             snapshots = {} if transfers is None else {name: getattr(transfers, name) for name in _TRANSFERS.values()}
@@ -264,6 +267,7 @@ class NodeCollector:
             "crdtkv_streams": kv.streams,
         }
         if worker is not None:
+            one["crdtkv_installing"] = bool(worker.occupied)
             one |= {"crdtkv_requests": worker.answered, "crdtkv_reads": worker.reads, "crdtkv_requests_waiting": worker.queued}
             yield "crdtkv_request_errors", _labelled(Counter(worker.errors) + Counter(worker.refused) + Counter(kv.errors))
         if store is not None:

@@ -48,6 +48,7 @@ UNWRITABLE_BYTES: Final = 4 << 20
 """A link with more than this on its way to the network takes no more until that is sent."""
 OPENING_MESSAGES: Final = 4
 """So many messages of a link begin it: they are left to the writer."""
+INSTALLING: Final = "a snapshot of another region is being installed"
 FLUSH_S: Final = 2.0
 """How long a node that stops waits for its peers to acknowledge what it wrote."""
 BYE_S: Final = 1.0
@@ -202,9 +203,9 @@ class _Core:
                 self._report(work.events)
             for job in work.jobs:
                 self._worker.read_soon(partial(self._do, job))
-            if work.steering is not None:
+            if work.steering is not None and not drive.transfers.installing:  # else found due again at the next look
                 self._steer(work.steering)
-            if not work.apply and work.steering is None:
+            if not work.apply and (work.steering is None or drive.transfers.installing):
                 break
             if not work.apply:
                 continue
@@ -216,6 +217,7 @@ class _Core:
                 if not isinstance(e, CrdtkvError):
                     event(logging.ERROR, "apply_failed", error=f"{type(e).__name__}: {e}")
                 drive.apply_failed(as_crdtkv_error(e), _now_ms())
+        self._worker.occupied = INSTALLING if drive.transfers.installing else ""
         if self._sync:
             # What was received is acknowledged as fsynced, and what others wrote may leave, once this is done.
             end = self._port.log.end()
@@ -272,6 +274,10 @@ class _Core:
             if one.kind is EventKind.REMOVED:
                 self._removed_ms = _now_ms()
                 self._store.refuse_writes(one.text)
+            if one.kind is EventKind.SNAPSHOT_INSTALLED:  # what was needed is here
+                met = [text for text in self.alarms if text.startswith(EventKind.NEEDS_SNAPSHOT.value)]
+                for text in met:
+                    self.alarms.remove(text)
             if one.alarm or one.kind is EventKind.NEEDS_SNAPSHOT:
                 self.alarms.append(f"{one.kind.value}: {one.text}")
         self._live = frozenset(row.region for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE)

@@ -159,17 +159,18 @@ class NodeServer:
         self._watching = asyncio.create_task(self._watch_room(store))
 
     async def _watch_room(self, store: Store) -> None:
-        """Not ready while the store takes no writes, though it reads: whoever can should go elsewhere."""
+        """Not ready while the store takes no writes, or has no time: whoever can should go elsewhere."""
         told = ""
         while True:
             await asyncio.sleep(HEALTH_S)
-            why = store.read_only
+            occupied = "" if self._worker is None else self._worker.occupied
+            why = store.read_only or occupied
             if bool(why) == bool(told):
                 continue
             told = why
             status = health_pb2.HealthCheckResponse
             await self._health.set(KEY_VALUE, status.NOT_SERVING if why else status.SERVING)
-            event(logging.WARNING if why else logging.INFO, "read_only" if why else "writes_again", reason=why)
+            event(logging.WARNING if why else logging.INFO, "not_ready" if why else "ready_again", reason=why)
 
     @property
     def peers(self) -> Peers:

@@ -25,6 +25,9 @@ The replication core runs in the turn too: it reads the log and the replica, whi
 So what a turn made goes to the loop in one wake-up: replies to clients and messages to peers together. At most one
 wake-up is under way; the cost of a hop is per turn, not per request.
 
+While a snapshot is installed the store is `occupied`, perhaps for seconds. Turns go on, so that the links to peers live; requests wait, and
+after `HELD_S` are refused with the advice to come again.
+
 Everything has a bound: requests waiting (`OverloadedError`), rows and bytes of one group. Whoever adds tasks bounds them.
 """
 
@@ -32,7 +35,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import threading
 import time
@@ -40,9 +42,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from crdtkv.errors import CrdtkvError, DeadlineExceededError, DiskFullError, OverloadedError, StorageError, StoreClosedError
+from crdtkv.errors import (
+    CrdtkvError,
+    DeadlineExceededError,
+    DiskFullError,
+    OverloadedError,
+    RegionUnavailableError,
+    StorageError,
+    StoreClosedError,
+)
 from crdtkv.node.logging import LOGGER, event
 from crdtkv.store.requests import QUICK_OPS
 
@@ -69,6 +80,10 @@ QUICK_SLOW_S: Final = 0.02
 QUICK_PAUSE_S: Final = 1.0
 SOON_S: Final = 0.05
 """A turn that is wanted so soon (an ack that is due) is taken by the loop's timer; a later one (a heartbeat) by the writer."""
+HELD_S: Final = 2.0
+"""How long requests wait while the store is occupied (a snapshot is being installed) before they are refused."""
+HELD_RETRY_MS: Final = 250
+"""When those are to be tried again."""
 RETRY_S: Final = 1.0
 """When a turn that failed is tried again, if nothing else asks for one."""
 
@@ -152,6 +167,9 @@ class StorageWorker:
         self.turn: Turn = lambda: None
         self.status: Callable[[], Status] | None = None
         """Answers the op `status`, in the writer, in place of the store: it knows the node as well."""
+
+        self.occupied = ""
+        """Why the store has no time for requests: they wait, up to `HELD_S`, while turns and their tasks go on. Set by `turn`."""
 
         # Guarded by `_work`: what waits for a turn, and whether one is under way.
         self._work = threading.Condition(threading.Lock())
@@ -287,9 +305,9 @@ class StorageWorker:
             try:
                 result = function()
             except Exception as e:
-                self.emit(functools.partial(finish, None, e))
+                self.emit(partial(finish, None, e))
             else:
-                self.emit(functools.partial(finish, result, None))
+                self.emit(partial(finish, result, None))
 
         self.task(work)
         return await done
@@ -342,7 +360,7 @@ class StorageWorker:
         while True:
             with self._work:
                 while not self._is_wanted():
-                    due = self._next_at
+                    due = self._due()
                     if self._turning:
                         self._writer_blocked = True
                         self._work.wait()
@@ -368,7 +386,14 @@ class StorageWorker:
         """Whether something waits for the writer, holding `_work`."""
         if self._turning or (self._quick_asked and not self._stopping):
             return False
-        return bool(self._batches or self._tasks or self._stopping)
+        return bool((self._batches and not self.occupied) or self._tasks or self._stopping)
+
+    def _due(self) -> float | None:
+        """When a turn is due that nothing waits for, holding `_work`."""
+        if not (self.occupied and self._batches):
+            return self._next_at
+        refuse_at = self._batches[0].arrived + HELD_S
+        return refuse_at if self._next_at is None else min(refuse_at, self._next_at)
 
     def _begin_turn(self, ident: int) -> tuple[Sequence[Callable[[], None]], list[_Batch]]:
         """Take what the turn is about, holding `_work`."""
@@ -428,7 +453,9 @@ class StorageWorker:
         # Tasks first: what a peer wrote is older than what is asked now, and its sender waits for the ack.
         for task in tasks:
             self._guarded(task)
-        if group:
+        if group and self.occupied:
+            self.emit(self._refuse(group))
+        elif group:
             position, deliver = self._execute(group)
             if self._sync and position:
                 self._to_syncer(position, deliver)
@@ -452,12 +479,33 @@ class StorageWorker:
         group: list[_Batch] = []
         rows = size = 0
         batches = self._batches
+        if self.occupied:
+            until = time.monotonic() - HELD_S
+            while batches and (self._stopping or batches[0].arrived <= until):
+                group.append(batches.popleft())
+            return group
         while batches and (not group or (rows + len(batches[0].rows) <= GROUP_ROWS_MAX and size + batches[0].size <= GROUP_BYTES_MAX)):
             batch = batches.popleft()
             group.append(batch)
             rows += len(batch.rows)
             size += batch.size
         return group
+
+    def _refuse(self, group: list[_Batch]) -> Callable[[], None]:
+        """What tells a group that waited for too long to come again."""
+        text = f"{self.occupied}: try again in a moment, or use another endpoint"
+        refusal = RegionUnavailableError(text, retry_after_ms=HELD_RETRY_MS)
+        self.errors[refusal.code] += sum(len(batch.rows) for batch in group)
+        return partial(self._deliver, [(batch.deliver, [error_row(row[0], refusal) for row in batch.rows]) for batch in group], "")
+
+    def _deliver(self, parts: Sequence[tuple[Deliver, list[Any]]], token: str) -> None:
+        """In the loop: hand replies to whoever asked."""
+        for give, part in parts:
+            self.queued -= len(part)
+            self.answered += len(part)
+            give(part, token)
+        if not self.queued:
+            self._idle.set()
 
     def _execute(self, group: list[_Batch]) -> tuple[int, Callable[[], None]]:
         """Run one group; returns its log position and what delivers its replies."""
@@ -504,15 +552,7 @@ class StorageWorker:
                 part = [_too_late(row) if at in late else next(answered) for at, row in enumerate(batch.rows)]
             parts.append((batch.deliver, part))
 
-        def deliver() -> None:
-            for give, part in parts:
-                self.queued -= len(part)
-                self.answered += len(part)
-                give(part, token)
-            if not self.queued:
-                self._idle.set()
-
-        return position, deliver
+        return position, partial(self._deliver, parts, token)
 
     # -- the syncer -----------------------------------------------------------------------------------------------
 

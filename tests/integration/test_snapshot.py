@@ -6,16 +6,20 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import crdtkv
 from crdtkv.replication.snapshot import Transfers
 from crdtkv.store import Settings, Store
+from crdtkv.store.machine import Machine
 from crdtkv.store.snapshots import Source
 
 
@@ -172,6 +176,56 @@ def test_a_transfer_goes_on_after_the_receiver_was_restarted(
     wait_for(lambda: is_equal(us, eu), "us and eu are equal")
     assert len(begun) == 1, "the same snapshot is gone on with"
     assert not list((tmp_path / "eu" / "snapshot").iterdir())
+
+
+def test_while_a_snapshot_is_installed_calls_wait_and_links_live(tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    us = open_region(stack, tmp_path, "us")
+    fill(us, 50, "us")
+    truncate(us)
+    first = start_node(stack, us, {})
+    entered, go_on, install = threading.Event(), threading.Event(), Machine.install
+
+    def slow(self: Machine, *args: Any) -> Any:
+        entered.set()
+        assert go_on.wait(60)
+        return install(self, *args)
+
+    monkeypatch.setattr(Machine, "install", slow)
+    stack.callback(go_on.set)
+    eu = open_region(stack, tmp_path, "eu")
+    node = stack.enter_context(
+        crdtkv.Node(eu, listen="127.0.0.1:0", peers={"us": first.address}, replication="loopback", metrics="127.0.0.1:0")
+    )
+    assert entered.wait(30)
+    with crdtkv.connect(node.address, timeout=60) as client, crdtkv.connect(node.address, timeout=60) as other:
+        answers: list[object] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(client.put("waited", 1))),
+            threading.Thread(target=lambda: answers.append(other.get("us/0007"))),
+        ]
+        for thread in threads:
+            thread.start()
+        heard, last = 0, 0
+
+        def is_alive() -> bool:
+            nonlocal heard, last
+            peer = next(peer for peer in first.peers() if peer.region == "eu")
+            assert peer.connected, "the link lives"
+            now = peer.last_heard_ms or 0
+            heard, last = heard + (now < last), now
+            return heard >= 3
+
+        wait_for(is_alive, "heartbeats go on")
+        with urllib.request.urlopen(f"http://{node.metrics_address}/metrics", timeout=10) as page:
+            text = page.read().decode()
+        assert "crdtkv_installing 1.0" in text and "crdtkv_complete 0.0" in text and "crdtkv_ready 1.0" in text
+        assert not answers, "nobody is told half of it, nor an error"
+        go_on.set()
+        for thread in threads:
+            thread.join(30)
+        assert len(answers) == 2 and {"n": 7} in answers
+        wait_for(lambda: us.get("waited") == 1, "what waited is written, and flows out")
+        assert not client.status().warnings
 
 
 @contextmanager

@@ -483,6 +483,73 @@ def test_a_node_that_comes_back(node: FakeNode) -> None:
         again.stop()
 
 
+# -- refused for the moment -----------------------------------------------------------------------------------------------
+
+
+def refuse(node: FakeNode, times: int, error: CrdtkvError) -> list[bytes | None]:
+    """Have the node refuse the next requests; the request ids that come to it, then and later."""
+    seen: list[bytes | None] = []
+    original = node.store.run
+
+    def run(op: str, args: list[object], options: object) -> object:
+        seen.append(options if isinstance(options, bytes) else None)
+        if len(seen) <= times:
+            raise error
+        return original(op, args, options)  # type: ignore[arg-type]
+
+    node.store.run = run  # type: ignore[method-assign]
+    return seen
+
+
+def test_a_call_that_is_refused_for_the_moment_comes_again_by_itself(node: FakeNode, client: Client) -> None:
+    seen = refuse(node, 3, RegionUnavailableError("a snapshot is being installed", retry_after_ms=5))
+    assert client.put("k", 1).seq == 1
+    assert client.get("k") == 1
+    assert len(seen) == 5 and seen[0] is not None and len(set(seen[:4])) == 1, "the same request, four times"
+
+
+def test_a_call_that_is_refused_until_its_deadline_says_why(node: FakeNode) -> None:
+    seen = refuse(node, 10**6, RegionUnavailableError("a snapshot is being installed", retry_after_ms=20))
+    with connect(node.address, timeout=0.3) as client:
+        with pytest.raises(RegionUnavailableError, match="a snapshot is being installed") as caught:
+            client.put("k", 1)
+        assert not caught.value.maybe_applied
+    assert 2 < len(seen) <= 15
+
+
+def test_what_is_refused_for_good_or_may_be_applied_is_not_sent_again(node: FakeNode, client: Client) -> None:
+    for error in (
+        OverloadedError("no more"),
+        StoreClosedError("shutting down", retry_after_ms=1),
+        RegionUnavailableError("lost", retry_after_ms=1, maybe_applied=True),
+    ):
+        node.store = type(node.store)("us")
+        seen = refuse(node, 1, error)
+        with pytest.raises(type(error)):
+            client.put("k", 1)
+        assert len(seen) == 1
+
+
+def test_a_client_that_is_closed_fails_what_waits_to_come_again(node: FakeNode) -> None:
+    seen = refuse(node, 10**6, RegionUnavailableError("a snapshot is being installed", retry_after_ms=60_000))
+    client = connect(node.address, timeout=600)
+    failed: list[CrdtkvError] = []
+
+    def put() -> None:
+        try:
+            client.put("k", 1)
+        except CrdtkvError as e:
+            failed.append(e)
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    wait_until(lambda: len(seen) == 1)
+    wait_until(lambda: bool(client._core.session._refused))
+    client.close()
+    thread.join(5)
+    assert isinstance(failed[0], StoreClosedError) and not failed[0].maybe_applied
+
+
 # -- the end ------------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import pytest
 from crdtkv import Settings
 from crdtkv.core.codec import encode_value
 from crdtkv.errors import StorageError
+from crdtkv.node import worker as worker_module
 from crdtkv.node.worker import GROUP_ROWS_MAX, QUICK_BYTES_MAX, QUICK_ROWS_MAX, QUICK_SLOW_S, SOON_S, StorageWorker
 from tests.stores import Clock, store_at
 
@@ -549,3 +550,56 @@ def test_turns_in_the_loop_give_what_turns_of_the_writer_give(seed: int) -> None
             assert await play(True) == await play(False)
 
     asyncio.run(main())
+
+
+def test_while_the_store_is_occupied_requests_wait_and_turns_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        async with working(store) as worker:
+            client = Client(worker)
+            worker.occupied = "a snapshot is being installed"
+            client.send(1)
+            client.send(2)
+            for n in range(3):
+                assert await worker.run(lambda n=n: n) == n  # type: ignore[misc]
+            assert not client.replies and not store.groups and worker.queued == 2
+            worker.occupied = ""
+            worker.poke()
+            assert await client.until(2) == [[1, 0, [1]], [2, 0, [2]]]
+
+    run(check)
+
+
+def test_who_waits_too_long_for_an_occupied_store_is_told_when_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "HELD_S", 0.05)
+
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        async with working(store) as worker:
+            client = Client(worker)
+            worker.occupied = "a snapshot is being installed"
+            for n in range(3):  # nobody but they themselves wakes the writer
+                client.send(n)
+                number, status, (code, text, details, retryable, maybe_applied) = (await client.until(n + 1))[n]
+                assert (number, status, code, retryable, maybe_applied) == (n, 1, "RegionUnavailableError", True, False)
+                assert "a snapshot is being installed: try again" in text and details["retry_after_ms"] > 0
+            assert not store.groups and not worker.queued
+            assert worker.errors["RegionUnavailableError"] == 3
+
+    run(check)
+
+
+def test_a_worker_that_stops_while_the_store_is_occupied_answers_everybody() -> None:
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        async with working(store) as worker:
+            client = Client(worker)
+            worker.occupied = "a snapshot is being installed"
+            client.send(1)
+            await worker.stop()
+            assert [row[1] for row in client.replies] == [1]
+
+    run(check)
