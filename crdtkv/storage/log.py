@@ -432,7 +432,9 @@ class FileLog:
 
     def _roll(self) -> None:
         """Sync the full segment and begin the next. The sync first: only the last segment may end in a torn record."""
-        with self._leading():
+        with self._lock:
+            self._lead()
+        try:
             self._sync_as_leader()
             old = self._file
             try:
@@ -440,38 +442,38 @@ class FileLog:
             except OSError as e:
                 raise self._error("begin a segment of", e) from e
             old.close()
+        finally:
+            self._lead_no_more()
 
     def sync(self) -> int:
-        """See `CommitLog.sync`. Concurrent callers share one fdatasync: one leads, and it covers all that was there when it began."""
-        with self._lock:
-            wanted = self._end
-        with self._leading(wanted) as is_leader:
-            if is_leader:
-                self._sync_as_leader()
-            return self._synced
+        """See `CommitLog.sync`. Concurrent callers share one fdatasync: one leads, and it covers all that was there when it began.
 
-    @contextlib.contextmanager
-    def _leading(self, unless_synced: int | None = None) -> Iterator[bool]:
-        """Wait to be the leader, or until `unless_synced` is synced (then False)."""
+        The leader is a caller, in its own thread: one writer that waits for each of its writes pays for no hand-over.
+        """
         with self._lock:
-            while True:
-                self._check_usable()
-                if unless_synced is not None and self._synced >= unless_synced:
-                    break
-                if not self._is_syncing:
-                    self._is_syncing = True
-                    unless_synced = None
-                    break
-                self._sync_done.wait()
-        if unless_synced is not None:
-            yield False
-            return
+            if not self._lead(self._end):
+                return self._synced
         try:
-            yield True
+            self._sync_as_leader()
+            return self._synced
         finally:
-            with self._lock:
-                self._is_syncing = False
-                self._sync_done.notify_all()
+            self._lead_no_more()
+
+    def _lead(self, unless_synced: int | None = None) -> bool:
+        """Wait to be the leader, or until `unless_synced` is synced (then False). The caller holds the lock."""
+        while True:
+            self._check_usable()
+            if unless_synced is not None and self._synced >= unless_synced:
+                return False
+            if not self._is_syncing:
+                self._is_syncing = True
+                return True
+            self._sync_done.wait()
+
+    def _lead_no_more(self) -> None:
+        with self._lock:
+            self._is_syncing = False
+            self._sync_done.notify_all()
 
     def _sync_as_leader(self) -> None:
         with self._lock:
