@@ -28,8 +28,10 @@ from typing import Protocol, Self
 
 from xxhash import xxh3_128_intdigest
 
-FOLD_AT_ONCE = 128
-"""Records that are looked up and hashed at a time: multi-gets of more are no faster, and this bounds how long one may hold up others."""
+FOLD_AT_ONCE = 1024
+FOLD_AT_ONCE_BYTES = 4 << 20
+"""Records that are looked up and hashed at a time, and what they may hold: few enough for memory and for who waits, enough for a thread
+that, beside a busy one, may wait for the interpreter before and after each lookup."""
 _MASK = (1 << 128) - 1
 _ABSENT = object()
 _ARRAY_OF_FOUR = 0x94
@@ -58,12 +60,13 @@ def hash_record(slot: bytes, record: bytes) -> int:
 
 
 class _Fold:
-    """An overlay that was set aside: what it holds does not change any more, `change` and `done` tell how far it has been worked through.
+    """An overlay that was set aside: what it holds does not change any more. `change` and `done` tell how far it has been worked through,
+    `at_once` how many records are taken next.
 
     `meta` gives, for the new digest, the replica's own records as of when it was set aside. `known` is what the base holds of some slots.
     """
 
-    __slots__ = ("change", "done", "keys", "known", "meta", "side", "slots")
+    __slots__ = ("at_once", "change", "done", "keys", "known", "meta", "side", "slots")
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class _Fold:
         self.keys = list(slots)
         self.done = 0
         self.change = 0
+        self.at_once = FOLD_AT_ONCE // 4
 
 
 _NOTHING: Mapping[bytes, bytes | None] = {}
@@ -242,8 +246,9 @@ class State:
         """The digest with everything in the overlay counted. O(changed slots). Not while another thread folds."""
         total, folding = self._digest, self._folding
         if folding is not None:
-            total += self._change(folding.keys, folding.slots, _NOTHING, folding.known)
-        return (total + self._change(list(self._slots), self._slots, _NOTHING if folding is None else folding.slots, self._known)) & _MASK
+            total += self._change(folding.keys, folding.slots, _NOTHING, folding.known)[0]
+        under = _NOTHING if folding is None else folding.slots
+        return (total + self._change(list(self._slots), self._slots, under, self._known)[0]) & _MASK
 
     def correct_digest(self, by: int) -> None:
         """Add to the digest: what the base holds was changed, or found to be other than it counts. The next fold keeps it."""
@@ -255,10 +260,13 @@ class State:
         slots: Mapping[bytes, bytes | None],
         under: Mapping[bytes, bytes | None],
         known: Mapping[bytes, bytes | None],
-    ) -> int:
-        """What the records of `slots` at `keys` change in the digest of `under` over the base, of which `known` is known."""
+    ) -> tuple[int, int]:
+        """What the records of `slots` at `keys` change in the digest of `under` over the base, of which `known` is known.
+
+        With it the bytes of records that were hashed.
+        """
         if not keys:
-            return 0
+            return 0, 0
         # `hash_record` is written out, a step for all records at a time, and `counts` asked only where it may matter: only a
         # counter's run is an array of four whose first item is no array; everything else counts.
         counts = self._counts
@@ -275,7 +283,8 @@ class State:
         come = [
             new + slot for slot, new in zip(keys, news, strict=True) if new is not None and (new[0] != _ARRAY_OF_FOUR or counts(slot, new))
         ]
-        return sum(map(xxh3_128_intdigest, come)) - sum(map(xxh3_128_intdigest, gone))
+        change = sum(map(xxh3_128_intdigest, come)) - sum(map(xxh3_128_intdigest, gone))
+        return change, sum(map(len, come)) + sum(map(len, gone))
 
     def begin_fold(self, meta: Callable[[int], Mapping[bytes, bytes | None]]) -> None:
         """Set the overlay aside, to be worked through by `fold_some`. O(1) but for a list of its slots.
@@ -302,9 +311,12 @@ class State:
             return True
         keys, stop = folding.keys, min(len(folding.keys), folding.done + records_max)
         while folding.done < stop:
-            until = min(stop, folding.done + FOLD_AT_ONCE)
-            folding.change += self._change(keys[folding.done : until], folding.slots, _NOTHING, folding.known)
-            folding.done = until
+            some = keys[folding.done : min(stop, folding.done + folding.at_once)]
+            change, size = self._change(some, folding.slots, _NOTHING, folding.known)
+            folding.change += change
+            folding.done += len(some)
+            # The next ones are taken to be as large: the base's records are not known before they are read.
+            folding.at_once = max(1, min(FOLD_AT_ONCE, 2 * folding.at_once, FOLD_AT_ONCE_BYTES * len(some) // (size + 1)))
         if folding.done < len(keys):
             return False
         digest = (self._digest + folding.change) & _MASK

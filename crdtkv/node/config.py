@@ -52,6 +52,8 @@ from crdtkv.errors import ConfigError
 from crdtkv.replication.settings import COMPRESSIONS, PRESETS, ReplicationSettings, preset
 from crdtkv.store.settings import Settings
 
+FOLD_RECORDS_MAX: Final = 1024
+"""A node's `fold_records_max`: RocksDB takes a batch without letting go of the interpreter, a microsecond a record, and the loop waits."""
 ENGINES: Final = ("rocksdb", "lmdb", "memory")
 DURABILITIES: Final = ("memory", "async", "sync")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -209,7 +211,7 @@ class NodeConfig:
 
     def store_settings(self) -> Settings:
         """What the store is opened with."""
-        given: dict[str, Any] = dict(self.store)
+        given: dict[str, Any] = {"fold_records_max": FOLD_RECORDS_MAX, **dict(self.store)}
         settings = Settings(watch_changes_max=self.limits.watch_queue_max, **given)
         if self.instance_dir is not None:
             settings = replace(settings, instance_dir=str(self.instance_dir))

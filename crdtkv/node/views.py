@@ -30,7 +30,7 @@ VIEW_IDLE_S: Final = 600.0
 """Long: while one view of a comparison is read, the others wait."""
 WAIT_MS_MAX: Final = 600_000
 PACE: Final = 0.5
-"""How much of the time a scan for a view may take of a reader thread: serving goes before."""
+"""How much of the time a scan for a view may take of a reader thread while requests come in: serving goes before."""
 _POLL_S: Final = 0.005
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -53,7 +53,7 @@ class Views:
             if time.monotonic() >= until:
                 raise not_covered(store.region, vv, covers, wait_ms / 1000)
             await asyncio.sleep(_POLL_S)
-        view = await worker.read(StateView, store, PACE)
+        view = await worker.read(StateView, store, PACE, lambda: store.port.log.end() + worker.answered)
         number = next(self._numbers)
         self._views[number] = view
         self._touch(number)

@@ -27,7 +27,8 @@ class Folder:
         self._lock = threading.Lock()  # guards `_thread` against a fold that begins as the thread ends
         self._thread: threading.Thread | None = None
         self._begun = threading.Event()
-        machine.fold_guard = threading.Lock()
+        machine.fold_guard = guard = threading.Lock()
+        machine.is_folding_now = guard.locked
         machine.when_folding = self._wake
 
     def _wake(self) -> None:

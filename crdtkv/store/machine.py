@@ -59,8 +59,10 @@ REFUSED = (ClockSkewError, RegionUnavailableError, RegionRemovedError)
 """What a commit may be refused with before anything changes."""
 FOLD_BYTES_MAX = 16 << 20
 """The engine is written once so many bytes of frames wait: it bounds the replay after a crash, however few the records."""
-FOLD_STEP = 256
+FOLD_STEP = 1024
 """Records that one step of a fold works through: what somebody who waits for it may have to wait."""
+FOLD_SHARE = 256
+"""Records that a write works through once writers got ahead."""
 GATHER_BYTES_MAX = 64 << 10
 """A frame whose commits gather is sealed once it holds this much."""
 UNLOGGED_KEY = b"u"
@@ -133,6 +135,8 @@ class Machine:
         """Called when a fold was begun: whoever is told calls `fold_some` until it is done. None: folds are done where they are due."""
         self.fold_guard: AbstractContextManager[object] = contextlib.nullcontext()
         """Held while somebody folds: a lock, if that may be another thread."""
+        self.is_folding_now: Callable[[], bool] = lambda: False
+        """Whether another thread is at a step of it just now."""
         self.unfolded_bytes = 0
         """Of frames that were appended since a fold was begun."""
         self.fold_steps = Durations()
@@ -353,17 +357,21 @@ class Machine:
         return not self.folds
 
     def _fold_in_time(self) -> None:
-        """Enough waits: write it, or have it written beside. While what was set aside before is not done, do a step of that.
+        """Enough waits: write it, or have it written beside. While what was set aside before is not done, do a share of that.
 
-        So each write pays for a share of the work once it gets behind; nobody lets more than twice enough wait.
+        So each write pays for some of the work once writers got ahead, unless the other thread is at it; nobody lets more than twice enough
+        wait.
         """
         state = self.replica.state
         if self.when_folding is None:
             if self.folds:
                 self.fold()
             return
-        if state.is_folding and self.folds and not self.fold_some(FOLD_STEP) and self._is_full(2):
-            self._end_fold()
+        if state.is_folding and self.folds:
+            if self._is_full(2):
+                self._end_fold()
+            elif not self.is_folding_now():
+                self.fold_some(FOLD_SHARE)
         if not state.is_folding:
             self._begin_fold()
             self.when_folding()

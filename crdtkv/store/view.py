@@ -10,9 +10,7 @@ stops no writer; it is read in bounded steps, from any thread, one at a time.
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -25,6 +23,7 @@ from crdtkv.core.compare import digest_of
 from crdtkv.core.control import NOTHING_AGREED, Agreed
 from crdtkv.core.frame import Frame
 from crdtkv.errors import StorageError, TokenExpiredError
+from crdtkv.store.pacing import Pacer
 
 if TYPE_CHECKING:
     from crdtkv.store.store import Store
@@ -115,13 +114,13 @@ class StateView:
     """The `View` of a store in this process. A context manager.
 
     Args:
-        pace: how much of the time a scan may keep a processor busy, so that it leaves the interpreter to others; 1: all of it.
+        pace: how much of the time a scan may keep a processor busy while others are at work; 1: all of it.
+        others: see `Pacer`; None: others are at work when they write.
     """
 
-    def __init__(self, store: Store, pace: float = 1.0) -> None:
-        self._rest = 1 / pace - 1
-        self._rested = (0, 0.0)  # the thread that read last, and its CPU time then
+    def __init__(self, store: Store, pace: float = 1.0, others: Callable[[], int] | None = None) -> None:
         machine, replica = store._machine, store._replica
+        self._pacer = Pacer(pace, machine.log.end if others is None else others)
         while True:
             with store._lock:
                 store._settled()
@@ -215,15 +214,7 @@ class StateView:
         scan = self._snapshot.scan(max(start, FIRST), min(end, LAST))
         while chunk := list(islice(scan, size)):
             yield chunk
-            if self._rest:
-                self._take_a_rest()
-
-    def _take_a_rest(self) -> None:
-        # The thread's own CPU time, with what its caller did of the last chunk: neither waits for the interpreter nor for a disk count.
-        thread, spent = threading.get_ident(), time.thread_time()
-        if thread == self._rested[0]:
-            time.sleep((spent - self._rested[1]) * self._rest)
-        self._rested = thread, spent
+            self._pacer.rest()
 
     def close(self) -> None:
         self._snapshot.close()
