@@ -4,8 +4,8 @@ Theory of operation. Calls gather in a queue; a writer takes all that have gathe
 turn of the event loop travel together, and while a message is on its way the next one fills: batches clock themselves, from
 one request at rest to thousands under load, without a delay that anyone chose. A message may follow the last when it is full,
 when something was answered since, or after `PACE_S` (over a long round trip nothing is answered for a while); never while gRPC
-still holds the last write, whose completion is the only back-pressure it gives. No more than `MESSAGES_MAX` wait for an answer unless
-they are full, so what a node that stood still has missed comes to it in few messages. What is in flight and waits is bounded.
+still holds the last write, whose completion is the only back-pressure it gives. Over a short round trip no more than two wait for an
+answer unless they are full, so what a node that stood still has missed comes to it in few messages. What is in flight and waits is bounded.
 
 A node that has no time for a call at present says when to come again (`retry_after_ms`): within its deadline the call does, by itself.
 
@@ -57,9 +57,11 @@ PENDING_MAX: Final = 65_536
 DEADLINE_TOLERANCE: Final = 0.02
 """Requests whose deadlines differ by no more than this part of what is left share one in the message."""
 PACE_S: Final = 0.001
-MESSAGES_MAX: Final = 8
-"""Messages without an answer beyond which only full ones follow. What was sent ahead while the node stood still for a moment would else
-stay queued there: each answer lets one message follow, so their number never went down again, and every call waited behind them."""
+MESSAGES_MIN: Final = 2
+MESSAGE_PER_S: Final = 0.002
+"""So many messages that are not full may wait for an answer, and one more for each `MESSAGE_PER_S` of the shortest time to an answer. What
+was sent ahead while the node stood still for a moment would else stay queued there: each answer lets one message follow, so their number
+never went down again, and every call waited behind them. And in few messages the same calls cost both sides less."""
 CONNECT_TIMEOUT_S: Final = 2.0
 CONNECT_ROUNDS: Final = 3
 AGAIN_MS_MIN: Final = 10
@@ -108,7 +110,8 @@ class Session:
         self._connection: Connection | None = None
         self._first = 0  # the endpoint to try first
         self._answered = True  # something was answered, or the pace has passed, since the last message
-        self._unanswered: deque[int] = deque()  # the last request of each message that has no answer yet
+        self._unanswered: deque[tuple[int, float]] = deque()  # messages without an answer: the last request, and when it was sent
+        self._round_trip_s = float("inf")  # the shortest time to an answer, on this connection
         self._heard_at = 0.0
         self._wake: asyncio.Future[None] | None = None  # the writer waits for it
         self._refusals = 0  # streams in a row that ended before anything was heard
@@ -278,6 +281,7 @@ class Session:
         self._first = connection.index
         self._answered = True
         self._heard_at = 0.0
+        self._round_trip_s = float("inf")
         kept = [call for call in self.pending if call.bound is None or call.bound == connection.index]
         if len(kept) < len(self.pending):
             for call in self.pending:
@@ -346,7 +350,7 @@ class Session:
                     self._answered = False
                     self.messages += 1
                     rows, deadline_ms = self._rows(calls)
-                    self._unanswered.append(rows[-1][0])
+                    self._unanswered.append((rows[-1][0], self._loop.time()))
                     await write(batch(rows=_encode(rows), deadline_ms=deadline_ms))
         except (grpc.RpcError, asyncio.InvalidStateError):
             connection.stream.cancel()  # the reader reports the loss
@@ -357,8 +361,13 @@ class Session:
             return False
         if not in_flight:
             return True
-        may_follow = (self._answered and len(self._unanswered) < MESSAGES_MAX) or len(self.pending) >= MESSAGE_ROWS_MAX
+        may_follow = (self._answered and len(self._unanswered) < self._messages_max()) or len(self.pending) >= MESSAGE_ROWS_MAX
         return may_follow and len(in_flight) < IN_FLIGHT_MAX and self._in_flight_bytes < IN_FLIGHT_BYTES_MAX
+
+    def _messages_max(self) -> int:
+        """How many messages that are not full may be on their way."""
+        round_trip_s = self._round_trip_s
+        return MESSAGES_MIN if round_trip_s < MESSAGE_PER_S else MESSAGES_MIN + int(min(round_trip_s, 1.0) / MESSAGE_PER_S)
 
     def _take(self) -> list[Call]:
         """All that waits, as far as one message and the window hold it."""
@@ -464,13 +473,13 @@ class Session:
                 sink.set_exception(CorruptionError(f"{call.op}: the answer has an unexpected form: {e}"))
             else:
                 sink.set_result(result)
-        self._heard_at = self._loop.time()
+        now = self._heard_at = self._loop.time()
         self._answered = True
         if rows:
             # Messages are answered in order: this answer is of the last of them, or of one before.
             unanswered, last = self._unanswered, rows[-1][0]
-            while unanswered and unanswered[0] <= last:
-                unanswered.popleft()
+            while unanswered and unanswered[0][0] <= last:
+                self._round_trip_s = min(self._round_trip_s, now - unanswered.popleft()[1])
         if self.pending:
             self._wake_writer()
 

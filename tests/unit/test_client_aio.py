@@ -159,24 +159,39 @@ def test_what_a_node_that_stands_still_misses_waits_here_and_not_in_a_queue_of_m
     async def body(client: AsyncClient) -> None:
         await client.get("warm")
         session = client._core.check()
-        before = session.messages
+        before, messages_max = session.messages, session._messages_max()
         node.hold = {"put"}
         calls = []
-        for number in range(3 * session_module.MESSAGES_MAX):
+        for number in range(3 * messages_max):
             calls.append(asyncio.ensure_future(client.put(f"k{number}", number)))
             await asyncio.sleep(0)
             session._pace_passed()
             await asyncio.sleep(0.002)
-        await wait_until(lambda: node.ops["put"] == session_module.MESSAGES_MAX)
-        assert session.messages - before == session_module.MESSAGES_MAX
+        await wait_until(lambda: node.ops["put"] == messages_max)
+        assert session.messages - before == messages_max
         node.hold = set()
         last = session._in_flight[max(session._in_flight)]
         session._receive(msgspec.msgpack.encode([(max(session._in_flight), 0, ["us@1-00000000", 1, 1])]), "")
         assert last.sink.done()
-        await asyncio.gather(*calls[session_module.MESSAGES_MAX - 1 :])
-        assert session.messages - before == session_module.MESSAGES_MAX + 1, "all that gathered went in one"
+        await asyncio.gather(*calls[messages_max - 1 :])
+        assert session.messages - before == messages_max + 1, "all that gathered went in one"
         for call in calls:
             call.cancel()
+
+    with_client(node, body)
+
+
+def test_over_a_long_round_trip_more_messages_may_be_on_their_way(node: FakeNode) -> None:
+    async def body(client: AsyncClient) -> None:
+        await client.get("warm")
+        session = client._core.check()
+        assert session._round_trip_s < 1.0
+        session._round_trip_s = 0.001
+        assert session._messages_max() == 2
+        session._round_trip_s = 0.04
+        assert session._messages_max() == 22
+        session._round_trip_s = float("inf")
+        assert session._messages_max() == 502, "nothing is known yet"
 
     with_client(node, body)
 
@@ -186,8 +201,9 @@ def test_a_call_that_waits_behind_a_silent_node_leaves_it_too(node: FakeNode, ot
         await client.get("warm")
         node.hold = {"get"}
         session = client._core.check()
+        messages_max = session._messages_max()
         calls = []
-        while len(session._unanswered) < session_module.MESSAGES_MAX:
+        while len(session._unanswered) < messages_max:
             calls.append(asyncio.ensure_future(client.get("k")))
             await asyncio.sleep(0.002)
             session._pace_passed()
