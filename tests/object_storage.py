@@ -5,12 +5,13 @@ Put, get (with ranges), head, list (version 2, in pages), delete, and multipart 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 PAGE = 7  # keys of a listing's page: few, so that listings have several
 
@@ -65,10 +66,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         name, query = self._asked()
-        self._body()
+        asked = self._body().decode()
         storage = self.storage
         with storage.lock:
-            if "uploads" in query:
+            if "delete" in query:
+                keys = [unescape(key) for key in re.findall("<Key>(.*?)</Key>", asked)]
+                for key in keys:
+                    storage.objects.pop(f"{name.rstrip('/')}/{key}", None)
+                body = f"<DeleteResult>{''.join(f'<Deleted><Key>{escape(key)}</Key></Deleted>' for key in keys)}</DeleteResult>"
+            elif "uploads" in query:
                 number = f"u{len(storage.uploads)}"
                 storage.uploads[number] = {}
                 body = f"<InitiateMultipartUploadResult><UploadId>{number}</UploadId></InitiateMultipartUploadResult>"

@@ -6,13 +6,15 @@ is stands in its manifest, which is written last: a backup without one never hap
 the cluster's data, so the next one may be taken from another region and still be incremental.
 
 `restore` makes a directory of one: a new replica (a new incarnation, under no name that ever wrote) that holds what was backed up, and
-joins, catches up, or stands alone. `merge` joins one into a running replica: the same dots, so nothing counts twice.
+joins, catches up, or stands alone. `merge` joins one into a running replica: the same dots, so nothing counts twice. `prune` removes old
+ones, never one that another continues.
 """
 
 from __future__ import annotations
 
 from crdtkv.backup.checking import Checked, verify
 from crdtkv.backup.manifest import Manifest, manifests
+from crdtkv.backup.pruning import Pruned, prune
 from crdtkv.backup.restoring import Merged, Point, Restored, merge, restore
 from crdtkv.backup.target import FolderTarget, Target, open_target
 from crdtkv.backup.writing import create
@@ -23,12 +25,14 @@ __all__ = [
     "Manifest",
     "Merged",
     "Point",
+    "Pruned",
     "Restored",
     "Target",
     "create",
     "manifests",
     "merge",
     "open_target",
+    "prune",
     "restore",
     "verify",
 ]

@@ -54,6 +54,14 @@ class ObjectTarget:
         except (BaseError, OSError) as e:
             raise StorageError(f"cannot read {self._url}/{name}: {_why(e)}", path=f"{self._url}/{name}") from e
 
+    def delete(self, name: str) -> None:
+        try:
+            obstore.delete(self._store, name)
+        except (NotFoundError, FileNotFoundError):
+            pass
+        except (BaseError, OSError) as e:
+            raise StorageError(f"cannot remove {self._url}/{name}: {_why(e)}", path=f"{self._url}/{name}") from e
+
     def names(self) -> list[str]:
         try:
             return sorted(found["path"] for page in obstore.list(self._store, chunk_size=1000) for found in page)

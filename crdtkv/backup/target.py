@@ -20,6 +20,9 @@ class Target(Protocol):
     def get(self, name: str) -> bytes | None:
         """What is in a file, None if there is none."""
 
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing if there is none. When this returns it is gone."""
+
     def names(self) -> list[str]:
         """All names, in order."""
 
@@ -57,6 +60,18 @@ class FolderTarget:
             return None
         except OSError as e:
             raise StorageError(f"cannot read {self.folder / name}: {e.strerror or e}", path=str(self.folder / name)) from e
+
+    def delete(self, name: str) -> None:
+        path = self.folder / name
+        try:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds more, or is gone
+                path.parent.rmdir()
+            for directory in (path.parent, self.folder):
+                if directory.is_dir():
+                    sync_directory(directory)
+        except OSError as e:
+            raise StorageError(f"cannot remove {path}: {e.strerror or e}", path=str(path)) from e
 
     def names(self) -> list[str]:
         try:

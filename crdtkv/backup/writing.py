@@ -12,7 +12,7 @@ from crdtkv.backup.manifest import FULL, INCREMENTAL, NAME, ChunkFile, Manifest,
 from crdtkv.backup.target import Target
 from crdtkv.core.compare import digest_of
 from crdtkv.core.frame import Frame
-from crdtkv.errors import CorruptionError
+from crdtkv.errors import CorruptionError, StorageError
 from crdtkv.store.store import Store
 from crdtkv.store.view import PAGE_BYTES, FramePage, View, pages
 from crdtkv.version import VERSION
@@ -70,6 +70,8 @@ def create(source: Store | Side, target: Target, *, full: bool = False, progress
             VERSION,
             moment.agreed,
         )
+        if parent is not None and target.get(f"{parent.id}/{NAME}") is None:
+            raise StorageError(f"{target}: backup {parent.id}, which this one continues, was removed meanwhile: try again", retryable=True)
         target.put(f"{files.id}/{NAME}", manifest.to_bytes())  # last: only now the backup is there
         return manifest
     finally:

@@ -1,16 +1,17 @@
-"""Backups: create, list, verify, restore."""
+"""Backups: create, list, verify, prune, restore."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from crdtkv.cli.errors import DONE
-from crdtkv.cli.output import JSON, emit, emit_json, output_option, plain, table
+from crdtkv.cli.output import JSON, counted, emit, emit_json, output_option, plain, table
 from crdtkv.cli.place import Place, where_options, where_options_if_any
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ STATE_MERGE_BYTES_MAX = 24 << 20
 
 @click.group(no_args_is_help=True)
 def backup() -> None:
-    """Make, list, check and restore backups.
+    """Make, list, check, prune and restore backups.
 
     TARGET is a folder, or s3://BUCKET/PREFIX (extra `backup`; endpoint and credentials from AWS_ENDPOINT_URL, AWS_REGION,
     AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY). One target is for one cluster.
@@ -88,10 +89,61 @@ def verify(target: str, id: str | None, replay: bool, output: str) -> int:
     if output == JSON:
         emit_json({"backup": last.id, "records": done.records, "frames": done.frames, "bytes": done.bytes, "digest": last.digest})
     else:
-        emit(f"{last.id} is sound: {done.records} records and {done.frames} frames in {done.bytes} bytes of {len(done.manifests)} backups")
+        what = f"{counted(done.records, 'record')} and {counted(done.frames, 'frame')} in {counted(done.bytes, 'byte')}"
+        emit(f"{last.id} is sound: {what} of {counted(len(done.manifests), 'backup')}")
         emit(f"vector  {last.vv}")
         emit(f"digest  {last.digest}")
     return DONE
+
+
+@backup.command()
+@click.argument("target")
+@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="The newest N stay.")
+@click.option("--older-than", metavar="AGE", help="Only those that are older go, like 30d, 12h or 90m.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@output_option
+def prune(target: str, keep: int | None, older_than: str | None, dry_run: bool, output: str) -> int:
+    """Remove backups from TARGET: never the newest, and never one that a later one continues which stays.
+
+    With both --keep and --older-than a backup goes if it is beyond the newest N and older. Files of backups that were never finished go
+    once they are a day old.
+    """
+    from crdtkv.backup import open_target
+    from crdtkv.backup import prune as remove
+
+    age_ms = None if older_than is None else _age_ms(older_than)
+    if keep is None and age_ms is None:
+        raise click.UsageError("say what stays: --keep N, or what goes: --older-than AGE")
+    done = remove(open_target(target), keep=keep, older_than_ms=age_ms, now_ms=time.time_ns() // 1_000_000, dry_run=dry_run)
+    if output == JSON:
+        removed, kept = [m.id for m in done.removed], [m.id for m in done.kept]
+        emit_json(
+            {
+                "removed": removed,
+                "kept": kept,
+                "unfinished": list(done.unfinished),
+                "files": done.files,
+                "bytes": done.size,
+                "dry_run": dry_run,
+            }
+        )
+        return DONE
+    for made in done.removed:
+        emit(f"{'would remove' if dry_run else 'removed'} {made.id}: {made.kind}, {counted(made.size, 'byte')}")
+    for name in done.unfinished:
+        emit(f"{'would remove' if dry_run else 'removed'} {name}: never finished")
+    emit(
+        f"{counted(len(done.removed), 'backup')} of {counted(done.size, 'byte')} {'would go' if dry_run else 'gone'}, {len(done.kept)} left"
+    )
+    return DONE
+
+
+def _age_ms(text: str) -> int:
+    units = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not number.isascii() or not number.isdigit():
+        raise click.UsageError(f"--older-than {text!r} is no age, like 30d, 12h or 90m")
+    return int(number) * units[unit]
 
 
 @backup.command()
@@ -138,11 +190,12 @@ def restore(
         if output == JSON:
             emit_json({**plain(made), "path": str(made.path), "backups": [m.id for m in made.backups]})
         else:
-            emit(f"{made.path}: {made.origin} of cluster {made.cluster}, {made.records} records and {made.frames} frames")
+            held = f"{counted(made.records, 'record')} and {counted(made.frames, 'frame')}"
+            emit(f"{made.path}: {made.origin} of cluster {made.cluster}, {held}")
             emit(f"vector  {made.vv}")
             emit(f"digest  {made.digest}")
             if made.left_out:
-                emit(f"{made.left_out} frames up to that point are left out: they rest on later ones")
+                emit(f"{counted(made.left_out, 'frame')} up to that point left out: resting on later ones")
         return DONE
     if data is not None or own_region is not None or cluster is not None:
         raise click.UsageError("--data, --as and --cluster make a directory, --at and --region name a running region: give one")
@@ -153,7 +206,7 @@ def restore(
     if output == JSON:
         emit_json({"applied": done.applied, "changed_keys": done.changed_keys, "backups": [m.id for m in done.backups]})
     else:
-        emit(f"{done.applied} commits were new, {done.changed_keys} keys changed")
+        emit(f"{counted(done.applied, 'new commit')}, {counted(done.changed_keys, 'changed key')}")
     return DONE
 
 
@@ -206,7 +259,7 @@ def _show(made: Manifest, output: str) -> None:
     if output == JSON:
         emit_json(as_json(made))
         return
-    what = f"{made.records} records" if made.kind == "full" else f"{made.commits} commits since {made.parent}"
-    emit(f"{made.id}: {made.kind}, {what}, {made.size} bytes in {len(made.files)} files")
+    what = counted(made.records, "record") if made.kind == "full" else f"{counted(made.commits, 'commit')} since {made.parent}"
+    emit(f"{made.id}: {made.kind}, {what}, {counted(made.size, 'byte')} in {counted(len(made.files), 'file')}")
     emit(f"vector  {made.vv}")
     emit(f"digest  {made.digest}")

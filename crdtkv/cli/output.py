@@ -27,6 +27,15 @@ TEXT: Final = "text"
 _MARKS: Final = frozenset({"$bytes", "$time", "$float", "$map"})
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with what it counts.
+
+    >>> counted(1, "file"), counted(1200, "commit")
+    ('1 file', '1200 commits')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `-o text|json` as the parameter `output`."""
     return click.option("-o", "--output", type=click.Choice([TEXT, JSON]), default=TEXT, help="Form of the output.")(command)

@@ -307,7 +307,7 @@ def test_a_damaged_missing_or_exchanged_file_is_named(us: Store, target: FolderT
     made = create(us, target)
     us.put("later", 1)
     create(us, target)
-    for path in sorted(target.folder.rglob("*-0*")):
+    for path in sorted(target.folder.glob("*/*-0*")):
         whole = path.read_bytes()
         for bad in (whole[:-1], whole[:40] + bytes([whole[40] ^ 4]) + whole[41:], b""):
             path.write_bytes(bad)
