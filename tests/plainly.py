@@ -19,7 +19,9 @@ from crdtkv.core.replica import Replica, enters_digest
 from crdtkv.core.state import hash_record
 from crdtkv.core.types.registry import APPLY
 from crdtkv.errors import CrdtkvError
+from crdtkv.results import Commit
 from crdtkv.store import Settings, Store
+from crdtkv.store.handles import CounterHandle, MapHandle, SetHandle
 from crdtkv.store.opening import open_machine
 from crdtkv.store.transaction import Transaction, _Written
 from tests.stores import Clock
@@ -77,6 +79,31 @@ class PlainTransaction(Transaction):
         return None
 
 
+class PlainCalls:
+    """Each change of a collection in a transaction of its own, in place of `crdtkv.store.direct`."""
+
+    @staticmethod
+    def add(handle: SetHandle, element: bytes) -> Commit | None:
+        return handle.store._transact(lambda t: t.add(handle.key, element), None)
+
+    @staticmethod
+    def discard(handle: SetHandle, element: bytes, durability: str | None) -> Commit | None:
+        return handle.store._transact(lambda t: t.discard(handle.key, element), durability)
+
+    @staticmethod
+    def put_field(handle: MapHandle, name: str, value: bytes, ttl: float | None, durability: str | None) -> Commit | None:
+        store = handle.store
+        return store._transact(lambda t: t.put_field(handle.key, name, value, None if ttl is None else store._expiry(ttl)), durability)
+
+    @staticmethod
+    def delete_field(handle: MapHandle, name: str, encoded: bytes, durability: str | None) -> Commit | None:
+        return handle.store._transact(lambda t: t.delete_field(handle.key, name), durability)
+
+    @staticmethod
+    def increment(handle: CounterHandle, amount: int, durability: str | None) -> Commit | None:
+        return handle.store._transact(lambda t: t.increment(handle.key, amount), durability)
+
+
 @contextmanager
 def plainly(is_plain: bool = True) -> Iterator[None]:
     """Within it, stores are opened, and batches are made, in the obvious way."""
@@ -88,6 +115,7 @@ def plainly(is_plain: bool = True) -> Iterator[None]:
         patch("crdtkv.store.store.Transaction", PlainTransaction),
         patch("crdtkv.store.batch.Transaction", PlainTransaction),
         patch("crdtkv.store.requests.Transaction", PlainTransaction),
+        patch("crdtkv.store.handles.direct", PlainCalls),
     ):
         yield
 

@@ -259,8 +259,12 @@ class Applier:
         key = key_text.encode()
         slot = slot_of(key, type_code, subkey)
         record = self.state.get(slot)
-        self.note_removal(key, type_code, subkey)
+        self.removals.note(slot, Removal(self.origin, self.seq, self.hlc, _REMOVE_KINDS[type_code]), self.seen)
         if record is None:
+            return
+        if self.local and not self.purges.active:  # it has seen whatever is there
+            self._replace(key, type_code, slot, [])
+            self.changed(key_text, type_code, subkey, _REMOVE_KINDS[type_code])
             return
         before = self.entries(slot, record)
         survivors = uncovered(before, self.seen)
@@ -274,7 +278,7 @@ class Applier:
         """Drop every entry of a collection that the commit has seen: at once if small, else in slices."""
         key = key_text.encode()
         start, _ = type_range(key, type_code)
-        self.note_removal(key, type_code, b"")
+        self.note_removal(key, type_code)
         head = self.heads.get(key)
         slots = 0 if head is None else head.slots(type_code)
         if slots:
@@ -363,10 +367,10 @@ class Applier:
         if self.touched is not None:
             self.touched.append(Touched(key, type_code, subkey, kind, self.origin, self.seq, self.hlc))
 
-    def note_removal(self, key: bytes, type_code: int, subkey: bytes) -> None:
-        """Remember a removal, so that a concurrent write that arrives later is seen to have met it."""
-        kind = _REMOVE_KINDS[type_code] if subkey or type_code in (SlotType.REGISTER, SlotType.COUNTER) else "clear"
-        self.removals.note(slot_of(key, type_code, subkey), Removal(self.origin, self.seq, self.hlc, kind), self.seen)
+    def note_removal(self, key: bytes, type_code: int) -> None:
+        """Remember a clear or a reset, so that a concurrent write that arrives later is seen to have met it."""
+        kind = _REMOVE_KINDS[type_code] if type_code == SlotType.COUNTER else "clear"
+        self.removals.note(slot_of(key, type_code), Removal(self.origin, self.seq, self.hlc, kind), self.seen)
 
     def meet_removal(self, key: bytes, type_code: int, subkey: bytes, mine: Entry | None) -> None:
         """Journal the removals of this slot, or of its whole collection, that the commit had not seen."""

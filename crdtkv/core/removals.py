@@ -67,7 +67,9 @@ class Removals:
     def note(self, slot: bytes, removal: Removal, seen: Mapping[Origin, int]) -> None:
         """Remember a removal instead of those that it had seen; the oldest slot goes if there are too many."""
         before = self._index.pop(slot, ())
-        kept = (*(r for r in before if seen.get(r.origin, 0) < r.seq and r.dot != removal.dot), removal)
+        kept: tuple[Removal, ...] = (removal,)
+        if before:
+            kept = (*(r for r in before if seen.get(r.origin, 0) < r.seq and r.dot != removal.dot), removal)
         self._index[slot] = kept
         self._state.side_put(REMOVAL_SPACE + slot[1:], _encode(kept))
         if len(self._index) > self._limit:

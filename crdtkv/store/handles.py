@@ -9,6 +9,7 @@ from crdtkv.core.codec import SlotType, check_size, decode_value, encode_key, en
 from crdtkv.core.heads import head_key
 from crdtkv.errors import InvalidValueError, missing_element, missing_field
 from crdtkv.results import Commit
+from crdtkv.store import direct
 from crdtkv.store.scanning import open_collection
 from crdtkv.store.transaction import whole
 
@@ -26,10 +27,10 @@ def encode_field(name: object) -> bytes:
 class _Handle:
     """`raw`: the key's bytes."""
 
-    __slots__ = ("_store", "key", "raw")
+    __slots__ = ("key", "raw", "store")
 
     def __init__(self, store: Store, key: str) -> None:
-        self._store = store
+        self.store = store
         self.raw = encode_key(key)
         self.key = key
 
@@ -38,7 +39,7 @@ class _Handle:
 
     def _encode(self, value: Any, what: str) -> bytes:
         data = encode_value(value)
-        check_size(data, self._store.settings.value_bytes_max, what)
+        check_size(data, self.store.settings.value_bytes_max, what)
         return data
 
 
@@ -57,15 +58,17 @@ class SetHandle(_Handle):
 
     def add(self, *elements: Any, ttl: float | None = None, durability: str | None = None) -> Commit | None:
         """Add elements in one commit. O(elements), whatever the size of the set. None if none are given."""
-        if len(elements) == 1 and ttl is None and durability is None and self._store._gathers:
-            return self._store._add_one(self, self._encode(elements[0], "element"))
+        if len(elements) == 1 and ttl is None and durability is None and self.store._gathers:
+            return direct.add(self, self._encode(elements[0], "element"))
         encoded = [self._encode(e, "element") for e in elements]
-        return self._store._add(self.key, self.raw, encoded, ttl, durability)
+        return self.store._add(self.key, self.raw, encoded, ttl, durability)
 
     def discard(self, *elements: Any, durability: str | None = None) -> Commit | None:
         """Remove what is there of these; None if nothing was."""
+        if len(elements) == 1:
+            return direct.discard(self, encode_value(elements[0]), durability)
         encoded = [encode_value(e) for e in elements]
-        return self._store._transact(lambda t: any([t.discard(self.key, e) for e in encoded]), durability)
+        return self.store._transact(lambda t: any([t.discard(self.key, e) for e in encoded]), durability)
 
     def remove(self, element: Any, *, durability: str | None = None) -> Commit:
         """Remove an element; raises `KeyNotFoundError` if it is not there."""
@@ -77,10 +80,10 @@ class SetHandle(_Handle):
     def contains(self, element: Any) -> bool:
         """Whether an element is there. O(1)."""
         data = encode_value(element)
-        if self._store._reader.entry(slot_of(self.raw, SlotType.SET, data)) is not None and not self._store.closed:
+        if self.store._reader.entry(slot_of(self.raw, SlotType.SET, data)) is not None and not self.store.closed:
             return True
-        self._store._check()
-        self._store._not_another_type(self.key, SlotType.SET)
+        self.store._check()
+        self.store._not_another_type(self.key, SlotType.SET)
         return False
 
     def members(self) -> list[Any]:
@@ -91,18 +94,18 @@ class SetHandle(_Handle):
         return self.contains(element)
 
     def __iter__(self) -> Iterator[Any]:
-        return (decode_value(e) for e, _ in open_collection(self._store, self.key, SlotType.SET))
+        return (decode_value(e) for e, _ in open_collection(self.store, self.key, SlotType.SET))
 
     def __len__(self) -> int:
         return self.size()
 
     def size(self) -> int:
         """How many elements there are. O(1), unless some may have expired or a clear is in progress."""
-        return _size(self._store, self.key, self.raw, SlotType.SET)
+        return _size(self.store, self.key, self.raw, SlotType.SET)
 
     def clear(self, *, durability: str | None = None) -> Commit | None:
         """Remove every element that is seen here; concurrent adds survive. O(1) for large sets, then in slices."""
-        return _cleared(self._store, self._store._transact(lambda t: t.clear_set(self.key), durability))
+        return _cleared(self.store, self.store._transact(lambda t: t.clear_set(self.key), durability))
 
 
 class CounterHandle(_Handle):
@@ -112,7 +115,7 @@ class CounterHandle(_Handle):
 
     def increment(self, n: int = 1, *, durability: str | None = None) -> Commit | None:
         """Add `n`, which may be negative; None for 0."""
-        return self._store._transact(lambda t: t.increment(self.key, n), durability)
+        return direct.increment(self, n, durability)
 
     def decrement(self, n: int = 1, *, durability: str | None = None) -> Commit | None:
         """Subtract `n`."""
@@ -120,11 +123,11 @@ class CounterHandle(_Handle):
 
     def get(self) -> int:
         """The value, 0 if the counter does not exist. O(runs): one per region that has counted since the last reset."""
-        with self._store._lock:
-            self._store._check()
-            value = self._store._reader.counter(self.raw)
+        with self.store._lock:
+            self.store._check()
+            value = self.store._reader.counter(self.raw)
         if value is None:
-            self._store._not_another_type(self.key, SlotType.COUNTER)
+            self.store._not_another_type(self.key, SlotType.COUNTER)
         return value or 0
 
     @property
@@ -134,7 +137,7 @@ class CounterHandle(_Handle):
 
     def reset(self, *, durability: str | None = None) -> Commit | None:
         """Cancel every increment that is seen here; unseen ones survive. None if there is nothing to cancel."""
-        return self._store._transact(lambda t: t.reset(self.key), durability)
+        return self.store._transact(lambda t: t.reset(self.key), durability)
 
 
 class MapHandle(_Handle):
@@ -144,27 +147,22 @@ class MapHandle(_Handle):
 
     def get(self, name: str, default: Any = None) -> Any:
         """A field's value, or `default`. O(1)."""
-        entry = self._store._reader.entry(slot_of(self.raw, SlotType.MAP, encode_field(name)))
-        if entry is not None and not self._store.closed:
+        entry = self.store._reader.entry(slot_of(self.raw, SlotType.MAP, encode_field(name)))
+        if entry is not None and not self.store.closed:
             return decode_value(entry.value)
-        self._store._check()
-        self._store._not_another_type(self.key, SlotType.MAP)
+        self.store._check()
+        self.store._not_another_type(self.key, SlotType.MAP)
         return default
 
     def put(self, name: str, value: Any, *, ttl: float | None = None, durability: str | None = None) -> Commit:
         """Write a field. O(1), whatever the size of the map."""
-        check_size(encode_field(name), self._store.settings.value_bytes_max, "field")
+        check_size(encode_field(name), self.store.settings.value_bytes_max, "field")
         data = self._encode(value, "value")
-        commit = self._store._transact(
-            lambda t: t.put_field(self.key, name, data, None if ttl is None else self._store._expiry(ttl)), durability
-        )
-        assert commit is not None, "a put always changes something"
-        return commit
+        return direct.put_field(self, name, data, ttl, durability)
 
     def delete(self, name: str, *, durability: str | None = None) -> Commit | None:
         """Remove a field; None if it is not there."""
-        encode_field(name)
-        return self._store._transact(lambda t: t.delete_field(self.key, name), durability)
+        return direct.delete_field(self, name, encode_field(name), durability)
 
     def contains(self, name: str) -> bool:
         """Whether a field is there. O(1)."""
@@ -173,7 +171,7 @@ class MapHandle(_Handle):
 
     def items(self) -> list[tuple[str, Any]]:
         """All fields and values of one moment, in canonical order of the fields. O(n)."""
-        found = open_collection(self._store, self.key, SlotType.MAP)
+        found = open_collection(self.store, self.key, SlotType.MAP)
         return [(decode_value(name), decode_value(entry.value)) for name, entry in found]
 
     def __getitem__(self, name: str) -> Any:
@@ -194,18 +192,18 @@ class MapHandle(_Handle):
         return self.contains(name)
 
     def __iter__(self) -> Iterator[str]:
-        return (decode_value(name) for name, _ in open_collection(self._store, self.key, SlotType.MAP))
+        return (decode_value(name) for name, _ in open_collection(self.store, self.key, SlotType.MAP))
 
     def __len__(self) -> int:
         return self.size()
 
     def size(self) -> int:
         """How many fields there are. O(1), unless some may have expired or a clear is in progress."""
-        return _size(self._store, self.key, self.raw, SlotType.MAP)
+        return _size(self.store, self.key, self.raw, SlotType.MAP)
 
     def clear(self, *, durability: str | None = None) -> Commit | None:
         """Remove every field that is seen here; concurrent puts survive."""
-        return _cleared(self._store, self._store._transact(lambda t: t.clear_map(self.key), durability))
+        return _cleared(self.store, self.store._transact(lambda t: t.clear_map(self.key), durability))
 
 
 def _size(store: Store, key: str, raw: bytes, type_code: int) -> int:

@@ -492,23 +492,6 @@ class Store:
             commit = self._finish(deltas, size, durability)
         return self._settle(commit, durability)
 
-    def _add_one(self, handle: SetHandle, element: bytes) -> Commit:
-        """The commonest add, of a store whose commits gather."""
-        delta: Delta = [DeltaKind.SET_ADD, handle.key, element]
-        with self._lock:
-            self._begin()
-            context = self._replica.context()
-            head = self._heads.counting(handle.head)
-            if head is not None and head.set_slots and not head.set_expires and not self._purges.active:
-                seq, hlc = self._machine.transact_add(handle.first + element, head, delta)  # a set is visible there
-            else:
-                self._reader.require(handle.raw, SlotType.SET)
-                seq, hlc = self._machine.transact([delta])
-            if self._gathers:
-                return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(len(element)), context, True))
-            commit = self._sealed(seq, hlc, context, None)  # somebody has come to follow the log since
-        return self._settle(commit, None)
-
     def _finish(self, deltas: list[Delta], size: int, durability: str | None) -> Commit:
         """Commit and append, with the lock held; `_settle` follows without it."""
         context = self._replica.context()

@@ -28,6 +28,12 @@ def whole(n: object, call: str) -> int:
     return n
 
 
+def check_total(total: int, amount: int) -> None:
+    """Raise `InvalidValueError` if a run's total would leave its range by adding an amount."""
+    if abs(total + amount) > TOTAL_MAX:
+        raise InvalidValueError(f"increment: the counter's total at this replica would leave -2^63 .. 2^63-1 by adding {amount}", field="n")
+
+
 K = TypeVar("K")
 
 
@@ -229,10 +235,7 @@ class Transaction:
         pending = changes.counter_add if changes else 0
         reset = changes is not None and changes.counter_reset
         before = 0 if reset else self._own_run(key.encode())[1]
-        if abs(before + pending + amount) > TOTAL_MAX:
-            raise InvalidValueError(
-                f"increment: the counter's total at this replica would leave -2^63 .. 2^63-1 by adding {amount}", field="n"
-            )
+        check_total(before + pending, amount)
         self._account(key)
         self._changes(key).counter_add += amount
         return True
@@ -424,13 +427,14 @@ class Transaction:
             self._reader.require(encode_key(key), type_code)
 
     def _account(self, key: str, value: bytes = b"", name: str = "") -> None:
-        size = self._bytes + _utf8_size(key) + len(value) + (_utf8_size(name) if name else 0) + 16
+        size = self._bytes + utf8_size(key) + len(value) + (utf8_size(name) if name else 0) + 16
         if size > self._bytes_max:
             check_commit_size(size, self._bytes_max)
         self._bytes = size
 
 
-def _utf8_size(text: str) -> int:
+def utf8_size(text: str) -> int:
+    """How many bytes a text has."""
     return len(text) if text.isascii() else len(text.encode())
 
 

@@ -73,7 +73,7 @@ def call(target: Store | Batch, name: str, key: str, *args: Any) -> object:
         case "add":
             target.set(key).add(args[0], ttl=args[1])
         case "discard":
-            return bool(target.set(key).discard(args[0]))
+            return bool(target.set(key).discard(*args))
         case "clear":
             return bool(target.set(key).clear())
         case "increment":
@@ -136,6 +136,9 @@ def run(made: list[Any], regions: tuple[str, ...], gather: int, watched: bool) -
                 case "tick":
                     clock.ms += what[0]
                     ask = Store.maintain
+                case "wait":
+                    clock.ms += what[0]  # what has expired is still there
+                    ask = Store.vv
                 case "merge":
                     of = twins[what[0]]
                     ask = partial(Store.merge, data=of.both(partial(Store.delta_since, vv=twins[side].both(Store.vv))))
@@ -156,6 +159,28 @@ def test_a_store_does_what_its_plain_twin_does(made: list[Any], gather: int, wat
 
 
 few = st.sampled_from(["a", "b"])
+two = st.sampled_from([1, "e"])
+changes = st.one_of(
+    *[st.tuples(st.just("add"), few, two, ttls), st.tuples(st.just("discard"), few, two)] * 2,
+    *[st.tuples(st.just("put_field"), few, names, values, ttls), st.tuples(st.just("delete_field"), few, names)] * 2,
+    *[st.tuples(st.just("increment"), few, st.sampled_from([-1, 0, 1, 2**62]))] * 2,
+    st.tuples(st.sampled_from(["clear", "reset", "clear_map", "delete", "types"]), few),
+    st.tuples(st.just("put"), few, values),
+)
+lives = st.one_of(
+    *[st.tuples(st.just("call"), sides, changes)] * 6,
+    st.tuples(st.just("merge"), sides, sides),
+    st.tuples(st.just("digest"), sides),
+    st.tuples(st.sampled_from(["tick", "wait"]), sides, st.integers(1, 10_000)),
+)
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.lists(lives, min_size=8, max_size=24), st.sampled_from([1, 64]), st.booleans())
+def test_changes_of_collections_need_no_transaction(made: list[Any], gather: int, watched: bool) -> None:
+    run(made, ("eu", "us"), gather, watched)
+
+
 few_puts = st.lists(st.tuples(st.just("put"), few, st.integers(0, 3) | st.just({"m": [1.0]})), min_size=1, max_size=5)
 three = st.integers(0, 2)
 frames = st.one_of(

@@ -140,7 +140,7 @@ def apply_reset(step: Applier, delta: Delta) -> None:
             step.state.put(slot, encode_run(run))
             if was_live and not run.live:
                 list_dead(step.state, slot, VersionVector({step.origin: step.seq}))
-    step.note_removal(key, SlotType.COUNTER, b"")
+    step.note_removal(key, SlotType.COUNTER)
     if not step.local:
         _journal_survivors(step, key)
     step.changed(delta[1], SlotType.COUNTER, b"", "reset")
