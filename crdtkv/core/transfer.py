@@ -47,6 +47,9 @@ _HEADER, _REQUESTS, _SLOTS = range(3)
 _DECODE_ERRORS = (msgspec.DecodeError, msgspec.ValidationError, ValueError, TypeError, OverflowError, RecursionError)
 
 
+_NIL: Final = msgspec.Raw(b"\xc0")
+
+
 class _Header(msgspec.Struct, array_like=True, frozen=True):
     kind: int
     format: int
@@ -59,7 +62,7 @@ class _Header(msgspec.Struct, array_like=True, frozen=True):
     stamps: dict[str, int]
     mark: int
     digest: bytes
-    control: msgspec.Raw | None = None
+    control: msgspec.Raw = _NIL  # no `| None`: of a union with Raw, msgspec takes nothing but the None
     extensions: dict[str, msgspec.Raw] | None = None
 
 
