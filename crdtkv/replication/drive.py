@@ -157,6 +157,8 @@ class Drive:
         self._relay_wake_ms: float | None = None
         self._resubscribe_at_ms: float | None = None
         self._resubscribe_after_ms = settings.resubscribe_ms
+        self._began_here = False
+        """The present origin began in this process: whoever says to know more of it is wrong."""
         self.amnesia: str | None = None
         """What shows that the replica has lost commits of its own: it must take a new incarnation; then `renewed`."""
 
@@ -175,6 +177,7 @@ class Drive:
             events=self._events,
             members=self._members,
             is_former=self.membership.is_former,
+            began_here=self._began_here,
         )
         self._peers[link] = _Peer(session, dialed)
 
@@ -291,7 +294,7 @@ class Drive:
     def renewed(self, now_ms: float) -> None:
         """The replica goes on under a new origin, as it must after `amnesia`: peers learn it from a new hello."""
         self._begin(now_ms)
-        self.amnesia = None
+        self.amnesia, self._began_here = None, True
         self._tail = OwnTail(self._port, self._settings, self._now)
         self._vv = self._port.vv()
         for peer in self._peers.values():

@@ -97,6 +97,8 @@ class Session:
         events: what happens is appended to it.
         members: names of the regions known here, for the hello.
         is_former: whether a region is known to have gone on as a later incarnation than the one given.
+        began_here: whether the replica's origin began in this process, which has lost nothing since: then a peer that knows more of it is
+            wrong. Else each such word would cost another incarnation.
         wall_ms: the wall clock, for clock offsets only. `now_ms` everywhere is a clock that never goes back.
     """
 
@@ -111,12 +113,14 @@ class Session:
         events: list[Event],
         members: Sequence[str] = (),
         is_former: Callable[[Origin], bool] = lambda origin: False,
+        began_here: bool = False,
     ) -> None:
         self._port = port
         self._settings = settings
         self._tail = tail
         self._wall_ms = wall_ms
         self._is_former = is_former
+        self._began_here = began_here
         self._now = now_ms
         self.state = State.OPENING
         self.origin: Origin | None = None
@@ -575,6 +579,9 @@ class Session:
             self._end(Code.PROTOCOL, "the peer's version vector went back")
             return False
         vv = self.peer_vv.join(vv)
+        if len(vv) > messages.ORIGINS_MAX + len(self._port.control.closed):
+            self._end(Code.PROTOCOL, f"the peer named {len(vv):,} origins, the limit is {messages.ORIGINS_MAX:,}")
+            return False
         origin = self._port.origin
         theirs, ours = vv.seq(origin), self._port.vv().seq(origin)
         if theirs > ours:
@@ -584,6 +591,10 @@ class Session:
         return True
 
     def _find_amnesia(self, theirs: int, ours: int) -> bool:
+        if self._began_here:
+            what = f"{self.origin} claims to know {self._port.origin} up to {theirs}, which began here and has {ours} commits"
+            self._end(Code.PROTOCOL, f"{what}: it is wrong")
+            return False
         self.found_amnesia = True
         text = f"{self.origin} knows {self._port.origin} up to {theirs}, this replica only up to {ours}: commits were lost here"
         self._alarm(Code.AMNESIA, text, theirs=theirs, ours=ours)

@@ -61,7 +61,7 @@ class ReplicationSettings:
         snapshots_max: how many snapshots are held for receivers at the same time; each holds back what the engine would free.
         snapshot_timeout_ms: a donor that sends nothing for so long is left for another; also when one that refused is asked again.
         snapshot_hold_ms: how long a snapshot is held for a receiver that is not heard of, so that it can go on after a lost link.
-        snapshot_life_ms: how long a snapshot is held at all.
+        snapshot_life_ms: how long a snapshot is held at all, and how long a receiver takes chunks of one before it asks another donor.
         backoff_min_ms, backoff_max_ms: the delay before a link is dialled again: doubled from the least to the greatest, with jitter.
     """
 

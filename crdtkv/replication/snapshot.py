@@ -6,7 +6,8 @@ the nearest of the live peers that have it and can give snapshots; the one whose
 **Receiver.** `AskSnapshot` names what is staged (how many chunks, and the link of the last), so a transfer goes
 on after a lost link or a restart if the donor still holds that snapshot; else it begins anew, with another id and chunk 0. Each
 chunk is staged (a job: checked and written), and then acknowledged. When the last is staged the whole is installed (a job). A donor
-that sends nothing for `snapshot_timeout_ms` loses the transfer to the next; one that sends what no replica would, its link.
+that sends nothing for `snapshot_timeout_ms` loses the transfer to the next, as does one that has not ended after `snapshot_life_ms`; one that sends what
+no replica would, or more ahead of its acks than anyone's window, loses its link.
 
 **Donor.** A snapshot is taken (a job), and read chunk by chunk (jobs), never further ahead of what is acknowledged than
 `snapshot_window` chunks: that is its credit, apart from that of live frames, so that neither starves. It is held for
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 FEATURE: Final = "snapshot"
 CHUNKS_WAITING_MAX: Final = 256
 """A donor that sends more chunks than this ahead of their acks breaks the protocol, whatever its window."""
+WAITING_BYTES_MAX: Final = 32 << 20
+"""The same in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,8 @@ class Transfers:
         self._donor_region = ""
         self._id = b""
         self._heard_ms = 0.0
+        self._began_ms = 0.0
+        """When its first chunk came, or the first after a start."""
         self._lost = False
         """The link to the donor ended in the middle."""
         self._tried: dict[str, float] = {}
@@ -194,10 +199,22 @@ class Transfers:
             else:
                 self._wake(max(until, now_ms + 1))
         if self._donor is not None and not self._staging and not self._whole:
+            if self._is_endless():
+                return
             if (until := self._heard_ms + settings.snapshot_timeout_ms) <= now_ms:
                 self._leave(f"nothing came for {settings.snapshot_timeout_ms} ms", retry_ms=settings.snapshot_timeout_ms)
             else:
                 self._wake(until)
+
+    def _is_endless(self) -> bool:
+        """Leave a donor whose snapshot takes longer than any is held; nothing is being staged. Whether that was so."""
+        life_ms, snapshots = self._settings.snapshot_life_ms, self._port.snapshots
+        if not self._id or self._now < self._began_ms + life_ms:
+            return False
+        self._leave(f"it had not ended after {life_ms} ms", retry_ms=life_ms)
+        assert snapshots is not None
+        snapshots.discard()
+        return True
 
     def _wake(self, at_ms: float) -> None:
         self.wake_ms = at_ms if self.wake_ms is None else min(self.wake_ms, at_ms)
@@ -251,8 +268,15 @@ class Transfers:
         if not self._id:
             self._id = chunk.id
             self._next = min(chunk.number, self._next)  # 0: it is another snapshot than the staged one
-        if chunk.id != self._id or chunk.number != self._next or len(self._chunks) > CHUNKS_WAITING_MAX:
+            if not chunk.number or not self._began_ms:
+                self._began_ms = self._now
+        if chunk.id != self._id or chunk.number != self._next:
             self._sessions[link].close(Code.PROTOCOL, f"chunk {chunk.number} of a snapshot, {self._next} was next")
+            return
+        waiting = sum(len(one.data) for one in self._chunks)
+        if len(self._chunks) >= CHUNKS_WAITING_MAX or (self._chunks and waiting + len(chunk.data) > WAITING_BYTES_MAX):
+            what = f"{len(self._chunks) + 1} chunks of a snapshot, {waiting + len(chunk.data):,} bytes, ahead of their acks"
+            self._sessions[link].close(Code.PROTOCOL, f"{what}; the limits are {CHUNKS_WAITING_MAX} and {WAITING_BYTES_MAX:,}")
             return
         self._next += 1
         self.received_bytes += len(chunk.data)
@@ -272,6 +296,8 @@ class Transfers:
         self._staging = False
         self._heard_ms = self._now
         if chunk.id != self._id or (self._donor is None and not chunk.last):
+            return
+        if not chunk.last and self._donor is not None and self._is_endless():
             return
         if self._donor is not None:
             self._send(self._donor, ChunkAck(self._id, chunk.number + 1))
