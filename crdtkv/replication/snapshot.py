@@ -6,8 +6,8 @@ the nearest of the live peers that have it and can give snapshots; the one whose
 **Receiver.** `AskSnapshot` names what is staged (how many chunks, and the link of the last), so a transfer goes
 on after a lost link or a restart if the donor still holds that snapshot; else it begins anew, with another id and chunk 0. Each
 chunk is staged (a job: checked and written), and then acknowledged. When the last is staged the whole is installed (a job). A donor
-that sends nothing for `snapshot_timeout_ms` loses the transfer to the next, as does one that has not ended after `snapshot_life_ms`; one that sends what
-no replica would, or more ahead of its acks than anyone's window, loses its link.
+that sends nothing for `snapshot_timeout_ms` loses the transfer to the next, as does one that has not ended after `snapshot_life_ms`; one
+that sends what no replica would, or more ahead of its acks than anyone's window, loses its link.
 
 **Donor.** A snapshot is taken (a job), and read chunk by chunk (jobs), never further ahead of what is acknowledged than
 `snapshot_window` chunks: that is its credit, apart from that of live frames, so that neither starves. It is held for
