@@ -27,11 +27,13 @@ from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, check_region,
 from crdtkv.core.clock import time_text
 from crdtkv.core.control import NOTHING_AGREED, Control
 from crdtkv.core.frame import Frame
+from crdtkv.core.install import Incoming
 from crdtkv.core.join import Snapshot
 from crdtkv.core.load import Loader
 from crdtkv.core.replica import enters_digest
 from crdtkv.core.state import DictBase, State
-from crdtkv.errors import ConfigError, CorruptionError, ValueTooLargeError
+from crdtkv.core.transfer import NO_LINK, encode_slots, header_of, next_link
+from crdtkv.errors import ConfigError, CorruptionError
 from crdtkv.results import MergeResult
 from crdtkv.store.exchange import encode_frames
 from crdtkv.store.machine import Machine
@@ -41,6 +43,8 @@ from crdtkv.store.settings import Settings
 GROUP_FRAMES: Final = 256
 MERGE_BYTES: Final = 4 << 20
 """Frames merged into a running replica at a time."""
+STATE_CHUNK_BYTES: Final = 1 << 20
+"""About how much of a state travels to a node at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,41 +259,41 @@ class Mergeable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a join added: commits, keys that changed visibly; zero where the replica had seen it all."""
+    """What a join added: commits, keys that changed visibly (of a state that a node staged: slots); zero where it had seen it all."""
 
     applied: int
     changed_keys: int
     backups: tuple[Manifest, ...]
 
 
-def merge(target: Target, into: Mergeable, *, id: str | None = None, state_bytes_max: int | None = None) -> Merged:
-    """Join a backup into a replica that runs: it gets what it had not seen, and keeps what it has. O(backup), in memory.
+class TakesStates(Protocol):
+    """A node that takes a whole state, in chunks: `crdtkv.client.views.NodeSide`."""
+
+    def merge_state(self, chunks: Iterator[tuple[bytes, bytes]], /) -> tuple[int, int]: ...
+
+
+def merge(target: Target, into: Mergeable, *, id: str | None = None, node: TakesStates | None = None) -> Merged:
+    """Join a backup into a replica that runs: it gets what it had not seen, and keeps what it has. O(backup).
 
     The commits are the same ones, under the same dots: what the replica has seen is not applied again, so a counter does not count
     twice, and what was deleted since stays deleted. So it brings back commits that no replica has any more, and undoes nothing.
 
     Args:
-        state_bytes_max: refuse a state that would be larger than this on its way.
-    Raises:
-        ValueTooLargeError: the state is too large to be merged in one step.
+        node: of a client: the node itself, which stages a state of any size and installs it in one step. None: the state is
+            merged in one piece, in memory.
     """
     found = manifests(target)
     line = chain(found, chosen(found, id, target), target)
     full, applied, changed = line[0], 0, 0
     if not full.vv <= _full(into.vv(), full):
-        slots: dict[bytes, bytes] = {}
-        size = 0
-        for flat in read_chunks(target, full):
-            slots.update(zip(flat[::2], flat[1::2], strict=True))
-            size += sum(map(len, flat))
-            if state_bytes_max is not None and size > state_bytes_max:
-                raise ValueTooLargeError(
-                    f"backup {full.id} holds more than the {state_bytes_max:,} bytes that are merged in one step: restore it to a "
-                    "directory as a region of the cluster (`--data DIR --as REGION`), and start that",
-                    limit=state_bytes_max,
-                )
-        done = into.merge(Snapshot(full.cluster, full.shard, full.vv, full.hashes, slots, full.agreed).to_bytes())
-        applied, changed = applied + done.applied, changed + len(done.changed_keys)
+        if node is not None:
+            applied, changed = node.merge_state(_chunks(target, full))
+        else:
+            slots: dict[bytes, bytes] = {}
+            for flat in read_chunks(target, full):
+                slots.update(zip(flat[::2], flat[1::2], strict=True))
+            done = into.merge(Snapshot(full.cluster, full.shard, full.vv, full.hashes, slots, full.agreed).to_bytes())
+            applied, changed = done.applied, len(done.changed_keys)
     vv = _full(into.vv(), line[-1])
     group: list[Frame] = []
     size = 0
@@ -304,3 +308,21 @@ def merge(target: Target, into: Mergeable, *, id: str | None = None, state_bytes
         done = into.merge(encode_frames(group))
         applied, changed = applied + done.applied, changed + len(done.changed_keys)
     return Merged(applied, changed, tuple(line))
+
+
+def _chunks(target: Target, full: Manifest) -> Iterator[tuple[bytes, bytes]]:
+    """A full backup as the chunks of a snapshot, each with its link."""
+    data = header_of(
+        Incoming(full.cluster, full.shard, full.vv, full.hashes, full.agreed, mark=full.hlc), full.origin, int(full.digest, 16)
+    )
+    link = next_link(NO_LINK, data)
+    yield data, link
+    for flat in read_chunks(target, full):
+        while flat:
+            size = at = 0
+            while at < len(flat) and size < STATE_CHUNK_BYTES:
+                size += len(flat[at]) + len(flat[at + 1])
+                at += 2
+            data, flat = encode_slots(flat[:at]), flat[at:]
+            link = next_link(link, data)
+            yield data, link

@@ -16,11 +16,10 @@ from crdtkv.cli.place import Place, where_options, where_options_if_any
 
 if TYPE_CHECKING:
     from crdtkv.backup import Manifest, Point
+    from crdtkv.client.views import NodeSide
 
 MERGE_S = 120.0
 """The deadline of a merge into a node, at least."""
-STATE_MERGE_BYTES_MAX = 24 << 20
-"""A state that is merged into a node travels in one message."""
 
 
 @click.group(no_args_is_help=True)
@@ -44,15 +43,19 @@ def create(place: Place, target: str, full: bool, output: str) -> int:
     """
     from crdtkv.backup import create as make
     from crdtkv.backup import open_target
-    from crdtkv.client.views import NodeSide
 
     kept = open_target(target)
-    with NodeSide(
-        place.endpoints[0], connect_s=place.timeout_s, tls_ca=place.tls_ca, tls_cert=place.tls_cert, tls_key=place.tls_key
-    ) as side:
+    with _side(place) as side:
         made = make(side, kept, full=full)
     _show(made, output)
     return DONE
+
+
+def _side(place: Place) -> NodeSide:
+    from crdtkv.client.views import NodeSide
+
+    tls = {"tls_ca": place.tls_ca, "tls_cert": place.tls_cert, "tls_key": place.tls_key}
+    return NodeSide(place.endpoints[0], connect_s=place.timeout_s, **tls)
 
 
 @backup.command("list")
@@ -201,8 +204,10 @@ def restore(
         raise click.UsageError("--data, --as and --cluster make a directory, --at and --region name a running region: give one")
     if point is not None:
         raise click.UsageError("a past state joined into its cluster undoes nothing: restore it with --data, --as and --cluster")
-    with dataclasses.replace(place, timeout_s=max(place.timeout_s, MERGE_S)).connect() as client:
-        done = merge(open_target(target), client, id=id, state_bytes_max=STATE_MERGE_BYTES_MAX)
+    # One node, for the state and what follows it.
+    place = dataclasses.replace(place, endpoints=place.endpoints[:1], timeout_s=max(place.timeout_s, MERGE_S))
+    with place.connect() as client, _side(place) as side:
+        done = merge(open_target(target), client, id=id, node=side)
     if output == JSON:
         emit_json({"applied": done.applied, "changed_keys": done.changed_keys, "backups": [m.id for m in done.backups]})
     else:

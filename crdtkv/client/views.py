@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -76,6 +76,30 @@ class NodeSide:
         """See `MendableSide.settle`."""
         reply = self._call(self._stub.Settle, admin_pb2.SettleRequest(), SETTLE_S)
         return Settled(reply.kept, reply.scanned, reply.beside)
+
+    def merge_state(self, chunks: Iterable[tuple[bytes, bytes]]) -> tuple[int, int]:
+        """Join a state, sent in chunks with their links, into the node's replica: how many commits were new, and slots changed.
+
+        What iterating raises ends it, and is raised; nothing changes there then.
+        """
+        failed: list[Exception] = []
+
+        def requests() -> Iterator[Any]:
+            try:
+                for data, link in chunks:
+                    yield admin_pb2.StateChunk(data=data, link=link)
+            except Exception as e:
+                failed.append(e)  # gRPC would print it
+            else:
+                yield admin_pb2.StateChunk(end=True)
+
+        try:
+            reply = self._call(self._stub.MergeState, requests(), SETTLE_S)
+        except CrdtkvError:
+            if failed:
+                raise failed[0] from None
+            raise
+        return reply.applied, reply.changed
 
     def regions(self) -> Any:
         """The members of the cluster as the node knows them: `admin_pb2.RegionsReply`."""

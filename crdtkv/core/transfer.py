@@ -89,25 +89,32 @@ def next_link(link: bytes, data: bytes) -> bytes:
 
 def encode_header(replica: Replica, vv: VersionVector) -> bytes:
     """The first chunk: of a replica that stands at `vv`, everything folded and every clear done."""
-    agreed = replica.control.agreed()
+    hashes = {o: replica.last_hash(o)[1] for o in vv}
+    stamps = {o: s for o, s in replica.last_stamps().items() if o in vv}
+    incoming = Incoming(replica.cluster, replica.shard, vv, hashes, replica.control.agreed(), stamps, mark=replica.clock.mark)
+    return header_of(incoming, replica.origin, replica.digest())
+
+
+def header_of(incoming: Incoming, origin: Origin, digest: int) -> bytes:
+    """The first chunk of a state, from wherever it is kept; without its request ids. `digest`: the sum over its records."""
+    agreed = incoming.agreed
     requires: list[str] = []
     control: object = None
     if agreed != NOTHING_AGREED:
         requires, control = [CONTROL_FEATURE], agreed.to_wire()
-    stamps = {o: s for o, s in replica.last_stamps().items() if o in vv}
     return _encode(
         [
             _HEADER,
             FORMAT,
             requires,
-            replica.cluster,
-            replica.shard,
-            replica.origin,
-            vv.flat(),
-            [replica.last_hash(o)[1] for o in vv],
-            stamps,
-            replica.clock.mark,
-            replica.digest().to_bytes(16, "big"),
+            incoming.cluster,
+            incoming.shard,
+            origin,
+            incoming.vv.flat(),
+            [incoming.hashes[o] for o in incoming.vv],
+            incoming.stamps,
+            incoming.mark,
+            digest.to_bytes(16, "big"),
             control,
             None,
         ]

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -128,6 +129,23 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def Lag(self, request: Any, context: Context) -> Any:
         store, _ = self._serving()
         return admin_pb2.LagReply(region=store.region, peers=[_peer(lag, row, store.origin) for lag, row in await self._peers.lag()])
+
+    # -- a state from elsewhere -----------------------------------------------------------------------------------
+
+    @unary
+    async def MergeState(self, request_iterator: AsyncIterator[Any], context: Context) -> Any:
+        self._serving()
+
+        async def chunks() -> AsyncIterator[tuple[bytes, bytes]]:
+            async for chunk in request_iterator:
+                if chunk.end:
+                    return
+                yield chunk.data, chunk.link
+            raise InvalidValueError("the state broke off before its end: nothing was changed", field="state")
+
+        done = await self._peers.merge_state(chunks())
+        event(logging.INFO, "state_merged", applied=done.applied, added=done.added, changed=done.changed, removed=done.removed)
+        return admin_pb2.MergeStateReply(applied=done.applied, changed=done.added + done.changed + done.removed)
 
     # -- members --------------------------------------------------------------------------------------------------
 

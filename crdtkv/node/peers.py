@@ -21,13 +21,14 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from crdtkv.core.causality import region_of
 from crdtkv.core.control import Member, Steering
-from crdtkv.errors import CrdtkvError, DiskFullError, RegionUnavailableError
+from crdtkv.core.install import Installed
+from crdtkv.errors import CrdtkvError, DiskFullError, RegionUnavailableError, StorageError
 from crdtkv.node.logging import event
 from crdtkv.node.worker import StorageWorker, as_crdtkv_error
 from crdtkv.replication import Backoff, Code, Drive, Event, EventKind, PeerStatistics, Relay, ReplicationSettings, State
@@ -41,6 +42,8 @@ from crdtkv.transport.base import PeerStream, Transport
 
 if TYPE_CHECKING:
     from crdtkv.store.store import Store
+
+T = TypeVar("T")
 
 DIAL_TIMEOUT_S: Final = 5.0
 BACKLOG_BYTES_MAX: Final = 8 << 20
@@ -260,6 +263,27 @@ class _Core:
     def _job_failed(self, job: Job, error: CrdtkvError) -> None:
         self._touched = True
         self.drive.job_failed(job, error, _now_ms())
+
+    def reserve_install(self) -> None:
+        self.drive.transfers.reserve("a backup")
+
+    def begin_install(self) -> Job:
+        snapshots = self._port.snapshots
+        incoming = None if snapshots is None else snapshots.staged.incoming
+        if incoming is not None and (incoming.cluster, incoming.shard) == (self._port.cluster, self._port.shard):
+            origin, seq = self._port.origin, self._port.vv().seq(self._port.origin)
+            if (known := incoming.vv.seq(origin)) > seq:
+                self._begin_incarnation(f"what is to be merged knows {origin} up to {known}, and here it ended at {seq}: commits were lost")
+        self._touched = True
+        return self.drive.transfers.begin_install()
+
+    def end_install(self, job: Job | None, result: Any = None, error: CrdtkvError | None = None) -> None:
+        """What came of it; no job: it did not come to that."""
+        self.drive.transfers.release()
+        if job is not None and error is not None:
+            self._job_failed(job, error)
+        elif job is not None:
+            self._job_done(job, result)
 
     def _report(self, events: Sequence[Event]) -> None:
         for one in events:
@@ -562,6 +586,42 @@ class Peers:
         self._notifying.add(task)
         task.add_done_callback(self._notifying.discard)
 
+    # -- a state from elsewhere -----------------------------------------------------------------------------------
+
+    async def merge_state(self, chunks: AsyncIterator[tuple[bytes, bytes]]) -> Installed:
+        """Stage the chunks of a state, each with its link, and install it as a snapshot of another region.
+
+        Raises:
+            RegionUnavailableError: a snapshot is on its way here. StorageError: this store can take none.
+            CorruptionError and what an install raises: nothing changed.
+        """
+        core, worker = self._core, self._worker
+        assert core is not None and worker is not None
+        snapshots = core.drive.transfers.snapshots
+        if snapshots is None:
+            raise StorageError("a directory with engine 'memory' keeps commits only, and can take no state: use rocksdb or lmdb")
+        await worker.run(core.reserve_install)
+        job: Job | None = None
+        try:
+            anew = True
+            async for data, link in chunks:
+                await _whole(worker.read(partial(snapshots.stage, data, link, anew=anew)))
+                anew = False
+            job = await _whole(worker.run(core.begin_install))
+            result: Installed = await _whole(worker.read(job.run))
+        except BaseException as e:
+            await _whole(self._give_up_state(core, worker, job, as_crdtkv_error(e)))
+            raise
+        await _whole(worker.run(partial(core.end_install, job, result)))
+        return result
+
+    @staticmethod
+    async def _give_up_state(core: _Core, worker: StorageWorker, job: Job | None, error: CrdtkvError) -> None:
+        snapshots = core.drive.transfers.snapshots
+        if job is None and snapshots is not None:
+            await worker.read(snapshots.discard)
+        await worker.run(partial(core.end_install, job, None, error))
+
     # -- what is known --------------------------------------------------------------------------------------------
 
     def standings(self) -> tuple[tuple[Standing, bool], ...]:
@@ -637,6 +697,16 @@ class Peers:
             clock_offset_ms=row.clock_offset_ms,
             last_heard_ms=None if row.heard_ms_ago is None else round(row.heard_ms_ago),
         )
+
+
+async def _whole(work: Awaitable[T]) -> T:
+    """The result of something that must not be left half done: it goes on whoever is cancelled, who first waits for its end."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise
 
 
 def _now_ms() -> float:

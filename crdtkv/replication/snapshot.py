@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Any, Final
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.install import Installed
 from crdtkv.core.transfer import NO_LINK, next_link
-from crdtkv.errors import CorruptionError, CrdtkvError, IncompatibleFormatError
+from crdtkv.errors import CorruptionError, CrdtkvError, IncompatibleFormatError, RegionUnavailableError
 from crdtkv.replication.messages import AboutSnapshots, AskSnapshot, CannotSnapshot, Chunk, ChunkAck, EndSnapshot, Message
 from crdtkv.replication.status import Code, Event, EventKind, State
 
 if TYPE_CHECKING:
-    from crdtkv.replication.port import ReplicaPort, SnapshotSource
+    from crdtkv.replication.port import ReplicaPort, Snapshots, SnapshotSource
     from crdtkv.replication.session import Session
     from crdtkv.replication.settings import ReplicationSettings
 
@@ -116,6 +116,7 @@ class Transfers:
         """The number of the chunk that comes next."""
         self._staging = False
         self._whole = False
+        self._reserved = False
         self.installing = False
         self.installs = 0
         self.given_up = 0
@@ -140,7 +141,12 @@ class Transfers:
     @property
     def is_active(self) -> bool:
         """Whether a snapshot is on its way here, or being installed."""
-        return self._donor is not None or self.installing or self._staging
+        return self._donor is not None or self.installing or self._staging or self._reserved
+
+    @property
+    def snapshots(self) -> Snapshots | None:
+        """What gives, stages and installs them; None: this replica does not."""
+        return self._port.snapshots
 
     @property
     def holds(self) -> int:
@@ -324,6 +330,27 @@ class Transfers:
 
     def _event(self, kind: EventKind, origin: Origin | None, text: str, **details: str | int) -> None:
         self._events.append(Event(kind, origin, text, details))
+
+    # -- a state from elsewhere -----------------------------------------------------------------------------------
+
+    def reserve(self, whence: str) -> None:
+        """Ask nobody for a snapshot until `release`: what is staged now comes from elsewhere (a backup). Raises if one is on its way."""
+        if self.is_active:
+            raise RegionUnavailableError(
+                "a snapshot of another region is on its way here: try again when it is installed", retry_after_ms=1_000
+            )
+        self._reserved, self._donor_region = True, whence
+
+    def begin_install(self) -> Job:
+        """All that was reserved for is staged: a job for the caller to run, and to report like those of `Work.jobs`."""
+        snapshots = self._port.snapshots
+        assert self._reserved and snapshots is not None
+        self.installing = True
+        return Job("install", snapshots.install)
+
+    def release(self) -> None:
+        """It is installed, or will not be."""
+        self._reserved = False
 
     # -- donor ----------------------------------------------------------------------------------------------------
 

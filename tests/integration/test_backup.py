@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +14,11 @@ from typing import Any
 import pytest
 
 import crdtkv
+from crdtkv.backup import FolderTarget, create
+from crdtkv.backup.restoring import _chunks
 from crdtkv.cli.main import main
+from crdtkv.client.views import NodeSide
+from crdtkv.errors import CrdtkvError, RegionUnavailableError
 from tests.integration.test_audit import settled, under_load
 from tests.integration.test_node import Regions, until
 
@@ -87,6 +93,71 @@ def test_a_backup_joined_into_a_running_region_counts_nothing_twice(regions: Reg
         for applied in (1, 0):
             assert shell.json("backup", "restore", target, "--at", node.address)["applied"] == applied
         assert sa.counter("hits").value == 6
+
+
+def test_a_large_backup_is_joined_into_a_running_region(regions: Regions, shell: Shell, tmp_path: Path) -> None:
+    """Larger than any message: it is staged in chunks, and installed in one step while everybody else goes on."""
+    target = str(tmp_path / "backups")
+    with crdtkv.open(region="us") as us:
+        for at in range(36):
+            us.put(f"large/{at:02}", bytes([at]) * 1_000_000)
+        us.counter("hits").increment(5)
+        create(us, FolderTarget(target))
+        digest = us.digest()
+    with crdtkv.open(region="sa") as sa, crdtkv.Node(sa) as node:
+        done = shell.json("backup", "restore", target, "--at", node.address)
+        assert done["applied"] == 37 and done["changed_keys"] == 37
+        assert sa.digest() == digest and sa.get("large/35") == bytes([35]) * 1_000_000
+        with crdtkv.connect(node.address) as client:
+            client.counter("hits").increment()
+            assert client.counter("hits").value == 6
+            assert shell.json("backup", "restore", target, "--at", node.address)["applied"] == 0
+            assert client.counter("hits").value == 6
+        path = next(Path(target).rglob("state-000001"))
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+    with crdtkv.open(region="ap") as ap, crdtkv.Node(ap) as node:
+        assert "state-000001" in shell("backup", "restore", target, "--at", node.address, status=1)
+        snapshots = ap._machine.snapshots
+        assert snapshots is not None and not snapshots.staged.chunks and ap.count() == 0
+        ap.put("still", "written")
+        path.write_bytes(whole)
+        assert shell.json("backup", "restore", target, "--at", node.address)["applied"] == 37, "and the next may come"
+
+
+def test_a_node_lets_go_of_a_state_whose_sender_is_gone(tmp_path: Path) -> None:
+    target = FolderTarget(tmp_path / "backups")
+    with crdtkv.open(region="us") as us:
+        us.put("k", 1)
+        full = create(us, target)
+    go_on = threading.Event()
+
+    def some() -> Iterator[tuple[bytes, bytes]]:
+        yield next(_chunks(target, full))
+        go_on.wait(30)
+
+    with crdtkv.open(region="sa") as sa, crdtkv.Node(sa) as node:
+        transfers, snapshots = node._server.peers.transfers, sa._machine.snapshots
+        assert transfers is not None and snapshots is not None
+        side = NodeSide(node.address)
+
+        def send() -> None:
+            with contextlib.suppress(CrdtkvError):
+                side.merge_state(some())
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        until(lambda: snapshots.staged.chunks == 1)
+        with NodeSide(node.address) as other, pytest.raises(RegionUnavailableError, match="try again"):
+            other.merge_state(_chunks(target, full))
+        assert transfers.is_active
+        side.close()
+        until(lambda: not transfers.is_active and not snapshots.staged.chunks)
+        go_on.set()
+        sending.join(30)
+        with NodeSide(node.address) as other:
+            assert other.merge_state(_chunks(target, full)) == (1, 1)
+        assert sa.get("k") == 1
 
 
 def test_an_earlier_state_is_restored_beside_the_cluster(regions: Regions, shell: Shell, tmp_path: Path) -> None:

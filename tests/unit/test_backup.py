@@ -16,7 +16,7 @@ from crdtkv.backup import create as create_backup
 from crdtkv.backup.chunks import FRAMES, STATE, decode_chunk, encode_chunk
 from crdtkv.core.clock import stamp
 from crdtkv.core.frame import DeltaKind
-from crdtkv.errors import ConfigError, CorruptionError, IncompatibleFormatError, StorageError, ValueTooLargeError
+from crdtkv.errors import ConfigError, CorruptionError, IncompatibleFormatError, StorageError
 from crdtkv.store import Settings, Store
 from tests.object_storage import object_storage
 from tests.stores import Clock, store_at, stores, sync
@@ -184,12 +184,55 @@ def test_a_merge_brings_back_what_was_lost_and_not_what_was_deleted(target: Fold
         sync(us, eu)
 
 
-def test_a_state_too_large_for_one_step_is_refused_with_the_way_to_go(us: Store, target: FolderTarget) -> None:
+class Staging:
+    """A store that takes a state in chunks, as a node does."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.chunks = 0
+
+    def merge_state(self, chunks: Iterator[tuple[bytes, bytes]]) -> tuple[int, int]:
+        snapshots = self.store._machine.snapshots
+        assert snapshots is not None
+        for data, link in chunks:
+            snapshots.stage(data, link, anew=not self.chunks)
+            self.chunks += 1
+        done = snapshots.install()
+        return done.applied, done.added + done.changed + done.removed
+
+
+def test_a_state_of_any_size_is_merged_through_staging_and_gives_the_same(
+    us: Store, target: FolderTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crdtkv.backup.restoring.STATE_CHUNK_BYTES", 4000)
+    monkeypatch.setattr("crdtkv.backup.writing.CHUNK_BYTES", 15_000)
     fill(us, 300)
+    us.counter("hits").increment(5)
     create(us, target)
+    us.put("later", 1)
+    create(us, target)
+    with stores("eu", "ap") as (eu, ap):
+        for store in (eu, ap):
+            store.counter("hits").increment()
+            store.put("alone", store.region)
+        staging = Staging(eu)
+        done = merge(target, eu, node=staging)
+        assert staging.chunks > 4
+        assert done.applied == merge(target, ap).applied and done.changed_keys > 300
+        assert eu.counter("hits").value == ap.counter("hits").value
+        assert eu.vv().without(eu.origin) == ap.vv().without(ap.origin) == us.vv()
+        sync(us, eu, ap)
+        assert merge(target, eu, node=staging).applied == 0
+
+
+def test_a_damaged_backup_changes_nothing_where_it_is_merged(us: Store, target: FolderTarget) -> None:
+    fill(us, 300)
+    made = create(us, target)
+    path = target.folder / made.id / made.files[0].name
+    path.write_bytes(path.read_bytes()[:-1])
     with stores("eu") as (eu,):
-        with pytest.raises(ValueTooLargeError, match="restore it to a directory"):
-            merge(target, eu, state_bytes_max=1000)
+        with pytest.raises(CorruptionError, match=path.name):
+            merge(target, eu, node=Staging(eu))
         assert not contents(eu)
 
 

@@ -322,6 +322,24 @@ class SettleReply(_message.Message):
     beside: int
     def __init__(self, kept: _Optional[str] = ..., scanned: _Optional[str] = ..., beside: _Optional[int] = ...) -> None: ...
 
+class StateChunk(_message.Message):
+    __slots__ = ("data", "link", "end")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    LINK_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    link: bytes
+    end: bool
+    def __init__(self, data: _Optional[bytes] = ..., link: _Optional[bytes] = ..., end: bool = ...) -> None: ...
+
+class MergeStateReply(_message.Message):
+    __slots__ = ("applied", "changed")
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    applied: int
+    changed: int
+    def __init__(self, applied: _Optional[int] = ..., changed: _Optional[int] = ...) -> None: ...
+
 class RegionsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -94,6 +94,11 @@ class AdminStub(object):
                 request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleRequest.SerializeToString,
                 response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleReply.FromString,
                 _registered_method=True)
+        self.MergeState = channel.stream_unary(
+                '/crdtkv.v1.Admin/MergeState',
+                request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.StateChunk.SerializeToString,
+                response_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.MergeStateReply.FromString,
+                _registered_method=True)
         self.Regions = channel.unary_unary(
                 '/crdtkv.v1.Admin/Regions',
                 request_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.RegionsRequest.SerializeToString,
@@ -186,6 +191,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MergeState(self, request_iterator, context):
+        """Joins a state that is sent in chunks (as snapshots between nodes are) into this replica: staged first, then installed in one step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Regions(self, request, context):
         """The members of the cluster, as this node knows them; and changes to them, which become commits like any other.
         """
@@ -261,6 +273,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Settle,
                     request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleRequest.FromString,
                     response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleReply.SerializeToString,
+            ),
+            'MergeState': grpc.stream_unary_rpc_method_handler(
+                    servicer.MergeState,
+                    request_deserializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.StateChunk.FromString,
+                    response_serializer=crdtkv_dot_pb_dot_v1_dot_admin__pb2.MergeStateReply.SerializeToString,
             ),
             'Regions': grpc.unary_unary_rpc_method_handler(
                     servicer.Regions,
@@ -597,6 +614,33 @@ class Admin(object):
             '/crdtkv.v1.Admin/Settle',
             crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleRequest.SerializeToString,
             crdtkv_dot_pb_dot_v1_dot_admin__pb2.SettleReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MergeState(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/crdtkv.v1.Admin/MergeState',
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.StateChunk.SerializeToString,
+            crdtkv_dot_pb_dot_v1_dot_admin__pb2.MergeStateReply.FromString,
             options,
             channel_credentials,
             insecure,
