@@ -40,6 +40,7 @@ from crdtkv.core.transfer import LINK_BYTES, Arrival, encode_header, encode_requ
 from crdtkv.errors import CorruptionError, CrdtkvError, DiskFullError, StorageError
 from crdtkv.storage.engine import EngineSnapshot
 from crdtkv.storage.files import FileLayer, OsFiles, write_all
+from crdtkv.store.view import at_rest
 
 if TYPE_CHECKING:
     from crdtkv.store.machine import Machine
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 DIRECTORY: Final = "snapshot"
 STAGED: Final = "staged"
 INSTALLING: Final = "installing"
+PURGE_SLOTS: Final = 2_000
+"""Slots of a large cleared collection that are dropped at a time before a snapshot is taken."""
 _MAGIC: Final = b"CRDTKVS1"
 _HEAD_BYTES: Final = 8 + LINK_BYTES
 _END: Final = successor(SLOT_SPACE)
@@ -61,7 +64,7 @@ class Source:
 
     def __init__(self, machine: Machine) -> None:
         replica = machine.replica
-        while replica.purge_slice(10_000):
+        while machine.purge_slice(PURGE_SLOTS):
             pass
         self._snapshot: EngineSnapshot = machine.snapshot()
         self.vv: VersionVector = machine.vv()
@@ -298,8 +301,7 @@ class Snapshots:
         return self._staging.arrival
 
     def open(self) -> Source:
-        with self._lock:
-            self._machine.check()
+        with at_rest(self._machine, self._lock, PURGE_SLOTS):
             source = Source(self._machine)
         try:
             source.sync()

@@ -11,11 +11,11 @@ stops no writer; it is read in bounded steps, from any thread, one at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 from crdtkv.core.causality import Origin, VersionVector, region_of
 from crdtkv.core.codec import SLOT_SPACE, successor
@@ -26,6 +26,7 @@ from crdtkv.errors import StorageError, TokenExpiredError
 from crdtkv.store.pacing import Pacer
 
 if TYPE_CHECKING:
+    from crdtkv.store.machine import Machine
     from crdtkv.store.store import Store
 
 FIRST: Final = SLOT_SPACE
@@ -110,6 +111,19 @@ class View(Protocol):
         """Let go; idempotent."""
 
 
+@contextmanager
+def at_rest(machine: Machine, lock: AbstractContextManager[Any], slots: int) -> Iterator[None]:
+    """With the lock held, a moment in which no clear is in progress. What is left of some is done first, so many slots at a time, and
+    the lock let go in between: writers do not wait for a large one."""
+    while True:
+        with lock:
+            machine.check()
+            if not machine.replica.purges:
+                yield
+                return
+            machine.purge_slice(slots)
+
+
 class StateView:
     """The `View` of a store in this process. A context manager.
 
@@ -121,26 +135,22 @@ class StateView:
     def __init__(self, store: Store, pace: float = 1.0, others: Callable[[], int] | None = None) -> None:
         machine, replica = store._machine, store._replica
         self._pacer = Pacer(pace, machine.log.end if others is None else others)
-        while True:
-            with store._lock:
-                store._settled()
-                if not replica.purges:
-                    self._snapshot = machine.snapshot()
-                    vv = machine.vv()
-                    self.moment = Moment(
-                        store.origin,
-                        store.cluster,
-                        store.shard,
-                        vv,
-                        {o: replica.last_hash(o)[1] for o in vv},
-                        replica.digest(),
-                        replica.clock.mark,
-                        machine.log.end(),
-                        machine.log.floor(),
-                        replica.control.agreed(),
-                    )
-                    break
-                machine.purge_slice(store.settings.purge_slots)
+        with at_rest(machine, store._lock, store.settings.purge_slots):
+            store._settled()
+            self._snapshot = machine.snapshot()
+            vv = machine.vv()
+            self.moment = Moment(
+                store.origin,
+                store.cluster,
+                store.shard,
+                vv,
+                {o: replica.last_hash(o)[1] for o in vv},
+                replica.digest(),
+                replica.clock.mark,
+                machine.log.end(),
+                machine.log.floor(),
+                replica.control.agreed(),
+            )
         self._log = machine.log
         try:
             while self._log.synced() < self.moment.position:

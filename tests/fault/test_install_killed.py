@@ -152,3 +152,53 @@ def test_an_end_that_comes_too_early_is_not_installed(tmp_path: Path) -> None:
             eu._machine.snapshots.install()
         assert eu.count() == 0
         eu.put("still", "written")
+
+
+def test_a_receiver_that_dies_after_any_chunk_goes_on_from_there(tmp_path: Path) -> None:
+    settings = Settings(instance_dir="trust")
+    with crdtkv.open(region="us") as us:
+        for at in range(120):
+            us.put(f"k{at:03}", "x" * 50)
+        us.set("tags").add("a")
+        us.counter("hits").increment(3)
+        sent, digest = chunks(us), us.digest()
+    assert len(sent) > 5
+    for done in range(1, len(sent) + 1):
+        path, copy = tmp_path / f"eu{done}", tmp_path / f"copy{done}"
+        with crdtkv.open(path, region="eu", settings=settings) as eu:
+            eu.put("alone", 1)
+            assert eu._machine.snapshots is not None
+            for number, (data, link) in enumerate(sent[:done]):
+                eu._machine.snapshots.stage(data, link, anew=not number)
+            shutil.copytree(path, copy)  # as a process that is killed leaves it
+        with crdtkv.open(copy, region="eu", settings=settings) as eu:
+            snapshots = eu._machine.snapshots
+            assert snapshots is not None
+            assert (snapshots.staged.chunks, snapshots.staged.link) == (done, sent[done - 1][1])
+            assert dict(eu.scan()) == {"alone": 1}, "nothing of it shows before all of it is there"
+            for data, link in sent[done:]:
+                snapshots.stage(data, link, anew=False)
+            snapshots.install()
+            assert eu.count() == 123
+            eu.delete("alone")
+            assert eu.digest() == digest
+
+
+def test_a_donor_that_dies_after_any_chunk_leaves_nothing_of_its_snapshot_in_the_next(tmp_path: Path) -> None:
+    with crdtkv.open(region="us") as us:
+        for at in range(120):
+            us.put(f"k{at:03}", "x" * 50)
+        first = chunks(us)
+        us.delete("k007")
+        us.put("k008", "changed")
+        second, digest = chunks(us), us.digest()
+    for done in range(1, len(first) + 1):
+        with crdtkv.open(tmp_path / f"eu{done}", region="eu", settings=Settings(instance_dir="trust")) as eu:
+            snapshots = eu._machine.snapshots
+            assert snapshots is not None
+            for number, (data, link) in enumerate(first[:done]):
+                snapshots.stage(data, link, anew=not number)
+            for number, (data, link) in enumerate(second):
+                snapshots.stage(data, link, anew=not number)
+            snapshots.install()
+            assert "k007" not in eu and eu.get("k008") == "changed" and eu.digest() == digest
