@@ -44,7 +44,10 @@ _REMOVE_KINDS = {SlotType.REGISTER: "delete", SlotType.SET: "remove", SlotType.M
 
 
 class Touched(msgspec.Struct, frozen=True, gc=False):
-    """A slot whose visible value may have changed. `subkey` is b"" for registers, counters and whole collections."""
+    """A slot whose visible value may have changed. `subkey` is b"" for registers, counters and whole collections.
+
+    `value`: what became visible there, where that is at hand: of a put to a register that does not expire.
+    """
 
     key: str
     type_code: int
@@ -53,6 +56,7 @@ class Touched(msgspec.Struct, frozen=True, gc=False):
     origin: Origin
     seq: int
     hlc: int
+    value: bytes | None = None
 
 
 class Clear(msgspec.Struct, array_like=True, frozen=True):
@@ -208,7 +212,8 @@ class Applier:
         if self.removals and not self.local:
             self.meet_removal(key, type_code, subkey, mine)
         if self.touched is not None and (len(entries) == 1 or winner(entries) is mine):
-            self.changed(key_text, type_code, subkey, _WRITE_KINDS[type_code])
+            at_hand = value if type_code == SlotType.REGISTER and expiry is None else None
+            self.changed(key_text, type_code, subkey, _WRITE_KINDS[type_code], at_hand)
 
     def put_all(self, origin: Origin, seen: dict[Origin, int], puts: Puts) -> None:
         """`write` each put of a received frame that has seen `seen` and, of its own origin, what is before it.
@@ -250,7 +255,7 @@ class Applier:
                 theirs = (other.origin, other.seq, other.hlc, "put", other.value, None)
                 met.append((key.encode(), ours, theirs, hlc) if is_read else (key.encode(), theirs, ours, hlc))
             if touched is not None and is_read:
-                touched.append(Touched(key, SlotType.REGISTER, b"", "put", origin, seq, hlc))
+                touched.append(Touched(key, SlotType.REGISTER, b"", "put", origin, seq, hlc, value))
         self.state.put_all(written)
         self.journal.record_all(SlotType.REGISTER, RULE_LWW, met)
 
@@ -362,10 +367,10 @@ class Applier:
 
     # -- what is written beside the state -------------------------------------------------------------------------
 
-    def changed(self, key: str, type_code: int, subkey: bytes, kind: str) -> None:
+    def changed(self, key: str, type_code: int, subkey: bytes, kind: str, value: bytes | None = None) -> None:
         """Note a slot whose visible value may have changed."""
         if self.touched is not None:
-            self.touched.append(Touched(key, type_code, subkey, kind, self.origin, self.seq, self.hlc))
+            self.touched.append(Touched(key, type_code, subkey, kind, self.origin, self.seq, self.hlc, value))
 
     def note_removal(self, key: bytes, type_code: int) -> None:
         """Remember a clear or a reset, so that a concurrent write that arrives later is seen to have met it."""

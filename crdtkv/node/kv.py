@@ -298,26 +298,26 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
         news = asyncio.Event()
         feed = await self._subscribe(worker, prefix, since, notifier(news))
         last = feed.last_token  # of what has been sent
+        sender = _PageSender(context, self._limits.watch_stall_ms, news)
         try:
             # An empty page at once: the watch is in place, and what is written from now on will be seen.
-            await self._send(context, kv_pb2.Page())
+            await sender.send(b"", last)
             while True:
                 news.clear()
-                # A watch from now takes what was pushed to it; one that resumes reads the log, which is not for the loop.
-                rows = feed.drain(WATCH_ROWS_MAX) if since is None else await worker.read(feed.drain, WATCH_ROWS_MAX)
+                # What was pushed is here to be taken; one that still catches up reads the log, which is not for the loop.
+                rows = feed.drain(WATCH_ROWS_MAX) if feed.is_live else await worker.read(feed.drain, WATCH_ROWS_MAX)
                 for data in encode_rows(rows) if rows else ():
-                    await self._send(context, kv_pb2.Page(rows=data), last)
+                    await sender.send(data, last)
                 if rows:
                     last = rows[-1][-1]
                 elif feed.overflowed:
                     raise _too_slow("more changes waited for this watcher than the node keeps for one", last)
+                elif sender.is_quiet:
+                    await sender.send(b"", last)
                 else:
-                    try:
-                        async with asyncio.timeout(WATCH_KEEPALIVE_S):
-                            await news.wait()
-                    except TimeoutError:
-                        await self._send(context, kv_pb2.Page(), last)
+                    await news.wait()
         finally:
+            sender.close()
             worker.read_soon(feed.close)  # takes the store's lock
 
     async def _subscribe(self, worker: StorageWorker, prefix: str, since: str | None, notify: Callable[[], object]) -> Any:
@@ -459,6 +459,68 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
 def _remaining_s(context: Any) -> float | None:
     """What is left of a call's deadline, None if it has none (which gRPC's annotations forget)."""
     return context.time_remaining()  # type: ignore[no-any-return]
+
+
+class _PageSender:
+    """The pages of a watch, and the two limits of time that they have, kept by one timer that looks now and then: to arm timers for
+    each page costs more than to encode a small one. A limit is noticed when it has passed by a quarter, at the latest.
+
+    Args:
+        stall_ms: how long a page may wait for a watcher that does not read.
+        news: is set when there has been silence for `WATCH_KEEPALIVE_S`.
+    """
+
+    def __init__(self, context: Context, stall_ms: int, news: asyncio.Event) -> None:
+        self._context = context
+        self._stall_ms = stall_ms
+        self._news = news
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._writing = False
+        self._is_stalled = False
+        self._since = self._loop.time()
+        """When the page under way was begun, or the last one sent."""
+        self._interval_s = min(stall_ms / 1000, WATCH_KEEPALIVE_S) / 4
+        self._timer = self._loop.call_later(self._interval_s, self._look)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing was sent for so long that the watcher may wonder."""
+        return self._loop.time() - self._since >= WATCH_KEEPALIVE_S
+
+    async def send(self, rows: bytes, last: str | None) -> None:
+        """Send a page.
+
+        Args:
+            last: the token of what was sent before it.
+        Raises:
+            OverloadedError: the watcher does not read.
+        """
+        self._since = self._loop.time()
+        self._writing = True
+        try:
+            await self._context.write(kv_pb2.Page(rows=rows))
+        except asyncio.CancelledError:
+            if not self._is_stalled or self._task is None or self._task.uncancel():  # somebody else cancels, too
+                raise
+            raise _too_slow(f"nothing was read for {self._stall_ms} ms", last) from None
+        finally:
+            self._writing = False
+
+    def _look(self) -> None:
+        silent_s = self._loop.time() - self._since
+        if self._writing:
+            if silent_s * 1000 >= self._stall_ms and self._task is not None:
+                self._is_stalled = True
+                self._task.cancel()
+                return
+        elif silent_s >= WATCH_KEEPALIVE_S:
+            self._news.set()
+        self._timer = self._loop.call_later(self._interval_s, self._look)
+
+    def close(self) -> None:
+        """End the timer."""
+        self._timer.cancel()
 
 
 def _too_slow(why: str, token: str | None) -> OverloadedError:

@@ -122,7 +122,9 @@ class Watches:
                 subscription._push(rows)
 
     def row(self, touched: Touched, unlogged: bool = False) -> Row:
-        """One change with the value that is visible now; the token is set when it is taken."""
+        """One change with the value that became visible, or is visible now; the token is set when it is taken."""
+        if touched.value is not None and not unlogged:
+            return [touched.key, "register", None, "put", touched.value, touched.origin, touched.seq, touched.hlc, ""]
         key = touched.key.encode()
         kind, subkey, value = touched.kind, None, None
         if touched.type_code == SlotType.COUNTER:
@@ -266,6 +268,11 @@ class Subscription:
         self._notify = notify
         if self._queue or self._position is not None:
             notify()
+
+    @property
+    def is_live(self) -> bool:
+        """It has caught up with the log: `drain` takes what was pushed, and reads nothing."""
+        return self._position is None
 
     def _push(self, rows: list[tuple[Row, Place]]) -> None:
         prefix = self.prefix

@@ -382,6 +382,19 @@ def test_delete_prefix(store: Store) -> None:
     assert list(store.scan()) == [("b", 1)]
 
 
+def test_a_watcher_gets_each_value_that_became_visible_though_several_came_at_once() -> None:
+    with crdtkv.open(region="us") as us, crdtkv.open(region="eu") as eu:
+        eu.put("other", 0)
+        feeds = [us.subscribe("k"), eu.subscribe("k")]
+        us.execute([[n, "put", ["k", encode_value(n)], None] for n in range(3)])  # one frame
+        eu.merge(us.delta_since(eu.vv()))
+        for feed in feeds:
+            assert [(row[3], row[4]) for row in feed.drain()] == [("put", encode_value(n)) for n in range(3)]
+        # Also what was there for no longer than that.
+        eu.execute([[0, "put", ["k", encode_value(7)], None], [1, "delete", ["k"], None]])
+        assert [(row[3], row[4]) for row in feeds[1].drain()] == [("put", encode_value(7)), ("delete", None)]
+
+
 def test_watch_reports_changes_in_order_and_resumes(store: Store) -> None:
     store.put("before", 1)
     watch = store.watch("k", timeout=5)
