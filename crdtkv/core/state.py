@@ -234,6 +234,14 @@ class State:
         """A view of the base of this moment with the overlay of this moment over it: what a view would be after a fold. O(overlay)."""
         return Overlaid(view, self._overlay())
 
+    def snapshot(self, take: Callable[[], View]) -> Overlaid:
+        """`overlaid` of a view that is taken now, while another thread may be folding. O(overlay).
+
+        The overlay is copied first: what gets into the base after that is then in both, and is the same.
+        """
+        over = self._overlay()
+        return Overlaid(take(), over)
+
     def adopt(self, other: State) -> None:
         """Take over the overlay of another state on the same base. Readers see each record before or after. Nobody folds meanwhile."""
         self._known = {}

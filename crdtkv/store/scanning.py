@@ -1,6 +1,6 @@
 """Scans: many keys, or one large collection, as of one moment and without stopping writers.
 
-A scan folds what is pending, takes an engine snapshot and reads that: whatever is written meanwhile is not seen.
+A scan reads an engine snapshot, with what the engine has not got yet laid over it: whatever is written meanwhile is not seen.
 For nodes the same comes in pages of bounded size, a large collection in several rows.
 """
 
@@ -42,7 +42,7 @@ class _View:
     def __init__(self, store: Store) -> None:
         with store._lock:
             store._check()
-            self.snapshot = store._machine.snapshot()
+            self.snapshot = store._machine.quick_snapshot()
             self.cleared = dict(store._replica.purges.vvs)
             self.now_ms = store._replica.now_ms()
 

@@ -18,6 +18,7 @@ from crdtkv.core.codec import encode_value, register_slot
 from crdtkv.core.replica import META_KEY
 from crdtkv.errors import DiskFullError, StorageError
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog, position_of
+from crdtkv.storage.engine import EngineSnapshot
 from crdtkv.store import Settings
 from crdtkv.store.machine import Machine
 from crdtkv.store.reading import Reader
@@ -204,6 +205,41 @@ def test_a_writer_waits_for_no_fold(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         assert store.get("k0") == 0 and store.count("k") == 2 * FOLD_MAX - 1
+
+
+def test_what_gets_into_the_engine_as_a_view_is_taken_is_in_the_view() -> None:
+    replica = Replica(beside=True)
+    for number in range(FOLD_MAX + 1):
+        replica.put(f"k{number}", number)
+    state = replica.machine.replica.state
+
+    def take() -> EngineSnapshot:
+        view = replica.engine.snapshot()
+        state.end_fold()  # another thread ends it at this moment
+        return view
+
+    seen = dict(state.snapshot(take).scan(register_slot(b"k0"), register_slot(b"k9")))
+    assert len(seen) == FOLD_MAX + 1
+
+
+@pytest.mark.parametrize("engine", ["rocksdb", "lmdb"])
+def test_a_scan_waits_for_no_fold_and_sees_one_moment(tmp_path: Path, engine: str) -> None:
+    """It folded all that waited, with the store's lock held."""
+    with crdtkv.open(tmp_path / "d", engine=engine, durability="async", settings=Settings(fold_records_max=500)) as store:
+        with store._machine.fold_guard:  # who folds beside stands still, so that what is set aside and the overlay are both there
+            for number in range(450):
+                store.put(f"k{number % 400:03d}", number)
+                store.set("s").add(number)
+            store.delete("k399")
+            scan = store.scan()
+            first = next(scan)
+        members = iter(store.set("s"))
+        store.put("k000", "later")
+        store.digest()  # folds all
+        found = dict([first, *scan])
+        assert len(found) == 400 and found["k000"] == 400 and found["k398"] == 398 and "k399" not in found
+        assert len(found["s"]) == 450 == len(list(members))
+        assert [key for key, _ in store.scan("k", reverse=True)][:2] == ["k398", "k397"]
 
 
 def test_readers_without_a_lock_see_every_write_while_the_engine_is_written(tmp_path: Path) -> None:
