@@ -8,7 +8,7 @@ import click
 
 from crdtkv.cli.errors import DONE, FAILED
 from crdtkv.cli.output import JSON, emit, emit_json, output_option
-from crdtkv.simulation.case import FAULTS, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, run_case
+from crdtkv.simulation.case import FAULTS, MODES, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, run_case
 from crdtkv.simulation.options import SCENARIOS
 from crdtkv.simulation.programme import ALL, cases, explain, fields, parse_faults
 from crdtkv.simulation.rules import broken_rule
@@ -30,6 +30,9 @@ def _faults(_: click.Context, __: click.Parameter, text: str) -> frozenset[str]:
 @click.option("--regions", type=click.IntRange(REGIONS_MIN, REGIONS_MAX), help="How many regions. [default: as the seed draws]")
 @click.option("--ops", type=click.IntRange(1, OPS_MAX), help="How many client requests. [default: as the seed draws]")
 @click.option("--faults", default=ALL, callback=_faults, metavar="all|none|LIST", help=f"What may go wrong: {', '.join(FAULTS)}.")
+@click.option(
+    "--mode", type=click.Choice(MODES), help="safety: faults never stop. liveness: they do, and all becomes equal. [default: as drawn]"
+)
 @click.option("--until-failure", is_flag=True, help="Go on from seed to seed until one fails; with --seeds, for so many at most.")
 @click.option("--story", is_flag=True, help="Tell what happened in each run, event by event.")
 @click.option("--no-shrink", is_flag=True, help="Tell the first violation as it was found.")
@@ -41,6 +44,7 @@ def simulate(
     regions: int | None,
     ops: int | None,
     faults: frozenset[str],
+    mode: str | None,
     until_failure: bool,
     story: bool,
     no_shrink: bool,
@@ -51,7 +55,7 @@ def simulate(
     One seed is one run, on every machine. The first violation is shrunk to a small case that breaks the same rule, and told: who
     wrote what, what was cut, which rule broke, where states differ. Status 1 if there was any.
     """
-    first = Case(seed=seed, regions=regions, ops=ops, faults=faults)
+    first = Case(seed=seed, regions=regions, ops=ops, faults=faults, mode=mode)
     failures = 0
     for case in cases(scenario, None if until_failure and seeds is None else seeds or 1, first):
         _begin(case, output)

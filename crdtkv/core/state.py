@@ -202,6 +202,11 @@ class State:
             return {**self._slots, **self._side}
         return {**folding.slots, **folding.side, **self._slots, **self._side}
 
+    def waiting(self) -> list[bytes]:
+        """The slots that changed and are not, or perhaps not, in the base."""
+        folding = self._folding
+        return list(self._slots) if folding is None else [*folding.slots, *self._slots]
+
     def scan(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """Slots and side records in `[start, end)` in order, overlay included. O(overlay) to begin.
 

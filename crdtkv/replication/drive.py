@@ -136,6 +136,8 @@ class Drive:
         self._events: list[Event] = []
         self.membership = Membership(port, members)
         self._agreed_as_of: tuple[int, int] | None = None
+        self._reviewed_as_of: object = None
+        """What the last review of the membership rested on."""
         """The control's version and its count of frozen origins at the last look."""
         self._remembered: dict[str, PeerStatistics] = {}
 
@@ -427,17 +429,25 @@ class Drive:
         """Look anew at what ends and who is a member; tell the peers, and end links to whoever was removed."""
         control = self._port.control
         self._agreed_as_of = control.version, len(control.frozen)
+        durable = self._port.durable_vv()
+        known = [(s.state, s.origin, s.peer_members, s.peer_vv, s.peer_durable) for s in (peer.session for peer in self._peers.values())]
+        as_of = self._agreed_as_of, self._port.origin, self.membership.heard, self._vv, durable, tuple(self._peers), known
+        if as_of == self._reviewed_as_of:
+            return  # this is asked at every tick: nothing has changed
         live: dict[Origin, tuple[str, ...]] = {}
         for peer in self._peers.values():
             peer.session.check_removed()
             if peer.session.state is State.LIVE and peer.session.origin is not None:
                 live[peer.session.origin] = peer.session.peer_members
-                self.membership.announce(peer.session.peer_vv)
+                self.membership.announce(peer.session.origin, peer.session.peer_vv)
         here = {region_of(origin) for origin in live}
         alone = VersionVector.adopt({o: n for o, n in self._vv.items() if region_of(o) not in here})
         sessions = [peer.session for peer in self._peers.values() if peer.session.state is State.LIVE]
         handed_over = bool(sessions) and all(alone <= session.peer_durable for session in sessions)
-        message = self.membership.review(self._vv, self._port.durable_vv(), live, is_handed_over=handed_over)
+        told = self.membership.message
+        message = self.membership.review(self._vv, durable, live, is_handed_over=handed_over)
+        # Again, until nothing changes any more; and what may fail is asked for again.
+        self._reviewed_as_of = as_of if message is told and not self.membership.steering else None
         if message is not None:
             for peer in self._peers.values():
                 if peer.session.told is not message:
@@ -555,21 +565,22 @@ class Drive:
                     return self._wake_for_relay(patience)
                 session.end_relay()
                 self._tried[link] = self._now
+        if (holders or below) and all(session.relay is Relay.REFUSED for _, session in holders) and origin not in self._snapshot_for:
+            self._snapshot_for.add(origin)
+            text = f"no peer's log reaches back to what is missing of {origin}, after {self._vv.seq(origin)}: a snapshot is needed"
+            self._events.append(Event(EventKind.NEEDS_SNAPSHOT, origin, text, {"region": region_of(origin)}))
         candidates = []
         for link, session in holders:
             refused = session.relay is Relay.REFUSED and not session.relay_floor <= self._vv
             again = (session.relay_changed_ms if refused else self._tried.get(link, float("-inf"))) + settings.relay_retry_ms
             if again <= self._now:
-                candidates.append((session.round_trip_ms or 0.0, str(session.origin), session))
+                # Who has refused is asked again only after all others: near ones may refuse faster than far ones are asked.
+                candidates.append((refused, session.round_trip_ms or 0.0, str(session.origin), session))
             else:
                 self._wake_for_relay(again)
         if candidates:
-            min(candidates, key=lambda row: row[:2])[2].ask_relay()
-            return self._wake_for_relay(self._now + settings.relay_timeout_ms)
-        if (holders or below) and all(session.relay is Relay.REFUSED for _, session in holders) and origin not in self._snapshot_for:
-            self._snapshot_for.add(origin)
-            text = f"no peer's log reaches back to what is missing of {origin}, after {self._vv.seq(origin)}: a snapshot is needed"
-            self._events.append(Event(EventKind.NEEDS_SNAPSHOT, origin, text, {"region": region_of(origin)}))
+            min(candidates, key=lambda row: row[:3])[3].ask_relay()
+            self._wake_for_relay(self._now + settings.relay_timeout_ms)
         return None
 
     def _wake_for_relay(self, at_ms: float) -> None:

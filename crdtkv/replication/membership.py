@@ -72,7 +72,10 @@ class Membership:
         self._announced: dict[Origin, int] = {}
         self._named: tuple[str, ...] = ()
         self._present: set[Origin] = set()
-        self._message: Reports | None = None
+        self.message: Reports | None = None
+        """What was last to be told."""
+        self.heard = 0
+        """How often anything was received."""
         self.steering = Steering()
         """What the I/O should have the replica do."""
 
@@ -81,6 +84,7 @@ class Membership:
     def receive(self, reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]]) -> None:
         """What a peer knows of what members told. What is told only grows, so it may come late and in any order."""
         own = self._port.origin
+        self.heard += 1
         for reporter, told in reports.items():
             if reporter == own or len(self._reports) >= ORIGINS_MAX:
                 continue
@@ -90,8 +94,11 @@ class Membership:
                 known[origin] = max(before[0], seq), before[1] or is_frozen
                 self._announced[origin] = max(self._announced.get(origin, 0), seq)
 
-    def announce(self, vv: VersionVector) -> None:
+    def announce(self, peer: Origin, vv: VersionVector) -> None:
         """A peer says what it has applied."""
+        told = self._reports.get(peer, {})
+        for origin in [o for o, (seq, _) in told.items() if seq < (self._port.control.last(o) or 0) <= vv.seq(o)]:
+            del told[origin]  # it was behind where that one ends, and no longer is
         for origin, seq in vv.items():
             if seq > self._announced.get(origin, 0):
                 self._announced[origin] = seq
@@ -132,12 +139,12 @@ class Membership:
         self.steering = Steering(freeze, limits, close)
         self._prune(latest)
         told = {by: dict(told) for by, told in self._reports.items() if told}
-        if not told and self._message is None:
+        if not told and self.message is None:
             return None
         message = Reports(told)
-        if message == self._message:
-            return self._message
-        self._message = message
+        if message == self.message:
+            return self.message
+        self.message = message
         return message
 
     def is_former(self, origin: Origin) -> bool:
@@ -203,8 +210,10 @@ class Membership:
         beyond_here = [o for o in control.closed if vv.seq(o) > (control.last(o) or 0)]
         for origin in dict.fromkeys((*beyond_here, *(o for told in self._reports.values() for o in told))):
             last = control.last(origin)
-            beyond = last is not None and any(told.get(origin, (0, False))[0] > last for told in self._reports.values())
-            if (beyond or (last is not None and vv.seq(origin) > last)) and durable.seq(origin) == vv.seq(origin):
+            if last is None or durable.seq(origin) != vv.seq(origin):
+                continue
+            beyond = any(told.get(origin, (0, False))[0] > last for told in self._reports.values())
+            if beyond or vv.seq(origin) > last or self._is_behind(origin, last):
                 mine[origin] = vv.seq(origin), True
         for member in list(control.members.values()):
             current = latest.get(member.region)
@@ -215,6 +224,16 @@ class Membership:
             if member.state == MemberState.DRAINING and is_known and current is not None and current not in mine:
                 mine[current] = durable.seq(current), False
         return mine
+
+    def _is_behind(self, origin: Origin, last: int) -> bool:
+        """Whether a member stopped before the end of an origin that is closed: its disk was put back to an earlier state, say. Until it
+        is told where that end is, it takes neither what it lacks nor the closing."""
+        return any(
+            frozen and seq < last
+            for by, told in self._reports.items()
+            if self._counts(by)
+            for seq, frozen in [told.get(origin, (0, False))]
+        )
 
     def _is_driver(self, origin: Origin, members: Sequence[str], latest: Mapping[str, Origin]) -> bool:
         region = region_of(origin)
@@ -230,8 +249,12 @@ class Membership:
                 del self._reports[reporter]
                 continue
             told = self._reports[reporter]
-            for origin in [o for o, (seq, _) in told.items() if (last := control.last(o)) is not None and seq <= last]:
-                del told[origin]
+            if reporter == self._port.origin:
+                continue  # it is made anew each time
+            for origin, (seq, frozen) in list(told.items()):
+                last = control.last(origin)
+                if last is not None and (seq == last or (seq < last and not frozen)):
+                    del told[origin]
 
     # -- what is known ----------------------------------------------------------------------------------------------
 

@@ -556,7 +556,7 @@ class Session:
         limit = control.limit(origin)
         if control.is_removed(self.region):
             return Code.REMOVED, removed_text(origin, self._vv.seq(origin) if limit is None else limit)
-        is_former = self.state is State.OPENING and self._is_former(origin)
+        is_former = self._is_former(origin)
         if limit is not None and control.last(origin) is None and not is_former:
             return Code.FROZEN, f"{origin} is being closed, for a reason that has not reached this replica yet"
         if limit is not None or is_former:

@@ -8,13 +8,16 @@ from typing import Final
 from crdtkv.simulation.options import REGIONS, SCENARIOS, Options
 from crdtkv.simulation.world import Outcome, World
 
-FAULTS: Final = ("clocks", "connections", "crashes", "cuts", "disks", "truncations")
-"""Kinds of faults that can be switched off: wrong and jumping clocks, lost connections, crashes of processes and machines,
-cut links, full and lost disks, truncated logs. Delays, and reordering between links, are always there: they are how a network is."""
+FAULTS: Final = ("absences", "clocks", "connections", "crashes", "cuts", "disks", "slow", "truncations")
+"""Kinds of faults that can be switched off: regions that are away until nobody has the log that they lack, wrong, drifting and jumping
+clocks, lost connections, crashes of processes and machines, cut and flapping links, full, failing, rotting, rolled back and lost disks,
+slow regions, truncated logs. Delays, and reordering between links, are always there: they are how a network is."""
 REGIONS_MIN: Final = 2
 REGIONS_MAX: Final = len(REGIONS)
 OPS_MAX: Final = 1_000
 """A run of so many requests takes some seconds, and the checks at its end grow as the square of its requests."""
+MODES: Final = ("safety", "liveness")
+"""Faults never stop; or they do, at least for a core of the regions, which must then make progress."""
 _BUSY_OPS: Final = 40
 """More client requests than this take more virtual time, at the same rate."""
 
@@ -27,6 +30,7 @@ class Case:
         seed, scenario: what everything else is drawn from.
         regions: how many; None: as drawn. So are `ops`, the number of client requests (each is up to three transactions),
         faults: the kinds that may happen, and then do as drawn.
+        mode: one of `MODES`; None: as drawn, most often liveness.
     """
 
     seed: int
@@ -34,8 +38,10 @@ class Case:
     regions: int | None = None
     ops: int | None = None
     faults: frozenset[str] = frozenset(FAULTS)
+    mode: str | None = None
 
     def __post_init__(self) -> None:
+        assert self.mode is None or self.mode in MODES
         assert self.scenario in SCENARIOS and self.faults <= frozenset(FAULTS)
         assert self.regions is None or REGIONS_MIN <= self.regions <= REGIONS_MAX
         assert self.ops is None or 1 <= self.ops <= OPS_MAX
@@ -48,17 +54,23 @@ class Case:
         if self.ops is not None:
             options = replace(options, transactions=self.ops, busy_s=options.busy_s * max(1.0, self.ops / _BUSY_OPS))
         if "cuts" not in self.faults:
-            options = replace(options, cuts=0.0, bridge=False)
+            options = replace(options, cuts=0.0, flaps=0.0, bridge=False, core_min=0)
         if "connections" not in self.faults:
             options = replace(options, resets=0.0)
         if "crashes" not in self.faults:
-            options = replace(options, crashes=0.0)
+            options = replace(options, crashes=0.0, install_crashes=0.0, stops=False)
         if "truncations" not in self.faults:
             options = replace(options, truncations=0.0)
         if "disks" not in self.faults:
-            options = replace(options, fulls=0.0, losses=0.0)
+            options = replace(options, fulls=0.0, losses=0.0, errors=0.0, rots=0.0, filed=False)
+        if "slow" not in self.faults:
+            options = replace(options, slows=0.0)
+        if "absences" not in self.faults:
+            options = replace(options, absences=0, late=False)
         if "clocks" not in self.faults:
             options = replace(options, skew_ms=0, drift=0.0, jumps=0.0)
+        if self.mode is not None:
+            options = replace(options, safety=self.mode == "safety")
         return options
 
     def command(self) -> str:
@@ -70,6 +82,8 @@ class Case:
             words.append(f"--ops {self.ops}")
         if self.faults != frozenset(FAULTS):
             words.append(f"--faults {','.join(sorted(self.faults)) or 'none'}")
+        if self.mode is not None:
+            words.append(f"--mode {self.mode}")
         return " ".join(words)
 
 

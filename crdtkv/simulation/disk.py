@@ -36,6 +36,7 @@ class SimulatedLog:
         self._start = 0
         self._synced = 0
         self.is_full = False
+        self.is_broken = False
 
     def end(self) -> int:
         return len(self.frames)
@@ -113,7 +114,8 @@ class SimulatedLog:
     def copy(self) -> SimulatedLog:
         """What a copy of the directory holds."""
         twin = SimulatedLog()
-        twin.frames, twin.vv_at, twin._start, twin._synced = self.frames[:], self.vv_at[:], self._start, self.end()
+        twin.frames, twin.vv_at, twin.jumps = self.frames[:], self.vv_at[:], self.jumps[:]
+        twin._start, twin._synced = self._start, self.end()
         return twin
 
     def lose(self, position: int) -> list[Frame]:
@@ -136,6 +138,7 @@ class SimulatedEngine:
         self.get = self.records.get
         self.folds: list[dict[bytes, bytes]] = [{}]
         self.is_full = False
+        self._touched: dict[bytes, None] = {}
 
     def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return [self.records.get(key) for key in keys]
@@ -148,12 +151,18 @@ class SimulatedEngine:
                 self.records.pop(key, None)
             else:
                 self.records[key] = record
+        self._touched.update(dict.fromkeys(batch))
         self.folds.append(dict(self.records))
         del self.folds[:-FOLDS_KEPT]
 
     def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         keys = list(self.records.irange(start, end, (True, False), reverse))
         return iter([(key, self.records[key]) for key in keys])
+
+    def take_touched(self) -> list[bytes]:
+        """The keys written since this was last asked, for whoever follows what changes."""
+        touched, self._touched = list(self._touched), {}
+        return touched
 
     def positions(self) -> list[int]:
         """The log positions that the remembered states stand at."""

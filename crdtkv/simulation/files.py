@@ -15,7 +15,6 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from random import Random
 from typing import Final
 
 from crdtkv.storage.files import File
@@ -38,10 +37,10 @@ class _Content:
         self.durable = bytes(data)
         self.pending: list[tuple[int, bytes] | int] = []
 
-    def found(self, dice: Random) -> _Content:
+    def found(self, random: Callable[[], float]) -> _Content:
         """What is there after the power failed."""
         data = bytearray(self.durable)
-        fate = _fate(dice)
+        fate = _fate(random)
         for change in self.pending:
             if isinstance(change, int):
                 if fate():
@@ -56,14 +55,14 @@ class _Content:
         return _Content(bytes(data))
 
 
-def _fate(dice: Random) -> Callable[[], bool]:
+def _fate(random: Callable[[], float]) -> Callable[[], bool]:
     """Whether a change reached the disk: all of a file's did, none did, or each for itself."""
-    kind = dice.random()
+    kind = random()
     if kind < 0.25:
         return lambda: True
     if kind < 0.5:
         return lambda: False
-    return lambda: dice.random() < 0.5
+    return lambda: random() < 0.5
 
 
 class FaultyFiles:
@@ -92,18 +91,38 @@ class FaultyFiles:
         self.calls += 1
         self.at_call(self.calls, name)
 
-    def lose_power(self, dice: Random) -> FaultyFiles:
-        """The disk as it is found when the power is back; this one is used no more."""
+    def lose_power(self, random: Callable[[], float]) -> FaultyFiles:
+        """The disk as it is found when the power is back; `random` decides, as `Random.random` would. This one is used no more."""
         names = dict(self._durable)
-        fate = _fate(dice)
+        fate = _fate(random)
         for change in self._pending:
             if fate():
                 _rename(names, change)
         found = FaultyFiles(sync_lies=self.sync_lies)
-        contents = {id(content): content.found(dice) for content in names.values()}
+        contents = {id(content): content.found(random) for content in names.values()}
         found._seen = {path: contents[id(content)] for path, content in names.items()}
         found._durable = dict(found._seen)
         return found
+
+    def copy(self) -> FaultyFiles:
+        """Another disk with what a reader sees on this one."""
+        twin = FaultyFiles()
+        twin._seen = {path: _Content(bytes(content.seen)) for path, content in self._seen.items()}
+        twin._durable = dict(twin._seen)
+        return twin
+
+    def rot(self, random: Callable[[], float]) -> bool:
+        """One bit on the disk turns over, of what is synced; False if nothing is."""
+        found = [content for content in self._seen.values() if content.durable]
+        if not found:
+            return False
+        content = found[int(random() * len(found))]
+        at = int(random() * len(content.durable))
+        bit = 1 << int(random() * 8)
+        content.durable = content.durable[:at] + bytes([content.durable[at] ^ bit]) + content.durable[at + 1 :]
+        if at < len(content.seen):
+            content.seen[at] ^= bit
+        return True
 
     def _change(self, *changes: tuple[Path, _Content | None]) -> None:
         _rename(self._seen, changes)

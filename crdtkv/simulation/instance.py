@@ -26,11 +26,12 @@ class SimulatedInstance:
         """The sent bound that is on the disk."""
         return 0 if self.outside is None else self.outside.bound
 
-    def evidence(self, origin: Origin, recovered: int) -> Evidence:
+    def evidence(self, origin: Origin, recovered: int, *, is_engine_ahead: bool = False) -> Evidence:
         marked, seq = self._mark
         mark = seq if marked == origin else 0
         return Evidence(
-            origin=origin, recovered=recovered, inside=self.inside, outside=self.outside, mark=mark, boot=str(self.boot)
+            origin=origin, recovered=recovered, inside=self.inside, outside=self.outside, mark=mark, boot=str(self.boot),
+            is_engine_ahead=is_engine_ahead,
         )  # fmt: skip
 
     def open(self, origin: Origin, bound: int) -> None:

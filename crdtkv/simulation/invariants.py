@@ -18,22 +18,22 @@ of the checks is that of blame: what goes wrong first is said first.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector, region_of
 from crdtkv.core.clock import stamp
-from crdtkv.core.codec import SLOT_SPACE, TYPE_CODES, TYPE_NAMES, slot_of, split_slot, successor
-from crdtkv.core.frame import Frame
+from crdtkv.core.codec import TYPE_CODES, TYPE_NAMES, slot_of, successor
+from crdtkv.core.frame import Frame, peek
 from crdtkv.core.heads import HEAD_SPACE, head_key
 from crdtkv.core.join import Snapshot, join, snapshot_of
 from crdtkv.core.journal import JOURNAL_SPACE, Record
 from crdtkv.core.removals import REMOVAL_SPACE
-from crdtkv.core.state import hash_record
 from crdtkv.core.transfer import Arrival
-from crdtkv.core.types.base import decode_entries
-from crdtkv.core.types.counter import DEAD_SPACE, Run, decode_run, run_name
+from crdtkv.core.types.counter import DEAD_SPACE, Run, run_name
 from crdtkv.replication.messages import Ack, AskRelay, Chunk, Frames, Heartbeat, Hello, Message, Subscribe
+from crdtkv.simulation.following import COUNTER, DIGEST_MASK, FollowedSlots, Head, counts, live_in, parts_of, run_in
 from crdtkv.simulation.specification import (
     Clear,
     Commit,
@@ -55,23 +55,20 @@ from crdtkv.simulation.specification import (
 if TYPE_CHECKING:
     from crdtkv.simulation.member import Member
 
-_DIGEST_MASK: Final = (1 << 128) - 1
 _REPLAYED: Final = (HEAD_SPACE, REMOVAL_SPACE, JOURNAL_SPACE, DEAD_SPACE)
 """Bookkeeping that replay must give again to the byte: a function of the log, but for what was forgotten as stable, which is flushed."""
 _STAMPS_AT_ONCE: Final = 1_000
 """More stamps than one step issues: how far the clock's mark may go ahead of the bound by counting."""
 
 
-COUNTER: Final = TYPE_CODES["counter"]
-
-
 class Violation(AssertionError):
     """An invariant does not hold."""
 
 
-def type_in(slot: bytes) -> int:
-    """The type that a slot is of."""
-    return slot[slot.index(b"\x00\x00") + 2]
+def name_of(slot: bytes) -> Slot:
+    """A slot's record key in the words of the specification."""
+    key, kind, subkey = parts_of(slot)
+    return key.decode(), TYPE_NAMES[kind], subkey
 
 
 def must(holds: bool, text: str) -> None:
@@ -82,18 +79,27 @@ def must(holds: bool, text: str) -> None:
 class _Followed:
     """What is remembered of one replica from one check to the next."""
 
+    def rebuilt(self) -> None:
+        """The replica was rebuilt from its disk, or changed back: nothing that was followed of its state counts."""
+        self.slots.forget()
+        self.checked = EMPTY_VV
+        self.requests_checked.clear()
+
     def __init__(self) -> None:
         self.order: list[Frame] = []
         self.vv = EMPTY_VV
         self.hashes: dict[Origin, bytes] = {}
         self.mark = 0
+        self.slots = FollowedSlots()
         self.runs: dict[bytes, Run] = {}
+        """Each counter's run as it was when it last changed, also of those that are dropped since."""
+        self.expired = 0
+        self.requests_checked: dict[Origin, int] = {}
         self.replayed: dict[bytes, bytes] | None = None
         self.jumps = 0
         self.before_jump = (-1, EMPTY_VV)
         """Where the log stood at the last install, and what was applied before it."""
         self.checked = EMPTY_VV
-        self.records: dict[bytes, bytes] | None = None
         self.frozen: set[Origin] = set()
 
 
@@ -108,13 +114,13 @@ class Auditor:
         self._contents: dict[tuple[Origin, int], bytes] = {}
         self._ends: dict[tuple[Origin, int], bytes] = {}
         """The hash of each frame that was seen anywhere, by its last commit."""
-        self._digests: dict[VersionVector, str] = {}
-        self._live: dict[bytes, tuple[Live, ...]] = {}
-        self._runs: dict[bytes, Run] = {}
-        self._hashes: dict[tuple[bytes, bytes], int] = {}
+        self._digests: dict[VersionVector, int] = {}
+        self._states: dict[VersionVector, tuple[dict[bytes, tuple[Live, ...]], dict[str, int]]] = {}
         self._records: dict[Slot, bytes] = {}
         self._stamps: dict[Origin, int] = {}
         self._requests: dict[Dot, bytes] = {}
+        self._requests_of: dict[Origin, dict[int, bytes]] = {}
+        self._done_for: dict[bytes, list[Dot]] = {}
         self._closed_at: dict[Origin, int] = {}
         self.removed_regions: set[str] = set()
         self.ends_may_rise = False
@@ -134,9 +140,19 @@ class Auditor:
         self._stamps[member.origin] = commit.hlc
         self._history.record(commit)
 
-    def requested(self, dot: Dot, request_id: bytes) -> None:
-        """The commit was made for a request that may be tried again anywhere."""
+    def requested(self, member: Member, past: VersionVector, dot: Dot, request_id: bytes) -> None:
+        """The commit was made for a request that may be tried again anywhere; where it is known to be done, it is not done again."""
+        before = self._done_for.setdefault(request_id, [])
+        if len(self._requests) <= member.machine.replica.settings.requests_max:
+            done = next((earlier for earlier in before if past.covers(earlier)), None)
+            must(done is None, f"the request of {done} was done again at {member.region}, as {dot}")
+        before.append(dot)
         self._requests[dot] = request_id
+        self._requests_of.setdefault(dot.origin, {})[dot.seq] = request_id
+
+    def answered(self, request_id: bytes, dot: Dot) -> None:
+        """A retry is told which commit its first try made."""
+        must(dot in self._done_for.get(request_id, ()), f"the request of {self._done_for.get(request_id)} was answered with {dot}")
 
     def check(self, member: Member) -> None:
         """Whatever just happened at a replica, all of this holds."""
@@ -145,17 +161,18 @@ class Auditor:
         vv = member.machine.vv()
         if vv != followed.vv:  # messages are made only where they are needed: this runs after every step
             raise Violation(f"{member.region} says it has applied {vv}, its log amounts to {followed.vv}")
-        records = dict(snapshot_of(member.machine.replica).slots)
-        is_changed = vv != followed.checked or records != followed.records
-        if is_changed:
-            self._check_state(member, vv, records, followed.checked)
-            self._check_heads(member)
-            self._check_requests(member, vv)
-        self._check_digest(member, vv, records)
+        changed = followed.slots.follow(member)
+        has_advanced = vv != followed.checked
+        if changed or has_advanced:
+            self._check_state(member, followed, vv, changed)
+            self._check_heads(member, followed, changed)
+            self._check_requests(member, followed, vv)
+            self._check_digest(member, followed, vv)
+            self._check_runs(member, followed, vv, changed)
         self._check_ends(member, vv)
-        self._check_monotone(member, followed, records)
-        self._check_reads(member, vv, is_changed=is_changed)
-        followed.checked, followed.records = vv, records
+        self._check_clock(member, followed)
+        self._check_reads(member, followed, vv, changed, has_advanced=has_advanced)
+        followed.checked = vv
 
     def _follow_log(self, member: Member, followed: _Followed) -> None:
         """1, 2: walk what was appended since, as a replica that knows nothing else would have to."""
@@ -191,48 +208,48 @@ class Auditor:
                 followed.hashes[origin] = self._ends[origin, followed.vv.seq(origin)]
             followed.jumps += 1
 
-    def _decode(self, records: Mapping[bytes, bytes]) -> tuple[dict[bytes, tuple[Live, ...]], dict[str, int]]:
-        """Live writes per slot, and value per counter that has a live run."""
-        slots: dict[bytes, tuple[Live, ...]] = {}
-        counters: dict[str, int] = {}
-        for slot, record in records.items():
-            if type_in(slot) == COUNTER:
-                run, key = self._run(record), split_slot(slot)[0].decode()
-                if run.seq > run.base_seq:
-                    counters[key] = counters.get(key, 0) + run.total - run.base
-            else:
-                live = self._live.get(record)
-                if live is None:
-                    live = self._live[record] = tuple(Live(e.dot, e.hlc, e.value, e.expiry) for e in decode_entries(record))
-                slots[slot] = live
-        return slots, counters
+    def _check_state(self, member: Member, followed: _Followed, vv: VersionVector, changed: Sequence[bytes]) -> None:
+        """4, 5: the state is what the specification says of this version vector."""
+        slots = followed.slots
+        for slot in changed:
+            run = slots.runs.get(slot)
+            if run is not None and not run.base_seq <= run.seq <= vv.seq(run_name(parts_of(slot)[2])[0]):
+                raise Violation(f"{member.region}: {run} of {run_name(parts_of(slot)[2])[0]} is not covered by {vv}")
+        wanted, counters = self._wanted(vv, followed.checked)
+        if wanted != slots.live:
+            self._differ(f"{member.region} at {vv}", vv, slots.live, wanted)
+        if counters != (counted := slots.counters()):
+            raise Violation(f"{member.region} at {vv}: counters are {counted}, they should be {counters}")
+        slots.live = wanted.copy()  # the same objects: what does not change is equal at a glance next time
 
-    def _run(self, record: bytes) -> Run:
-        found = self._runs.get(record)
+    def _wanted(self, vv: VersionVector, since: VersionVector | None = None) -> tuple[dict[bytes, tuple[Live, ...]], dict[str, int]]:
+        """What the specification says of a vector, by the keys of records."""
+        found = self._states.get(vv)
         if found is None:
-            found = self._runs[record] = decode_run(record)
+            slots, counters = self._history.state(vv, since)
+            found = self._states[vv] = {self._record_key(slot): live for slot, live in slots.items()}, counters
+            self.siblings_max = max([self.siblings_max, *map(len, slots.values())])
         return found
 
-    def _check_state(self, member: Member, vv: VersionVector, records: Mapping[bytes, bytes], since: VersionVector) -> None:
-        """4, 5: the state is what the specification says of this version vector."""
-        for slot, record in records.items():
-            if type_in(slot) == COUNTER:
-                run, origin = self._run(record), run_name(split_slot(slot)[2])[0]
-                if not run.base_seq <= run.seq <= vv.seq(origin):
-                    raise Violation(f"{member.region}: {run} of {origin} is not covered by {vv}")
-        self._compare(f"{member.region} at {vv}", vv, records, since)
+    @staticmethod
+    def _differ(what: str, vv: VersionVector, found: Mapping[bytes, tuple[Live, ...]], wanted: Mapping[bytes, tuple[Live, ...]]) -> None:
+        where = next(s for s in sorted(wanted.keys() | found.keys()) if wanted.get(s) != found.get(s))
+        uncovered = [str(write.dot) for write in found.get(where, ()) if not vv.covers(write.dot)]
+        because = f", {uncovered} not even covered" if uncovered else ""
+        must(False, f"{what}: {parts_of(where)} holds {found.get(where)}{because}; it should hold {wanted.get(where)}")
 
-    def _compare(self, what: str, vv: VersionVector, records: Mapping[bytes, bytes], since: VersionVector | None = None) -> None:
-        slots, counters = self._history.state(vv, since)
-        wanted = {self._record_key(slot): live for slot, live in slots.items()}
-        found, counted = self._decode(records)
+    def _compare(self, what: str, vv: VersionVector, records: Mapping[bytes, bytes]) -> None:
+        """5, 6: any records against the specification."""
+        wanted, counters = self._wanted(vv)
+        found = {slot: live_in(record) for slot, record in records.items() if parts_of(slot)[1] != COUNTER}
         if wanted != found:
-            where = next(s for s in sorted(wanted.keys() | found.keys()) if wanted.get(s) != found.get(s))
-            uncovered = [str(write.dot) for write in found.get(where, ()) if not vv.covers(write.dot)]
-            because = f", {uncovered} not even covered" if uncovered else ""
-            must(False, f"{what}: {split_slot(where)} holds {found.get(where)}{because}; it should hold {wanted.get(where)}")
+            self._differ(what, vv, found, wanted)
+        counted: dict[str, int] = {}
+        for slot, record in records.items():
+            if parts_of(slot)[1] == COUNTER and counts(run := run_in(record)):
+                key = parts_of(slot)[0].decode()
+                counted[key] = counted.get(key, 0) + run.total - run.base
         must(counters == counted, f"{what}: counters are {counted}, they should be {counters}")
-        self.siblings_max = max([self.siblings_max, *map(len, slots.values())])
 
     def _record_key(self, slot: Slot) -> bytes:
         found = self._records.get(slot)
@@ -240,22 +257,16 @@ class Auditor:
             found = self._records[slot] = slot_of(slot[0].encode(), TYPE_CODES[slot[1]], slot[2])
         return found
 
-    def _check_digest(self, member: Member, vv: VersionVector, records: dict[bytes, bytes]) -> None:
-        """5: the incremental digest is that of the live entries and runs, computed here from nothing; the same for all at `vv`."""
+    def _check_digest(self, member: Member, followed: _Followed, vv: VersionVector) -> None:
+        """5: the incremental digest is that of the live entries and runs, added up here by itself; the same for all at `vv`."""
         replica = member.machine.replica  # asked itself: the machine would fold first, and hide what a crash before the fold does
         if replica.purges:
             return  # not settled while a clear is in progress
-        told = f"{replica.digest():032x}"
-        total = 0
-        for slot, record in records.items():
-            if type_in(slot) == COUNTER and not self._run(record).seq > self._run(record).base_seq:
-                continue
-            share = self._hashes.get((slot, record))
-            if share is None:
-                share = self._hashes[slot, record] = hash_record(slot, record)
-            total += share
-        must(told == f"{total & _DIGEST_MASK:032x}", f"{member.region}: its digest is {told}, its state amounts to another")
-        must(self._digests.setdefault(vv, told) == told, f"{member.region}: digest {told} at {vv} was {self._digests[vv]} elsewhere")
+        told, total = replica.digest(), followed.slots.total & DIGEST_MASK
+        if told != total:
+            raise Violation(f"{member.region}: its digest is {told:032x}, its state amounts to another")
+        if self._digests.setdefault(vv, told) != told:
+            raise Violation(f"{member.region}: digest {told:032x} at {vv} was {self._digests[vv]:032x} elsewhere")
 
     def _check_ends(self, member: Member, vv: VersionVector) -> None:
         """An origin is closed once, and nobody has more of it than that; each vector says the same with and without what is closed."""
@@ -271,62 +282,73 @@ class Auditor:
             for origin, end in self._closed_at.items():
                 must(vv.seq(origin) <= end, f"{member.region} has {origin} up to {vv.seq(origin)}, which was closed at {end}")
 
-    def _check_heads(self, member: Member) -> None:
-        """The bookkeeping beside the state: heads count slots and name runs."""
-        state = member.machine.replica.state
-        counted: dict[bytes, list[int]] = {}
-        runs: dict[bytes, set[tuple[Origin, int]]] = {}
-        for slot, _ in state.scan(SLOT_SPACE, successor(SLOT_SPACE)):
-            key, type_code, subkey = split_slot(slot)
-            if TYPE_NAMES[type_code] == "counter":
-                runs.setdefault(key, set()).add(run_name(subkey))
-            elif TYPE_NAMES[type_code] != "register":
-                counted.setdefault(key, [0, 0])[TYPE_NAMES[type_code] == "map"] += 1
-        member.machine.replica.heads.fold()
-        heads = {where for where, _ in state.scan(HEAD_SPACE, successor(HEAD_SPACE))}
-        must(heads == {head_key(key) for key in counted.keys() | runs.keys()}, f"{member.region}: heads are {heads}")
-        for key in counted.keys() | runs.keys():
-            head = member.machine.replica.heads.get(key)
-            assert head is not None
-            told = ([head.set_slots, head.map_slots], set(member.machine.replica.heads.runs(key)))
-            must(told == (counted.get(key, [0, 0]), runs.get(key, set())), f"{member.region}: the head of {key!r} is {head}")
+    def _check_heads(self, member: Member, followed: _Followed, changed: Sequence[bytes]) -> None:
+        """3: the bookkeeping beside the state: heads count slots and name runs."""
+        heads, wanted = member.machine.replica.heads, followed.slots.heads
+        heads.fold()
+        for key in sorted(followed.slots.keys_of(changed)):
+            head, should = heads.get(key), wanted.get(key) or Head()
+            told = ([0, 0], set()) if head is None else ([head.set_slots, head.map_slots], set(heads.runs(key)))
+            exists = member.machine.replica.state.side_get(head_key(key)) is not None
+            must(told == (should.slots, should.runs), f"{member.region}: the head of {key!r} is {head}")
+            must(exists == bool(should.runs or any(should.slots)), f"{member.region}: heads are kept for {key!r}: {exists}")
 
-    def _check_requests(self, member: Member, vv: VersionVector) -> None:
+    def _check_requests(self, member: Member, followed: _Followed, vv: VersionVector) -> None:
         """3: where a request's commit is applied, the request is known: a retry there, also after a crash, makes no second one."""
         replica = member.machine.replica
-        if len(self._requests) <= replica.settings.requests_max:
-            for dot, request_id in self._requests.items():
-                if vv.covers(dot):
-                    made = replica.request(request_id)
-                    must(made is not None and (made.origin, made.seq) == dot, f"{member.region}: the request of {dot} is known as {made}")
+        if len(self._requests) > replica.settings.requests_max:
+            return  # the window may have moved on
+        for origin, last in vv.items():
+            asked = self._requests_of.get(origin)
+            if asked is None or last <= (since := followed.requests_checked.get(origin, 0)):
+                continue
+            followed.requests_checked[origin] = last
+            for seq in [seq for seq in asked if since < seq <= last]:
+                made = replica.request(asked[seq])
+                known = made is not None and (made.origin, made.seq) == (origin, seq)
+                must(known, f"{member.region}: the request of {origin}:{seq} is known as {made}")
 
-    def _check_monotone(self, member: Member, followed: _Followed, records: dict[bytes, bytes]) -> None:
-        """8: the clock goes up, and no further than stamps from elsewhere may pull it; so do a run's seqs."""
+    def _check_clock(self, member: Member, followed: _Followed) -> None:
+        """8: the clock goes up, and no further than stamps from elsewhere may pull it."""
         mark = member.machine.hlc()
         bound = max(followed.mark, stamp(member.wall() + self._max_skew_ms)) + _STAMPS_AT_ONCE
-        must(followed.mark <= mark <= bound, f"{member.region}: the clock's mark went from {followed.mark} to {mark}, the bound is {bound}")
+        if not followed.mark <= mark <= bound:
+            raise Violation(f"{member.region}: the clock's mark went from {followed.mark} to {mark}, the bound is {bound}")
         followed.mark = mark
-        for slot, record in records.items():
-            if type_in(slot) == COUNTER:
-                before, now = followed.runs.get(slot), self._run(record)
-                if before is not None and before != now:
+
+    def _check_runs(self, member: Member, followed: _Followed, vv: VersionVector, changed: Sequence[bytes]) -> None:
+        """8: a run's seqs go up."""
+        for slot in changed:
+            now = followed.slots.runs.get(slot)
+            if now is not None:
+                before = followed.runs.get(slot)
+                if before is not None:
                     must(before.seq <= now.seq and before.base_seq <= now.base_seq, f"{member.region}: run {before} became {now}")
                 followed.runs[slot] = now
 
-    def _check_reads(self, member: Member, vv: VersionVector, *, is_changed: bool) -> None:
+    def _check_reads(
+        self, member: Member, followed: _Followed, vv: VersionVector, changed: Sequence[bytes], *, has_advanced: bool
+    ) -> None:  # fmt: skip
         """9: readers are shown the winner by stored stamp and origin, unless it has expired: that may change with time alone."""
-        now_ms, reader = member.machine.replica.now_ms(), member.reader
-        slots, counters = self._history.state(vv)
-        for slot, live in slots.items():
-            if (is_changed and len(live) > 1) or any(write.expiry is not None for write in live):
-                wanted, shown = read(live, now_ms), reader.entry(self._record_key(slot))
+        now_ms, reader, slots = member.machine.replica.now_ms(), member.reader, followed.slots
+        expired = slots.expired_by(now_ms) if slots.expiries else 0
+        if expired != followed.expired:
+            followed.expired = expired
+            judged = sorted({*changed, *slots.expiries})
+        else:
+            judged = list(changed)
+        for slot in judged:
+            if parts_of(slot)[1] != COUNTER:
+                live = slots.live.get(slot, ())
+                wanted, shown = read(live, now_ms), reader.entry(slot)
                 told = None if shown is None else shown.dot
-                must(told == (wanted and wanted.dot), f"{member.region}: {slot} shows {told}, it should show {wanted}")
-        for key, value in counters.items() if is_changed else ():
-            must(
-                reader.counter(key.encode()) == value,
-                f"{member.region}: {key} reads {reader.counter(key.encode())}, it should read {value}",
-            )
+                if told != (wanted and wanted.dot):
+                    raise Violation(f"{member.region}: {name_of(slot)} shows {told}, it should show {wanted}")
+        counters = self._wanted(vv)[1] if changed or has_advanced else {}
+        for key in sorted({parts_of(slot)[0] for slot in changed if slot in slots.runs}):
+            value, reads = counters.get(key.decode()), reader.counter(key)
+            if value is not None and reads != value:
+                raise Violation(f"{member.region}: {key.decode()} reads {reads}, it should read {value}")
 
     # -- now and then ---------------------------------------------------------------------------------------------
 
@@ -347,7 +369,7 @@ class Auditor:
             self.sending(member, message.ack)
         match message:
             case Frames(relayed=False):
-                last = max(Frame.decode(data).last_seq for data in message.frames)
+                last = max(peek(data)[1] for data in message.frames)
                 bound = durable if self._sync else log.vv_at[-1]
                 must(last <= bound.seq(member.origin), f"{member.region} sent {member.origin}:{last}, durable up to {bound}")
                 must(self._sync or last <= member.instance.bound, f"{member.region} sent {member.origin}:{last} above the sent bound")
@@ -384,18 +406,28 @@ class Auditor:
         """7: what the power loss took, nobody else may have."""
         followed = self._followed[member.index]
         lost = [frame for frame in followed.order[len(member.log.frames) :] if frame.origin == member.origin]
-        dots = [Dot(member.origin, seq) for frame in lost for seq in range(frame.first_seq, frame.last_seq + 1)]
+        kept_seq = member.log.vv_at[-1].seq(member.origin)
+        dots = sorted(dot for dot in self._history.commits if dot.origin == member.origin and dot.seq > kept_seq)
         for other in others:
             has = other.log.vv_at[-1].seq(member.origin)
             must(not dots or has < dots[0].seq, f"{dots[0] if dots else ''} was lost at {member.region}, but {other.region} has it")
         for frame in lost:
             del self._contents[frame.origin, frame.first_seq]
-        self._history.forget(dots)
-        for dot in dots:
-            self._requests.pop(dot, None)
+        self._forget(dots)
         kept = followed.order[: len(member.log.frames)]
+        if dots:
+            self._stamps[member.origin] = max((c.hlc for dot, c in self._history.commits.items() if dot.origin == member.origin), default=0)
         if len(kept) < len(followed.order):
             self._rewind(member, followed, kept)
+
+    def _forget(self, dots: list[Dot]) -> None:
+        """These commits never were."""
+        self._history.forget(dots)
+        self._states.clear()
+        for dot in dots:
+            if (request_id := self._requests.pop(dot, None)) is not None:
+                del self._requests_of[dot.origin][dot.seq]
+                self._done_for[request_id].remove(dot)
 
     def may_have_thawed(self, member: Member) -> None:
         """An earlier state of its disk may have come back: what it had frozen since is told again, and closed again if need be."""
@@ -411,17 +443,13 @@ class Auditor:
     def undone(self, member: Member, dots: list[Dot]) -> None:
         """3: commits that found no room: nothing of them is left, here or anywhere, and nothing else has changed."""
         followed = self._followed[member.index]
-        self._history.forget(dots)
-        for dot in dots:
-            self._requests.pop(dot, None)
+        self._forget(dots)
         self._stamps[member.origin] = max((c.hlc for dot, c in self._history.commits.items() if dot.origin == member.origin), default=0)
-        followed.runs, followed.checked = {}, EMPTY_VV
+        followed.runs, followed.frozen = {}, set()
         self.recovered(member)
 
     def _rewind(self, member: Member, followed: _Followed, kept: list[Frame]) -> None:
         """Part of the log was lost, with whatever it had done."""
-        own = [commit.hlc for dot, commit in self._history.commits.items() if dot.origin == member.origin]
-        self._stamps[member.origin] = max(own, default=0)
         followed.order, followed.vv = kept, member.log.vv_at[-1]
         followed.hashes = {o: self._ends[o, n] for o, n in followed.vv.items()}
         followed.runs, followed.replayed = {}, None
@@ -430,6 +458,7 @@ class Auditor:
     def recovered(self, member: Member) -> None:
         """3: replay from whatever batch the engine had kept gives the same state, digest and bookkeeping."""
         followed = self._followed[member.index]
+        followed.rebuilt()
         followed.mark = member.machine.hlc()  # what was only absorbed may be lost; that own stamps go up, `committed` sees to
         control, vv = member.machine.control, member.machine.vv()
         for origin in followed.frozen:
@@ -457,8 +486,8 @@ class Auditor:
 
     # -- at the end -----------------------------------------------------------------------------------------------
 
-    def quiescent(self, members: Sequence[Member], acknowledged: Iterable[Dot]) -> None:
-        """10, 11: all the same, nothing acknowledged is missing, nothing lost in silence."""
+    def quiescent(self, members: Sequence[Member], acknowledged: Iterable[Dot], *, judges_all: bool) -> None:
+        """10, 11: all the same, nothing acknowledged is missing, nothing lost in silence. `judges_all`: these are all there ever were."""
         first = members[0].machine
         for member in members:
             must(member.machine.digest() == first.digest(), f"{member.region} and {members[0].region} ended differently")
@@ -466,28 +495,52 @@ class Auditor:
             missing = [str(dot) for dot in sorted(acknowledged) if not vv.covers(dot)]
             must(not missing, f"{member.region} lacks what was acknowledged: {missing[:5]}")
             self._check_journal(member, vv)
+        if judges_all:
+            self._check_some_journal(members, first.vv())
         for member in members[1:]:
             self.check_join(members[0], member)
 
     def _check_journal(self, member: Member, vv: VersionVector) -> None:
-        """10: each update that lost against one it had not seen is in the journal, unless trimmed: then it is counted."""
+        """10: each update that lost against one it had not seen is in the journal of whoever applied both by log, unless trimmed: then it
+        is counted. What came by a snapshot was judged where it came by log; `_check_some_journal` sees to that."""
         journal = member.machine.replica.journal
-        records = list(journal.records())
         counts = journal.counts
-        must(sum(counts.by_rule.values()) == journal.total == counts.first + len(records), f"{member.region}: the journal counts {counts}")
-        if counts.first or member.log.jumps:
-            return  # what a snapshot brought was judged where it came by log
-        losers: dict[Dot, list[Record]] = {}
-        for record in records:
-            for update in record.losers:
-                losers.setdefault(Dot(update.origin, update.seq), []).append(record)
-        for slot, live in self._history.state(vv)[0].items():
-            if slot[1] != "set" or len({write.expiry for write in live}) > 1:
-                for write in beaten(live):
-                    must(write.dot in losers, f"{member.region}: {write.dot} lost at {slot}, and the journal does not say so")
+        kept = sum(1 for _ in journal.records())
+        must(sum(counts.by_rule.values()) == journal.total == counts.first + kept, f"{member.region}: the journal counts {counts}")
+        if counts.first:
+            return
+        losers = self._losers_told(member)
+        by_log = {(f.origin, seq): None for f in self._followed[member.index].order for seq in range(f.first_seq, f.last_seq + 1)}
+        for slot, lost, won in self._beaten_writes(vv):
+            if lost in by_log and won in by_log:
+                must(lost in losers, f"{member.region}: {lost} lost at {slot}, and the journal does not say so")
         for removal, (key, kind) in self._beaten_removals(member, vv):
             told = any(TYPE_NAMES[r.type_code] == kind and r.key == key.encode() for r in losers.get(removal, ()))
             must(told, f"{member.region}: the removal {removal} at {key} ({kind}) lost, and the journal does not say so")
+
+    def _check_some_journal(self, members: Sequence[Member], vv: VersionVector) -> None:
+        """10: each write that lost is in the journal of at least one region, if none has been trimmed, and no disk was lost."""
+        if any(member.machine.replica.journal.counts.first for member in members):
+            return
+        losers = {dot for member in members for dot in self._losers_told(member)}
+        for slot, lost, _ in self._beaten_writes(vv):
+            must(lost in losers, f"{lost} lost at {slot}, and the journal does not say so anywhere")
+
+    @staticmethod
+    def _losers_told(member: Member) -> dict[Dot, list[Record]]:
+        losers: dict[Dot, list[Record]] = {}
+        for record in member.machine.replica.journal.records():
+            for update in record.losers:
+                losers.setdefault(Dot(update.origin, update.seq), []).append(record)
+        return losers
+
+    def _beaten_writes(self, vv: VersionVector) -> Iterator[tuple[Slot, Dot, Dot]]:
+        """Each live write that is not read: its slot, its dot, and that of the one that is."""
+        for slot, live in self._history.state(vv)[0].items():
+            if slot[1] != "set" or len({write.expiry for write in live}) > 1:
+                chosen = max(live, key=lambda write: (write.hlc, write.dot.origin))
+                for write in beaten(live):
+                    yield slot, write.dot, chosen.dot
 
     def _beaten_removals(self, member: Member, vv: VersionVector) -> Iterator[tuple[Dot, tuple[str, str]]]:
         """Removals that a write or increment which is still live had not seen, nor they it; by the order in which they came here.
@@ -495,17 +548,25 @@ class Auditor:
         A write meets each removal that comes after it; and of those before it, the ones that no other of them had seen.
         A removal that found nothing to remove lost nothing.
         """
-        order = [(f.origin, seq) for f in self._followed[member.index].order for seq in range(f.first_seq, f.last_seq + 1)]
-        position = {dot: at for at, dot in enumerate(order)}
+        position: dict[Dot, int] = {}
+        stretch: dict[Dot, int] = {}  # between two installs: only within one did both come by log, with all that either had seen
+        jumps = [at for at, _ in member.log.jumps]
+        for at, frame in enumerate(self._followed[member.index].order):
+            for seq in range(frame.first_seq, frame.last_seq + 1):
+                dot = Dot(frame.origin, seq)
+                position[dot], stretch[dot] = len(position), bisect_right(jumps, at)
         for places, write in self._surviving(vv):
             for place in places:
-                removals = [(c, op) for c, op in self._history.seen(vv, place) if isinstance(op, Remove | Clear | Reset)]
+                removals = [
+                    (c, op) for c, op in self._history.seen(vv, place) if isinstance(op, Remove | Clear | Reset) and c.dot in position
+                ]
                 removals.sort(key=lambda removal: position[removal[0].dot])
                 commits = [commit for commit, _ in removals]
-                met = sum(position[commit.dot] < position[write.dot] for commit in commits)
+                met = sum(position[commit.dot] < position.get(write.dot, -1) for commit in commits)
                 for at, (commit, op) in enumerate(removals):
                     seen_by_another = at < met and any(other.past.covers(commit.dot) for other in commits[:met])
-                    if concurrent(commit, write) and not seen_by_another and self._removed(commit, op):
+                    together = stretch[commit.dot] == stretch.get(write.dot)
+                    if together and concurrent(commit, write) and not seen_by_another and self._removed(commit, op):
                         yield commit.dot, place[:2]
 
     def _surviving(self, vv: VersionVector) -> Iterator[tuple[tuple[Place, ...], Commit]]:

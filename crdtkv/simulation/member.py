@@ -14,14 +14,15 @@ from crdtkv.core.control import Steering
 from crdtkv.core.frame import Frame
 from crdtkv.core.install import Installed
 from crdtkv.core.types.counter import DEAD_SPACE
-from crdtkv.errors import ClockSkewError, CrdtkvError, DiskFullError
+from crdtkv.errors import ClockSkewError, CorruptionError, CrdtkvError, DiskFullError, IncompatibleFormatError
 from crdtkv.replication.backoff import Backoff
 from crdtkv.replication.drive import Drive
-from crdtkv.replication.messages import CannotRelay, Frames, encode
+from crdtkv.replication.messages import CannotRelay, Frames, Heartbeat, HeartbeatReply, encode
 from crdtkv.replication.snapshot import Job
 from crdtkv.replication.status import EventKind
 from crdtkv.simulation.clocks import WallClock
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog
+from crdtkv.simulation.filed_log import FiledLog
 from crdtkv.simulation.instance import SimulatedInstance
 from crdtkv.simulation.specification import Commit, Expire, Operation
 from crdtkv.storage.retention import Acknowledgement, Due, RetentionPolicy
@@ -35,6 +36,7 @@ from crdtkv.store.transaction import Transaction
 if TYPE_CHECKING:
     from crdtkv.simulation.world import World
 
+_BEATS: Final = (Heartbeat, HeartbeatReply)
 CLUSTER: Final = "simulation"
 EXPIRIES_AT_ONCE: Final = 4
 LEAP: Final = 3
@@ -68,7 +70,7 @@ class Member:
         self.region = region
         self.origin = make_origin(region, 1, index)
         self.wall = wall
-        self.log = SimulatedLog()
+        self.log = self._new_log(world)
         self.engine = SimulatedEngine()
         self.staging = MemoryStaging()  # a disk, too: it outlives a crash
         self.instance = SimulatedInstance()
@@ -76,6 +78,10 @@ class Member:
         self.copy: tuple[Origin, SimulatedLog, SimulatedEngine, Record | None] | None = None
         """A copy of the directory, taken while it was in use."""
         self.is_up = False
+        self.is_damaged = False
+        """What its log had synced cannot be read any more."""
+        self.pace = 1.0
+        """How many times as long its disk and its hands take."""
         self.machine: Machine
         self.drive: Drive
         self.reader: Reader
@@ -88,13 +94,20 @@ class Member:
         self._pump_due = self._sync_due = self._bound_due = False
         self._wake_us: int | None = None
 
+    @staticmethod
+    def _new_log(world: World) -> SimulatedLog:
+        return FiledLog() if world.options.filed else SimulatedLog()
+
     # -- life and death -------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Recover from what the disks hold, and go on."""
+        """Recover from what the disks hold, and go on.
+
+        Raises:
+            DiskFullError: there is no room even for that; it is still down.
+        """
         world, options = self._world, self._world.options
         self._life += 1
-        self.is_up = True
         self._dialed, self._dialing, self._unacknowledged = {}, set(), []
         self._pump_due = self._sync_due = self._bound_due = False
         self._wake_us = None
@@ -115,6 +128,8 @@ class Member:
         if self.staging.is_marked:
             self.machine.install(self.staging)
             world.rare["install_finished_at_start"] += 1
+            world.rare["installed_while_writing"] += world.is_busy
+        self.is_up = True
         self.machine.offer(_Snapshots(self.machine, self.staging, world))
         replication = options.replication
         if (world.seed + self.index) % 4 == 0:  # some do not compress, nor do those that talk to them: without drawing
@@ -132,7 +147,8 @@ class Member:
     def _decide_incarnation(self) -> None:
         """As the opening of a store does."""
         machine, instance = self.machine, self.instance
-        if why_new(instance.evidence(self.origin, machine.replica.seq(self.origin))) is not None:
+        evidence = instance.evidence(self.origin, machine.replica.seq(self.origin), is_engine_ahead=machine.is_engine_ahead)
+        if machine.origin != self.origin or why_new(evidence) is not None:  # or a change of id was cut short
             known = (*machine.replica.vv(), self.origin)
             self.origin = make_origin(self.region, next_generation(self.region, known), self._world.dice.below(1 << 32))
             machine.begin_incarnation(self.origin)
@@ -153,6 +169,11 @@ class Member:
         self.machine.raise_bound(bound)
         self._released()
 
+    @property
+    def serves_snapshot(self) -> bool:
+        """A peer is being sent a snapshot."""
+        return bool(self.machine.pins)
+
     def take_copy(self) -> None:
         """Copy the directory as it is, in use."""
         self.copy = self.origin, self.log.copy(), self.engine.copy(), self.instance.inside
@@ -168,7 +189,8 @@ class Member:
         """The disk is a new one; its process is dead."""
         assert not self.is_up
         self.origin = make_origin(self.region, 1, self._world.dice.below(1 << 32))
-        self.log, self.engine, self.staging, self.copy = SimulatedLog(), SimulatedEngine(), MemoryStaging(), None
+        self.log, self.engine, self.staging, self.copy = self._new_log(self._world), SimulatedEngine(), MemoryStaging(), None
+        self.is_damaged = False
         self.instance.wipe()
         self.instance.open(self.origin, 0)
 
@@ -204,30 +226,50 @@ class Member:
             self.staging.discard()  # never synced
         if power:
             self.instance.power_failed(keeps_mark=self._world.options.sync)
-            least = max(self.log.synced(), min(self.engine.positions()))
+        least = max(self.log.synced(), min(self.engine.positions()))
+        if isinstance(self.log, FiledLog):
+            try:
+                lost = self.log.stop(dice, least, power=power)
+            except (CorruptionError, IncompatibleFormatError):
+                if not self.log.has_rot:
+                    raise
+                self.is_damaged = True
+                return []
+        elif power:
             lost = self.log.lose(least + dice.below(self.log.end() - least + 1))
         fits = [i for i, p in enumerate(self.engine.positions()) if self.log.start() <= p <= self.log.end()]
-        self.engine.wake(dice.pick(fits))
+        if not fits:
+            assert isinstance(self.log, FiledLog) and self.log.has_rot, "the log ends before the engine"
+            self._world.rare["engine_ahead_of_its_log"] += 1
+        self.engine.wake(dice.pick(fits or range(len(self.engine.folds))))
         return lost
+
+    def stop_for_good(self) -> None:
+        """Nobody starts it again."""
+        if self.is_up:
+            self.is_up = False
+            self._world.network.host_died(self, silently=True)
+        self._life += 1
 
     # -- clients --------------------------------------------------------------------------------------------------
 
-    def serve(self, fill: Callable[[Transaction], tuple[list[list[object]], tuple[Operation, ...]]], count: int) -> None:
-        """Commit a group of transactions as one frame; acknowledge them as the durability level allows."""
+    def serve(
+        self, fill: Callable[[Transaction], tuple[list[list[object]], tuple[Operation, ...]]], count: int, request_id: bytes | None = None
+    ) -> bool:
+        """Commit a group of transactions as one frame; acknowledge them as the durability level allows. False if none was made."""
         if self.machine.full is not None:
-            return
+            return False
         made: list[Dot] = []
         if self.log.is_full:
             self._world.auditor.crashing(self)  # what an undo, too, must give again
         for _ in range(count):
             deltas, operations = fill(Transaction(self.machine.replica, self.reader))
             if deltas:
-                made += self._commit(deltas, operations)
-        self._seal(made)
+                made += self._commit(deltas, operations, request_id)
+        return self._seal(made)
 
-    def _commit(self, deltas: list[list[object]], operations: tuple[Operation, ...]) -> list[Dot]:
+    def _commit(self, deltas: list[list[object]], operations: tuple[Operation, ...], request_id: bytes | None = None) -> list[Dot]:
         past = self.machine.replica.vv()
-        request_id = f"{self.region} {past.seq(self.origin)} {self._world.now_us}".encode() if self._world.dice.chance(0.3) else None
         try:
             seq, hlc = self.machine.transact(deltas, request_id)
         except REFUSED as e:
@@ -236,12 +278,12 @@ class Member:
         dot = Dot(self.origin, seq)
         self._world.committed(self, Commit(dot, hlc, past, operations))
         if request_id is not None:
-            self._world.auditor.requested(dot, request_id)
+            self._world.auditor.requested(self, past, dot, request_id)
         return [dot]
 
-    def _seal(self, made: list[Dot]) -> None:
+    def _seal(self, made: list[Dot]) -> bool:
         if not made:
-            return
+            return False
         folding = self.machine.replica.state.is_folding
         try:
             end = self.machine.seal()
@@ -249,10 +291,11 @@ class Member:
             self._world.rare["commit_undone"] += 1
             self._world.rare["undone_while_folding"] += folding
             self._world.auditor.undone(self, made)
-            return
+            return False
         self._unacknowledged += [(end, dot) for dot in made]
         self._released()
         self._sync_later()
+        return True
 
     def _released(self) -> None:
         """Tell clients, and the drive, what may be told by now."""
@@ -270,7 +313,7 @@ class Member:
     def _sync_later(self) -> None:
         if not self._sync_due and self.log.synced() < self.log.end():
             self._sync_due = True
-            self._later(self._world.options.disk_ms * (0.5 + self._world.dice.random()), self._sync)
+            self._later(self.pace * self._world.options.disk_ms * (0.5 + self._world.dice.random()), self._sync)
 
     def _sync(self) -> None:
         self._sync_due = False
@@ -294,13 +337,17 @@ class Member:
             ]
             world.rare["expiry_by_another"] += any(dot.origin != self.origin for op in operations for dot in op.dots)
             self._seal(self._commit(due, tuple(operations)))
+        is_idle = not due and not replica.purges
         if replica.purges:
             replica.purge_slice(1 + world.dice.below(3))
         if world.dice.chance(world.options.folds / 10):
+            is_idle = is_idle and not replica.state.pending
             with contextlib.suppress(DiskFullError):
                 self.machine.fold()
         self._later(world.dice.between(20, 120), self._housekeep)
         world.changed(self)
+        if is_idle:
+            world.idle()
 
     def _fold_later(self) -> None:
         self._later(self._world.dice.pick((0.1, 1.0, 20.0)), self._fold_some)
@@ -349,6 +396,10 @@ class Member:
         world = self._world
         work = self.drive.ready()
         self.drive.accept(work)
+        if not (work.apply or work.jobs or work.steering or work.closed or work.events) and all(
+            isinstance(message, _BEATS) for messages in work.messages.values() for message in messages
+        ):
+            world.idle()
         for link, messages in work.messages.items():
             assert isinstance(link, int)
             for message, data in zip(messages, work.encoded(link), strict=True):
@@ -358,17 +409,21 @@ class Member:
                 plain = encode(message)
                 world.rare["compressed"] += len(data) < len(plain)
                 world.trace("send", self.index, link, plain)  # what zlib makes of it differs between its builds
-                world.network.send(self, link, data)
+                world.network.send(self, link, data, is_idle=isinstance(message, _BEATS))
         for closed in work.closed:
             assert isinstance(closed.link, int)
             world.network.close(self, closed.link)
             self._gone(closed.link, permanent=closed.permanent)
         for event in work.events:
             world.rare[event.kind.value] += 1
+            if event.kind is EventKind.SNAPSHOT_INSTALLED and world.is_busy:
+                world.rare["installed_while_writing"] += 1
             is_told = event.kind is EventKind.AMNESIA and "has ended" in event.text  # it goes on as another
             if event.alarm and not is_told and not (event.kind is EventKind.REMOVED and self.index in world.removed):
                 world.violation(f"{self.region}: {event.kind}: {event.text}")
-        if self.drive.amnesia is not None:
+        if self.drive.amnesia is not None and (self.engine.is_full or self.log.is_full):
+            self._later(100, self.poke)  # there is no room to begin anew
+        elif self.drive.amnesia is not None:
             world.rare["told_that_it_ended"] += 1
             self.renew()
             world.auditor.clock_begins_anew(self)
@@ -377,9 +432,9 @@ class Member:
         if work.steering is not None:
             self._later(world.dice.pick((0.0, 5.0)), self._steer, work.steering)
         if work.apply:
-            self._later(world.dice.pick((0.0, 0.1, 5.0)), self._apply, work.apply)
+            self._later(self.pace * world.dice.pick((0.0, 0.1, 5.0)), self._apply, work.apply)
         for job in work.jobs:
-            self._later(world.dice.pick((0.1, 1.0, 10.0)), self._do, job)
+            self._later(self.pace * world.dice.pick((0.1, 1.0, 10.0)), self._do, job)
         if work.wake_at_ms is not None:
             self._wake(work.wake_at_ms)
 
@@ -389,6 +444,7 @@ class Member:
         with contextlib.suppress(ClockSkewError, DiskFullError):
             self.machine.commit_control(deltas)
             self._noted(past)
+            self._sync()  # the operator is answered once it is on the disk
             return True
         return False
 
@@ -409,7 +465,7 @@ class Member:
 
     def _noted(self, past: VersionVector) -> None:
         """A control commit was made."""
-        frame = self.machine.log.frames[-1]  # type: ignore[attr-defined]  # the simulated log
+        frame = self.log.frames[-1]
         dot = Dot(self.origin, frame.last_seq)
         self._world.committed(self, Commit(dot, frame.hlc, past, ()))
         self._unacknowledged.append((self.machine.log.end(), dot))
@@ -424,12 +480,15 @@ class Member:
             result = job.run()
         except PowerCut:
             world.rare["crashed_in_install"] += 1
-            world.crash(self, torn=True)
+            world.faults.crash(self, torn=True)
             return
         except DiskFullError as e:
+            if self.machine.failed is not None:  # half of a snapshot is in its engine: it stops, and finishes that when it starts again
+                world.rare["no_room_in_install"] += 1
+                return world.faults.crash(self, torn=True, power=False)
             self.drive.job_failed(job, e, world.now_ms)
         except CrdtkvError as e:
-            world.violation(f"{self.region}: a snapshot could not be taken over ({job.kind}): {e}")
+            world.fault(self, e, f"{self.region}: a snapshot could not be taken over ({job.kind}): {e}")
         else:
             self.drive.job_done(job, result, world.now_ms)
         world.trace("snapshot", self.index, job.kind)
@@ -448,8 +507,7 @@ class Member:
             world.changed(self)
             return
         except CrdtkvError as e:
-            world.violation(f"{self.region}: a frame could not be applied: {e}")
-            return
+            return world.fault(self, e, f"{self.region}: a frame could not be applied: {e}")
         world.rare["held"] += result.held > 0
         world.rare["dropped_held"] += result.dropped
         self.drive.applied(result, world.now_ms)
@@ -464,10 +522,11 @@ class Member:
             self._later((at_us - self._world.now_us) / 1000, self._tick, at_us)
 
     def _tick(self, at_us: int) -> None:
-        if self._wake_us == at_us:  # else an earlier deadline has replaced this one
-            self._wake_us = None
-            self.drive.tick(self._world.now_ms)
-            self.poke()
+        if self._wake_us != at_us:
+            return self._world.idle()  # an earlier deadline has replaced this one
+        self._wake_us = None
+        self.drive.tick(self._world.now_ms)
+        self._pump()
 
     def _later(self, delay_ms: float, what: Callable[..., None], *args: object) -> None:
         """Schedule something that only this life of the process does."""
@@ -476,6 +535,8 @@ class Member:
     def _if_alive(self, life: int, what: Callable[..., None], args: tuple[object, ...]) -> None:
         if self._life == life:
             what(*args)
+        else:
+            self._world.idle()
 
     # -- the network ----------------------------------------------------------------------------------------------
 
@@ -483,6 +544,7 @@ class Member:
         """Open a link to a peer, unless there is one: then look again after a while."""
         self._dialing.discard(peer)
         if self.drive.is_connected(self._world.members[peer].region) or peer in self._dialed.values():
+            self._world.idle()
             self._dial_in(peer, 200)
         else:
             self._dialing.add(peer)
@@ -507,6 +569,11 @@ class Member:
 
     def received(self, link: int, data: bytes) -> None:
         self.drive.receive(link, data, self._world.now_ms)
+        self.poke()
+
+    def writable(self, link: int, is_writable: bool) -> None:
+        self._world.rare["link_was_full"] += not is_writable
+        self.drive.set_writable(link, is_writable, self._world.now_ms)
         self.poke()
 
     def disconnected(self, link: int) -> None:

@@ -3,13 +3,14 @@
 A connection carries whole messages both ways, each direction in order, at its own pace; two connections overtake each
 other freely. While a direction is cut, what is sent that way waits in it, as in TCP, until it heals or either end gives
 up. A connection that is reset loses what is on its way; both ends notice, or only one (half-open), and the other waits
-for its heartbeats in vain. Frames are sent again on the next connection: that is where duplicates come from.
+for its heartbeats in vain. Frames are sent again on the next connection: that is where duplicates come from. A host may be
+*slow*: everything from and to it takes longer, and what it does not take in time fills its connections, whose senders are told to wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Container
+from typing import Final, Protocol
 
 from crdtkv.simulation.dice import Dice
 
@@ -23,6 +24,7 @@ class Host(Protocol):
     def connected(self, link: int, peer: int, dialed: bool) -> None: ...
     def received(self, link: int, data: bytes) -> None: ...
     def disconnected(self, link: int) -> None: ...
+    def writable(self, link: int, is_writable: bool) -> None: ...
     def dial_failed(self, peer: int) -> None: ...
 
 
@@ -32,15 +34,26 @@ class Scheduler(Protocol):
     now_us: int
 
     def after(self, delay_ms: float, what: Callable[..., None], *args: object) -> None: ...
+    def idle(self) -> None: ...
+
+
+class _Idle(bytes):
+    """A message that says only that its sender is there."""
+
+
+IN_FLIGHT_MAX: Final = 4_000
+"""Bytes on their way in one direction of a connection; when there are more, its sender is told to wait until half of them arrived."""
 
 
 class _Way:
     """One direction of a connection."""
 
-    __slots__ = ("busy_until_us", "stalled")
+    __slots__ = ("busy_until_us", "in_flight", "is_full", "stalled")
 
     def __init__(self) -> None:
         self.busy_until_us = 0
+        self.in_flight = 0
+        self.is_full = False
         self.stalled: list[bytes | None] = []  # None is the end of the stream
 
 
@@ -67,6 +80,7 @@ class Network:
         self._delay_ms = delay_ms
         self._jitter = jitter
         self._cut: set[tuple[int, int]] = set()
+        self._slow: dict[int, float] = {}
         self._connections: dict[int, _Connection] = {}
         self._links = 0
 
@@ -76,14 +90,28 @@ class Network:
         """Nothing more gets from one host to another."""
         self._cut.add((sender, receiver))
 
-    def heal(self) -> None:
-        """Undo every cut: what has waited goes on its way."""
-        self._cut.clear()
+    def slow(self, host: int, factor: float) -> None:
+        """Whatever comes from or goes to a host takes so many times as long from now on."""
+        self._slow[host] = factor
+
+    def heal(self, among: Container[int] | None = None) -> None:
+        """Undo every cut (between some hosts): what has waited goes on its way. Nobody (of these) is slow any more."""
+        self._cut = {way for way in self._cut if among is not None and not (way[0] in among and way[1] in among)}
+        self._slow = {host: factor for host, factor in self._slow.items() if among is not None and host not in among}
         for connection in list(self._connections.values()):
             for sender, way in connection.ways.items():
                 waiting, way.stalled = way.stalled, []
                 for data in waiting:
+                    way.in_flight -= len(data or b"")
                     self._post(connection, sender, data)
+
+    def sever(self, index: int) -> None:
+        """Every connection of a host breaks, and both ends notice."""
+        for connection in [c for c in self._connections.values() if index in c.ends]:
+            for end in sorted(connection.ends):
+                self._tell_end(connection, end)
+            connection.dead.update(connection.ends)
+            self._collect(connection)
 
     def reset(self, dice: Dice) -> bool:
         """Break one connection; perhaps one end does not notice. False if there is none."""
@@ -114,7 +142,7 @@ class Network:
 
     def dial(self, dialler: Host, listener: Host) -> None:
         """Open a connection: both ends are told, or the dialler that it failed."""
-        self._scheduler.after(2 * self._delay(), self._dialled, dialler, listener)
+        self._scheduler.after(2 * self._delay(dialler.index, listener.index), self._dialled, dialler, listener)
 
     def _dialled(self, dialler: Host, listener: Host) -> None:
         if not dialler.is_up:
@@ -128,11 +156,11 @@ class Network:
         listener.connected(connection.link, dialler.index, False)
         dialler.connected(connection.link, listener.index, True)
 
-    def send(self, host: Host, link: int, data: bytes) -> None:
-        """Send a message; it is lost if the connection is."""
+    def send(self, host: Host, link: int, data: bytes, *, is_idle: bool = False) -> None:
+        """Send a message; it is lost if the connection is. `is_idle`: its arrival is no event."""
         connection = self._connections.get(link)
         if connection is not None and host.index not in connection.dead:
-            self._post(connection, host.index, data)
+            self._post(connection, host.index, _Idle(data) if is_idle else data)
 
     def close(self, host: Host, link: int) -> None:
         """End a connection from one side; the other is told after everything sent before."""
@@ -144,29 +172,45 @@ class Network:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _delay(self) -> float:
-        return self._delay_ms * (1 + self._jitter * self._dice.random())
+    def _delay(self, sender: int, receiver: int) -> float:
+        delay_ms = self._delay_ms * (1 + self._jitter * self._dice.random())
+        return delay_ms * max(self._slow.get(sender, 1.0), self._slow.get(receiver, 1.0)) if self._slow else delay_ms
 
     def _post(self, connection: _Connection, sender: int, data: bytes | None) -> None:
         receiver = next(index for index in connection.ends if index != sender)
         way = connection.ways[sender]
+        way.in_flight += len(data or b"")
+        if way.in_flight > IN_FLIGHT_MAX and not way.is_full:
+            way.is_full = True
+            connection.ends[sender].writable(connection.link, False)
         if (sender, receiver) in self._cut or way.stalled:
             way.stalled.append(data)
             return
-        at_us = max(self._scheduler.now_us + int(self._delay() * 1000), way.busy_until_us)
+        at_us = max(self._scheduler.now_us + int(self._delay(sender, receiver) * 1000), way.busy_until_us)
         way.busy_until_us = at_us
         self._scheduler.after((at_us - self._scheduler.now_us) / 1000, self._arrive, connection, receiver, data)
 
     def _arrive(self, connection: _Connection, receiver: int, data: bytes | None) -> None:
         host = connection.ends[receiver]
+        self._arrived(connection, next(index for index in connection.ends if index != receiver), len(data or b""))
         if receiver in connection.dead or not host.is_up:
-            return
+            return self._scheduler.idle()
+        if isinstance(data, _Idle):
+            self._scheduler.idle()
         if data is None:
             connection.dead.add(receiver)
             self._collect(connection)
             host.disconnected(connection.link)
         else:
             host.received(connection.link, data)
+
+    def _arrived(self, connection: _Connection, sender: int, size: int) -> None:
+        way = connection.ways[sender]
+        way.in_flight -= size
+        if way.is_full and way.in_flight <= IN_FLIGHT_MAX // 2:
+            way.is_full = False
+            if sender not in connection.dead and connection.ends[sender].is_up:
+                connection.ends[sender].writable(connection.link, True)
 
     def _tell_end(self, connection: _Connection, index: int) -> None:
         host = connection.ends[index]

@@ -47,7 +47,14 @@ class Options:
         removals: how many regions are removed while the others write: by force (it goes on, unheard), or after it was drained.
         additions: how many regions are added.
         beside: what is set aside for the state engine is written in steps, while the machine goes on, as a store's thread does it.
-        weights: how often clients do what.
+        weights: how often clients do what. elements: how many elements a set may hold.
+        filed: logs are real ones on disks in memory, whose unsynced writes are torn and reordered when the power fails.
+        errors, rots: rates at which such a disk fails a call (EIO), and at which a bit that was synced turns over.
+        slows, flaps: rates at which a region is slow for a while, and a link comes and goes.
+        absences: how many times a region is away while the others write, and drop from their logs what it lacks.
+        stops: a region that is away may be stopped.
+        safety: the run ends while everything fails, instead of after it has healed.
+        core_min: this many regions are healthy in the end; others may stay stopped, cut off or full. 0: all are.
     """
 
     regions: int
@@ -81,6 +88,16 @@ class Options:
     fold_records_max: int = 64
     beside: bool = False
     both_dial: bool = False
+    filed: bool = False
+    errors: float = 0.0
+    rots: float = 0.0
+    slows: float = 0.0
+    flaps: float = 0.0
+    absences: int = 0
+    stops: bool = True
+    safety: bool = False
+    core_min: int = 0
+    elements: int = 4
     weights: dict[str, float] = field(default_factory=dict)
     core: CoreSettings = field(default_factory=CoreSettings)
     replication: ReplicationSettings = field(default_factory=TinyReplicationSettings)
@@ -99,7 +116,7 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
     )
     credit = dice.pick((8 << 10, 1 << 20))
     replication = TinyReplicationSettings(
-        heartbeat_ms=dice.pick((150, 400)),
+        heartbeat_ms=dice.pick((250, 700)),
         hello_timeout_ms=500,
         message_bytes_max=dice.pick((200, 2_000, 1 << 20)),
         message_frames_max=dice.pick((1, 3, 4096)),
@@ -108,20 +125,23 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
         read_bytes_max=dice.pick((500, 1 << 20)),
         tail_bytes_max=dice.pick((300, 1 << 20)),
         apply_bytes_max=dice.pick((300, 1 << 20)),
-        relay_delay_ms=dice.pick((20, 100)),
-        relay_timeout_ms=400,
+        relay_delay_ms=dice.pick((5, 40)),
         relay_linger_ms=dice.pick((100, 1_000)),
-        relay_retry_ms=500,
         resubscribe_ms=50,
         stalled_ms=1_000,
         backoff_min_ms=20,
-        backoff_max_ms=300,
+        backoff_max_ms=100,
+        snapshot_chunk_bytes=dice.pick((100, 1_000, 64 << 10)),
+        snapshot_window=dice.pick((1, 4)),
+        snapshot_hold_ms=1_500,
+        snapshot_life_ms=10_000,
         compression="on",  # but for some members, see `member`
         compression_bytes_min=100,
     )
+    filed = dice.chance(0.3)
     options = Options(
         regions=dice.weighted(((2, 1), (3, 5), (4, 2), (5, 1))),
-        transactions=dice.pick((10, 20, 40)),
+        transactions=dice.pick((8, 16, 32)),
         sync=dice.chance(0.6),
         keys=dice.pick((1, 3, 6)),
         hop=dice.pick((0.1, 0.9)),
@@ -129,8 +149,8 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
         drift=dice.pick((0.0, 0.02)),
         grain_ms=dice.pick((1, 50, 500)),
         jumps=dice.pick((0.0, 0.0, 0.3)),
-        delay_ms=dice.pick((0.2, 5.0, 60.0)),
-        jitter=dice.pick((0.1, 3.0)),
+        delay_ms=dice.pick((0.2, 2.0, 20.0)),
+        jitter=dice.pick((0.1, 2.0)),
         disk_ms=dice.pick((0.5, 30.0)),
         cuts=dice.pick((0.0, 0.4, 1.0)),
         resets=dice.pick((0.0, 0.5)),
@@ -139,10 +159,24 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
         folds=dice.pick((0.2, 5.0)),
         fold_records_max=dice.pick((1, 8, 64, 4096)),
         both_dial=dice.chance(0.3),
+        filed=filed,
+        errors=dice.pick((0.0, 0.3)) if filed else 0.0,
+        slows=dice.pick((0.0, 0.0, 0.3)),
+        flaps=dice.pick((0.0, 0.0, 0.3)),
+        absences=dice.pick((2, 4, 6)),
+        late=dice.chance(0.5),
+        safety=dice.chance(0.1),
+        core_min=2 if dice.chance(0.25) else 0,
         core=core,
         replication=replication,
     )
-    return SCENARIOS[scenario](options)
+    options = SCENARIOS[scenario](options)
+    # How long one waits for an answer fits the links: else nothing but asking again would be seen on slow ones.
+    far_ms = int(options.delay_ms * (1 + options.jitter))
+    waits = replace(
+        options.replication, relay_timeout_ms=80 + 4 * far_ms, relay_retry_ms=100 + 4 * far_ms, snapshot_timeout_ms=200 + 6 * far_ms
+    )  # fmt: skip
+    return replace(options, replication=waits)
 
 
 def _mixed(options: Options) -> Options:
@@ -153,7 +187,7 @@ def _ties(options: Options) -> Options:
     """Equal stamps and three siblings: coarse clocks that agree, one hot key, far apart."""
     core = replace(options.core, max_skew_ms=0)
     return replace(
-        options, regions=max(3, options.regions), core=core, skew_ms=0, drift=0.0, jumps=0.0, grain_ms=1_000, delay_ms=60.0, keys=1,
+        options, regions=max(3, options.regions), core=core, skew_ms=0, drift=0.0, jumps=0.0, grain_ms=1_000, delay_ms=20.0, keys=1,
         weights={"put": 6, "add": 3, "hput": 3, "delete": 1},
     )  # fmt: skip
 
@@ -166,7 +200,10 @@ def _counters(options: Options) -> Options:
 def _clears(options: Options) -> Options:
     """Clears in slices while others add."""
     core = replace(options.core, clear_at_once_max=0)
-    return replace(options, core=core, weights={"add": 8, "hput": 4, "clear": 3, "remove": 1, "delete": 1}, keys=1, transactions=40)
+    weights: dict[str, float] = {"add": 8, "hput": 4, "clear": 3, "remove": 1, "delete": 1}
+    if options.jitter > 1:  # big sets
+        return replace(options, core=core, weights={**weights, "fill": 4}, keys=1, elements=300)
+    return replace(options, core=core, weights=weights, keys=1, transactions=40)
 
 
 def _relay(options: Options) -> Options:
@@ -176,7 +213,7 @@ def _relay(options: Options) -> Options:
 
 def _bridge(options: Options) -> Options:
     """Two regions that never see each other again."""
-    return replace(options, regions=max(3, options.regions), bridge=True, cuts=1.0, hop=0.9)
+    return replace(options, regions=max(3, options.regions), bridge=True, cuts=1.0, hop=0.9, core_min=0)
 
 
 def _crashes(options: Options) -> Options:
@@ -194,7 +231,7 @@ def _holding(options: Options) -> Options:
     """No room for frames that wait, and little for what is on its way."""
     core = replace(options.core, held_frames_max=1)
     replication = replace(options.replication, message_frames_max=1, own_credit_bytes=8 << 10, relay_credit_bytes=8 << 10)
-    return replace(options, regions=max(3, options.regions), core=core, replication=replication, jitter=5.0, hop=0.9, cuts=0.5)
+    return replace(options, regions=max(3, options.regions), core=core, replication=replication, jitter=5.0, hop=0.9, cuts=0.5, absences=6)
 
 
 def _full(options: Options) -> Options:
@@ -205,26 +242,34 @@ def _full(options: Options) -> Options:
 def _members(options: Options) -> Options:
     """Regions that end, go, return and come, while everybody writes."""
     regions, additions = max(3, min(4, options.regions)), int(options.jitter < 1)
-    return replace(options, regions=regions, crashes=0.8, lives=0.5, removals=1, additions=additions, hop=0.9, truncations=0.0)
+    return replace(
+        options, regions=regions, crashes=0.8, lives=0.5, removals=1, additions=additions, hop=0.9, truncations=0.0, absences=4, late=False,
+        core_min=0, safety=False,
+    )  # fmt: skip
 
 
 def _snapshot(options: Options) -> Options:
     """Logs that forget what others lack, a region that comes late, crashes within installs: what no log gives, snapshots must."""
-    replication = replace(
-        options.replication, tail_bytes_max=300, snapshot_chunk_bytes=100, snapshot_window=1 + options.keys,
-        snapshot_timeout_ms=400, snapshot_hold_ms=1_500, snapshot_life_ms=10_000,
-    )  # fmt: skip
+    replication = replace(options.replication, tail_bytes_max=300, snapshot_chunk_bytes=100, snapshot_window=1 + options.keys)
     return replace(
-        options, regions=max(3, options.regions), replication=replication, beyond=True, late=options.grain_ms > 1, install_crashes=0.15,
-        cuts=2.0, truncations=8.0, hop=0.9, transactions=25, beside=True,
+        options, regions=max(3, options.regions), replication=replication, beyond=True, late=options.grain_ms > 1, install_crashes=0.1,
+        cuts=1.0, truncations=6.0, hop=0.9, transactions=25, absences=6, beside=True,
     )  # fmt: skip
 
 
 def _losses(options: Options) -> Options:
     """Disks that are put back, lost or rolled back, and power that fails: replicas that must not go on under their old ids."""
     return replace(
-        options, regions=max(3, options.regions), losses=1.0, crashes=0.6, truncations=0.0, sync=options.sync and options.delay_ms > 1,
-        hop=0.9, transactions=40,
+        options, regions=max(3, options.regions), losses=1.2, crashes=0.7, truncations=0.0, sync=options.sync and options.delay_ms > 1,
+        hop=0.9, transactions=40, absences=2, late=False, core_min=0, filed=False, errors=0.0,
+    )  # fmt: skip
+
+
+def _disks(options: Options) -> Options:
+    """Real logs on disks that tear and reorder what was not synced, refuse calls, run full, and forget bits of what was synced."""
+    return replace(
+        options, regions=max(3, options.regions), filed=True, errors=0.6, rots=0.3, fulls=0.6, crashes=0.8, disk_ms=30.0, truncations=2.0,
+        hop=0.9, transactions=32, core_min=0, absences=6,
     )  # fmt: skip
 
 
@@ -249,5 +294,6 @@ SCENARIOS: Final = {
     "full": _full,
     "snapshot": _snapshot,
     "losses": _losses,
+    "disks": _disks,
 }
 """What each scenario is biased to; the seed draws the rest."""

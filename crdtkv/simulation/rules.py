@@ -30,7 +30,15 @@ _CLOSED: Final = Rule(1, "an origin ends where all members agreed, everybody who
 _FLOOR: Final = Rule(8, "floors rise only for origins that jumped, to where a frame ends")
 _CONVERGE: Final = Rule(11, "once healed, with nobody writing, all replicas become equal within a bounded time")
 
+_CLIENTS: Final = Rule(6, "a client sees what was promised: its own writes, no step back, whole batches, causes before effects")
+_ONCE: Final = Rule(3, "a request is done once where it is known to be done, and its retry is told the same commit")
+_LOG: Final = Rule(7, "the log gives back what was appended: all that was synced, and of the rest a part of its beginning")
+
 _RULES: Final[tuple[tuple[str, Rule], ...]] = (
+    (r"^clients saw what may not be", _CLIENTS),
+    (r"^the request of .* was (done again|answered)", _ONCE),
+    (r"^the log (was found|gives|finds|ends|says)|^the log's floor|^what .* lacks begins|^cut at ", _LOG),
+    (r"takes no writes|waits for .* in vain", Rule(11, "a healthy region takes writes, and lets no session wait for ever")),
     (r"the journal does not say so|the journal counts", _JOURNAL),
     (r"^the join of|^a snapshot's bytes", _JOIN),
     (r"replay made|the request of", _REPLAY),

@@ -15,7 +15,7 @@ from crdtkv.core.join import snapshot_of
 from crdtkv.core.types.base import decode_entries
 from crdtkv.core.types.counter import decode_run
 from crdtkv.simulation.case import Case, CaseWorld
-from crdtkv.simulation.invariants import COUNTER, type_in
+from crdtkv.simulation.following import COUNTER
 from crdtkv.simulation.member import Member
 from crdtkv.simulation.rules import broken_rule
 from crdtkv.simulation.specification import Clear, Commit, Expire, Increment, Operation, Remove, Reset, Slot, Write
@@ -90,48 +90,82 @@ class Narrator(CaseWorld):
         super().changed(member)
 
     def trace(self, *parts: object) -> None:
+        text = self._in_words(parts)
+        if text:
+            self._say(text)
+        super().trace(*parts)
+
+    def _in_words(self, parts: tuple[object, ...]) -> str:
+        """A fault in a sentence; nothing for what only the trace is there for."""
+
+        def region(index: int) -> str:
+            return self.members[index].region
+
         match parts:
             case ("cut", str(kind), int(a), int(b)):
                 self._is_cut = True
-                self._say(_CUTS[kind].format(a=self.members[a].region, b=self.members[b].region))
+                return _CUTS[kind].format(a=region(a), b=region(b))
+            case ("heal cuts",) if self._is_cut:
+                self._is_cut = False
+                left = f", but for the one between {region(0)} and {region(1)}" if self.options.bridge else ""
+                return f"every cut heals{left}"
+            case ("flap", int(a), int(b)):
+                self._is_cut = True
+                return f"the link between {region(a)} and {region(b)} begins to come and go"
+            case ("slow", int(index), float(factor)):
+                self._is_cut = True
+                return f"{region(index)} is slow: everything there takes {factor:g} times as long"
+            case ("reset",):
+                return "a connection is lost, with what was on its way"
             case ("crash", int(index), bool(power), int(lost)):
                 self._seen.pop(index, None)
                 gone = f"; {lost} frame{'s' * (lost != 1)} of its log were not synced and are gone" if lost else ""
-                self._say(f"{self.members[index].region} {'loses power' if power else 'is killed'}{gone}")
+                return f"{region(index)} {'loses power' if power else 'is killed'}{gone}"
+            case ("restart", int(index), str(origin), bool(is_another)):
+                self._seen[index] = self.members[index].machine.vv()
+                return f"{region(index)} starts again{f', as {origin}' if is_another else ''}"
+            case ("renew", int(index), str(origin)):
+                return f"{region(index)} goes on as {origin}"
+            case ("leave", int(index), bool(stops)):
+                self._is_cut = self._is_cut or not stops
+                return f"{region(index)} is {'stopped' if stops else 'cut off from everybody'} for a while"
+            case ("return", int(index)):
+                return f"{region(index)} is back; meanwhile the others have dropped their logs"
+            case ("late", int(index)):
+                return f"{region(index)} joins, with nothing"
             case ("copy", int(index), int(end)):
-                self._say(f"the directory of {self.members[index].region} is copied, with {end} frames")
+                return f"the directory of {region(index)} is copied, with {end} frames"
             case ("lose", int(index), str(kind), int(end)):
-                self._say(f"{self.members[index].region} is stopped, and {_LOSSES[kind]}: its log now holds {end} frames")
+                return f"{region(index)} is stopped, and {_LOSSES[kind]}: its log now holds {end} frames"
             case ("truncate", int(index), int(start)) if start:
-                self._say(f"{self.members[index].region} keeps its log only from frame {start} on")
-            case ("heal",):
-                self._say("no more faults, and nobody writes any more")
-        super().trace(*parts)
-
-    def _restart(self, member: Member, before: Origin) -> None:
-        super()._restart(member, before)
-        self._say(f"{member.region} starts again{'' if member.origin == before else f', as {member.origin}'}")
-        self._seen[member.index] = member.machine.vv()
-
-    def _healed(self) -> None:
-        super()._healed()
-        if self._is_cut:
-            self._is_cut = False
-            left = f", but for the one between {self.members[0].region} and {self.members[1].region}" if self.options.bridge else ""
-            self._say(f"every cut heals{left}")
-
-    def _jump(self) -> None:
-        before = [member.wall.offset_ms for member in self.members]
-        super()._jump()
-        for member, offset_ms in zip(self.members, before, strict=True):
-            if member.wall.offset_ms != offset_ms:
-                self._say(f"somebody sets the clock of {member.region} by {member.wall.offset_ms - offset_ms:+,} ms")
-
-    def _reset(self) -> None:
-        before = self.rare["connection_lost"]
-        super()._reset()
-        if self.rare["connection_lost"] > before:
-            self._say("a connection is lost, with what was on its way")
+                return f"{region(index)} keeps its log only from frame {start} on"
+            case ("full", int(index), bool(engine)):
+                return f"the disk of {region(index)} is full" + (", for its engine as well" if engine else "")
+            case ("free", int(index)) if self.members[index].log.is_full:
+                return f"there is room again on the disk of {region(index)}"
+            case ("fail", int(index), str(call)):
+                return f"the next {call} of the log of {region(index)} will fail"
+            case ("rot", int(index)):
+                return f"a bit of what {region(index)} has synced turns over"
+            case ("broke", int(index), str(error)):
+                return f"the disk of {region(index)} fails it ({error}): it stops"
+            case ("replace", int(index)):
+                return f"the log of {region(index)} is damaged, and is refused: it gets a new disk"
+            case ("jump", int(index), int(by_ms)):
+                return f"somebody sets the clock of {region(index)} by {by_ms:+,} ms"
+            case ("add", int(index), int(by)):
+                return f"{region(by)} adds a region, {region(index)}, which begins with nothing"
+            case ("remove", int(index), int(by), bool(forced)):
+                return f"{region(by)} {'removes' if forced else 'begins to drain'} {region(index)}"
+            case ("removed", int(index), int(by)):
+                return f"{region(by)} has removed {region(index)}"
+            case ("lame", int(index), str(fate)):
+                return f"{region(index)} stays {fate} from here on"
+            case ("heal", list(lame)):
+                return "no more faults, and nobody writes any more" if not lame else "the other regions heal, and nobody writes any more"
+            case ("stop",):
+                return "the run ends here, while faults go on"
+        return ""
 
 
 # -- where states differ --------------------------------------------------------------------------------------
@@ -175,7 +209,7 @@ def _state(records: Mapping[bytes, bytes]) -> tuple[dict[Slot, dict[Dot, bytes]]
     counters: dict[str, int] = {}
     for slot, record in records.items():
         key, kind, subkey = split_slot(slot)
-        if type_in(slot) == COUNTER:
+        if kind == COUNTER:
             counters[key.decode()] = counters.get(key.decode(), 0) + decode_run(record).amount
         else:
             slots[key.decode(), TYPE_NAMES[kind], subkey] = {entry.dot: entry.value for entry in decode_entries(record)}

@@ -30,6 +30,8 @@ WEIGHTS: Final = {
 }
 ELEMENTS: Final = tuple(encode_value(element) for element in (1, 1.0, "1", True))
 FIELDS: Final = ("f", "g", "h")
+MANY: Final = 40
+"""Elements that one call adds, where sets grow big."""
 LIFETIMES_MS: Final = (40, 300, 1_500)
 
 
@@ -80,11 +82,12 @@ class Intent:
 class Workload:
     """Makes up transactions. Values are unique, so that what is read can be traced to its writer."""
 
-    def __init__(self, dice: Dice, keys: int, weights: Mapping[str, float], ttl: float = 0.25) -> None:
+    def __init__(self, dice: Dice, keys: int, weights: Mapping[str, float], ttl: float = 0.25, elements: int = 4) -> None:
         self._dice = dice
         self._keys = keys
         self._weights = list((weights or WEIGHTS).items())
         self._ttl = ttl
+        self._elements = ELEMENTS if elements <= len(ELEMENTS) else tuple(encode_value(number) for number in range(elements))
         self._count = 0
 
     def fill(self, transaction: Transaction, now_ms: int) -> tuple[list[Delta], tuple[Operation, ...]]:
@@ -105,11 +108,17 @@ class Workload:
                 transaction.put(key, value, expiry)
                 intent.write((key, "register", b""), value, expiry)
             case "add":
-                key, element = self._key("set"), dice.pick(ELEMENTS)
+                key, element = self._key("set"), dice.pick(self._elements)
                 transaction.add(key, element, expiry)
                 intent.write((key, "set", element), b"", expiry)
+            case "fill":
+                key = self._key("set")
+                for _ in range(MANY):
+                    element = dice.pick(self._elements)
+                    transaction.add(key, element, None)
+                    intent.write((key, "set", element), b"", None)
             case "remove":
-                key, element = self._key("set"), dice.pick(ELEMENTS)
+                key, element = self._key("set"), dice.pick(self._elements)
                 if transaction.discard(key, element):
                     intent.remove((key, "set", element))
             case "hput":

@@ -1,12 +1,15 @@
 """One simulated world: virtual time, replicas, network, clients and faults, all decided by one seed.
 
-Safety first: clients write and everything fails, and after each step the invariants hold. Then everything heals, nobody
-writes, and all replicas must become equal within a bound of virtual time. The first violation ends the run.
+Clients write and everything fails, and after each step the invariants hold. How a run ends is its mode:
 
-Each run has a *trace*: a hash over every event with its time and content. One seed gives one trace, on every machine,
-whatever PYTHONHASHSEED is; a run can be repeated exactly by its seed and scenario.
+    safety      faults never stop, nor do clients: nothing wrong may have happened by the end
+    liveness    everything heals, or a *core* of at least two regions does, and the others stay as they are, down, cut off, slow or
+                full; then each region of the core takes writes, and all of them become equal within a bound of virtual time
 
-After: Zhou et al., "FoundationDB" (SIGMOD 2021), section 4; TigerBeetle's VOPR for safety and liveness in one run.
+The first violation ends the run. Each run has a *trace*: a hash over every event with its time and content. One seed gives one
+trace, on every machine, whatever PYTHONHASHSEED is; a run can be repeated exactly by its seed and scenario.
+
+After: Zhou et al., "FoundationDB" (SIGMOD 2021), section 4; TigerBeetle's VOPR, for safety, liveness and its core.
 """
 
 from __future__ import annotations
@@ -19,10 +22,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from crdtkv.core.causality import Dot, Origin, region_of
-from crdtkv.core.control import MemberState, member_delta
+from crdtkv.core.causality import Dot, region_of
+from crdtkv.errors import CorruptionError, CrdtkvError, IncompatibleFormatError, StorageError
+from crdtkv.simulation.clients import Clients, Wandering
 from crdtkv.simulation.clocks import WallClock
 from crdtkv.simulation.dice import Dice
+from crdtkv.simulation.faults import Faults
+from crdtkv.simulation.filed_log import LogBroke
 from crdtkv.simulation.invariants import Auditor, Violation
 from crdtkv.simulation.member import Member
 from crdtkv.simulation.network import Network
@@ -30,15 +36,16 @@ from crdtkv.simulation.options import REGIONS, Options, draw
 from crdtkv.simulation.specification import Commit, History
 from crdtkv.simulation.workload import Workload
 
-EVENTS_MAX: Final = 200_000
-"""A run with more events than this goes round in circles."""
+TURNS_MAX: Final = 300_000
+"""A run with more turns than this goes round in circles."""
 SETTLE_MS: Final = 50.0
 """How often, once healed, one looks whether all are equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one run."""
+    """What came of one run. `events` are those in which something happened: a timer that found nothing to do, a heartbeat and what
+    was rung up for a process that has died since are not among them."""
 
     seed: int
     scenario: str
@@ -64,23 +71,33 @@ class World:
         self._stamps: set[int] = set()
         self.auditor = Auditor(self.history, max_skew_ms=self.options.core.max_skew_ms, sync=self.options.sync)
         self.network = Network(self, self.dice, delay_ms=self.options.delay_ms, jitter=self.options.jitter)
-        self.members = [Member(self, i, region, self._wall_clock()) for i, region in enumerate(REGIONS[: self.options.regions])]
+        self.members: list[Member] = []
+        for region in REGIONS[: self.options.regions]:
+            self.new_member(region)
         self.violations: list[str] = []
-        self._workload = Workload(self.dice, self.options.keys, self.options.weights)
+        workload = Workload(self.dice, self.options.keys, self.options.weights, elements=self.options.elements)
+        self.clients = Clients(self, workload, Wandering(self.dice, self.options.hop))
+        self.faults = Faults(self)
         self._events: list[tuple[int, int, Callable[..., None], tuple[object, ...]]] = []
-        self._count = self._done = 0
+        self._count = self._turns = self.events = 0
+        self._is_idle = False
         self._trace = hashlib.sha256()
         self._finished = False
-        self._at = 0
+        self._probed: set[int] = set()
         self.removed: set[int] = set()
         """Members whose region was removed: they go on by themselves, unheard."""
-        self._forced: set[int] = set()
-        self._leaving: set[int] = set()
+        self.lame: set[int] = set()
+        """Members outside the healthy core: they stay as they are when the others heal."""
 
-    def _wall_clock(self) -> WallClock:
+    def new_member(self, region: str) -> Member:
+        """A further region, which is not started yet."""
         options, dice = self.options, self.dice
         offset_ms = int(dice.between(-options.skew_ms, options.skew_ms))
-        return WallClock(self, offset_ms=offset_ms, drift=dice.between(-options.drift, options.drift), grain_ms=options.grain_ms)
+        wall = WallClock(self, offset_ms=offset_ms, drift=dice.between(-options.drift, options.drift), grain_ms=options.grain_ms)
+        member = Member(self, len(self.members), region, wall)
+        self.members.append(member)
+        self.auditor.watch(member)
+        return member
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -88,10 +105,19 @@ class World:
     def now_ms(self) -> float:
         return self.now_us / 1000
 
+    @property
+    def is_busy(self) -> bool:
+        """Clients write."""
+        return self.now_ms < self.options.busy_s * 1000
+
     def after(self, delay_ms: float, what: Callable[..., None], *args: object) -> None:
         """Have something done later; in the order of asking, if at the same instant."""
         self._count += 1
         heapq.heappush(self._events, (self.now_us + int(delay_ms * 1000), self._count, what, args))
+
+    def idle(self) -> None:
+        """What is being run found nothing to do: it is no event."""
+        self._is_idle = True
 
     def trace(self, *parts: object) -> None:
         """Make something part of what the run is recognised by."""
@@ -103,11 +129,17 @@ class World:
             self._begin()
             while not self._finished:
                 self.now_us, _, what, args = heapq.heappop(self._events)
-                self._done += 1
-                what(*args)
-                if self._done > EVENTS_MAX:
-                    raise Violation(f"still going on after {EVENTS_MAX:,} events")
-        except Violation as e:
+                self._turns += 1
+                self._is_idle = False
+                try:
+                    what(*args)
+                except (StorageError, CorruptionError, IncompatibleFormatError) as e:
+                    if not self.faults.broke(e):
+                        raise
+                self.events += not self._is_idle
+                if self._turns > TURNS_MAX:
+                    raise Violation(f"still going on after {TURNS_MAX:,} turns")
+        except (Violation, LogBroke) as e:
             self.violations.append(str(e))
         except Exception as e:  # whatever the product raises where nothing may be raised is a finding
             where = traceback.extract_tb(e.__traceback__)[-1]
@@ -115,11 +147,17 @@ class World:
         self.rare["three_siblings"] = int(self.auditor.siblings_max >= 3)
         self.trace("end", self.violations)
         rare = {name: count for name, count in sorted(self.rare.items()) if count}
-        return Outcome(self.seed, self.scenario, self._trace.hexdigest(), self._done, self.now_us / 1e6, rare, tuple(self.violations))
+        return Outcome(self.seed, self.scenario, self._trace.hexdigest(), self.events, self.now_us / 1e6, rare, tuple(self.violations))
 
     # -- what members tell ----------------------------------------------------------------------------------------
 
     def violation(self, text: str) -> None:
+        raise Violation(text)
+
+    def fault(self, member: Member, error: CrdtkvError, text: str) -> None:
+        """A replica could not do a step: its own disk is to blame, or a rule is broken."""
+        if member.log.is_broken:
+            raise error
         raise Violation(text)
 
     def committed(self, member: Member, commit: Commit) -> None:
@@ -142,286 +180,109 @@ class World:
 
     def _begin(self) -> None:
         options, dice = self.options, self.dice
+        late = self.members[-1] if options.late else None
         for member in self.members:
-            self.auditor.watch(member)
-            if not (options.late and member is self.members[-1]):
+            if member is not late:
                 member.start()
         busy_ms = options.busy_s * 1000
-        if options.late:
-            self.after(dice.between(busy_ms / 4, busy_ms), self._start_late, self.members[-1])
+        if late is not None:
+            self.after(dice.between(busy_ms / 4, busy_ms / 2), self.faults.start_late, late)
         for _ in range(options.transactions):
-            self.after(dice.between(0, busy_ms), self._client)
-        faults: tuple[tuple[float, Callable[[], None]], ...] = (
-            (options.cuts, self._cut),
-            (options.resets, self._reset),
-            (options.crashes, self._crash),
-            (options.truncations, self._truncate),
-            (options.jumps, self._jump),
-            (options.fulls, self._fill),
-            (options.losses, self._copy),
-            (options.losses, self._lose),
-            (2.0, self._join),
-        )
-        for rate, fault in faults:
-            expected = rate * options.busy_s * options.regions
-            for _ in range(int(expected) + dice.chance(expected % 1)):
-                self.after(dice.between(0, busy_ms), fault)
-        for _ in range(options.removals):
-            self.after(dice.between(0, busy_ms), self._remove, dice.chance(0.5))
-        for _ in range(options.additions):
-            self.after(dice.between(0, busy_ms), self._add)
+            self.after(dice.between(0, busy_ms), self.clients.turn)
+        self.faults.begin(busy_ms)
+        expected = 1.2 * options.busy_s * options.regions
+        for _ in range(int(expected) + dice.chance(expected % 1)):
+            self.after(dice.between(0, busy_ms), self._join)
         # A region that joins at that moment may have taken more of an origin than those agreed who did not know of it.
         self.auditor.ends_may_rise = options.additions > 0 and options.removals + options.lives > 0
-        self.after(busy_ms, self._heal)
-
-    def _client(self) -> None:
-        """A client's next request: in the region of the last one, or elsewhere."""
-        if self.dice.chance(self.options.hop):
-            self._at = self.dice.below(len(self.members))
-        member = self.members[self._at]
-        if member.is_up:
-            now_ms = member.machine.replica.now_ms()
-            member.serve(lambda transaction: self._workload.fill(transaction, now_ms), self.dice.pick((1, 1, 3)))
-            self.changed(member)
-
-    def _cut(self) -> None:
-        """Cut one way, one pair, or one region off from all but perhaps one (a bridge); heal everything, later."""
-        a, b = self.dice.below(len(self.members)), self.dice.below(len(self.members))
-        kind = self.dice.pick(("one_way", "pair", "island", "bridge"))
-        others = [i for i in range(len(self.members)) if i != a]
-        if a == b or (kind == "bridge" and len(others) < 2):
-            return
-        self.rare[f"cut_{kind}"] += 1
-        spared = b if kind == "bridge" else -1
-        for peer in others if kind in ("island", "bridge") else [b]:
-            if peer != spared:
-                self.network.cut(a, peer)
-                if kind != "one_way":
-                    self.network.cut(peer, a)
-        self.trace("cut", kind, a, b)
-        self.after(self.dice.between(50, 1_500), self._healed)
-
-    def _start_late(self, member: Member) -> None:
-        """A new, empty region joins."""
-        member.start()
-        self.rare["region_came_later"] += 1
-        self.changed(member)
-
-    def _reset(self) -> None:
-        self.rare["connection_lost"] += self.network.reset(self.dice)
-
-    def _crash(self) -> None:
-        member = self.dice.pick(self.members)
-        if not member.is_up:
-            return
-        self.crash(member)
-
-    def crash(self, member: Member, *, torn: bool = False) -> None:
-        """A process dies, or its host; `torn`: while it installs a snapshot."""
-        state = member.machine.replica.state
-        unfolded, folding = state.pending > 0, state.is_folding
-        power = (self.options.sync or self.options.losses > 0) and self.dice.chance(0.5)
-        self.auditor.crashing(member, torn=torn)
-        lost = member.crash(power=power)
-        self.trace("crash", member.index, power, len(lost))
-        self.rare["crashed"] += 1
-        self.rare["crashed_between_append_and_fold"] += unfolded
-        self.rare["crashed_while_folding"] += folding
-        self.rare["log_lost_its_tail"] += bool(lost)
-        if not self.options.losses:
-            self.auditor.crashed(member, [m for m in self.members if m is not member])
-        self.after(self.dice.between(5, 400), self._restart, member, member.origin)
-
-    def _copy(self) -> None:
-        member = self.dice.pick(self.members)
-        if member.is_up:
-            member.take_copy()
-            self.trace("copy", member.index, member.log.end())
-
-    def _lose(self) -> None:
-        """A directory is no longer what it was: put back from a copy, lost, or in part of an earlier time."""
-        member = self.dice.pick(self.members)
-        if not member.is_up:
-            return
-        kind = self.dice.pick(("put_back", "put_back", "lose_disk", "roll_back"))
-        if kind == "put_back" and member.copy is None:
-            return
-        before = member.origin
-        self.auditor.crashing(member)
-        member.crash(power=self.dice.chance(0.5))
-        if kind == "put_back":
-            member.put_back()
-        elif kind == "lose_disk":
-            member.lose_disk()
-        else:
-            member.roll_back_log(self.dice.below(member.log.end() + 1))
-        self.rare[kind] += 1
-        self.trace("lose", member.index, kind, member.log.end())
-        self.after(self.dice.between(5, 400), self._restart, member, before)
-
-    def _restart(self, member: Member, before: Origin) -> None:
-        member.start()
-        if self.options.losses:
-            self._count_losses(member, before)
-        self.rare["replayed"] += member.machine.replayed > 0
-        self.auditor.recovered(member)
-        if self.dice.chance(self.options.lives) and not self._leaving & {member.index}:
-            member.renew()
-            self.auditor.clock_begins_anew(member)
-            self.rare["new_incarnation"] += 1
-            self.trace("renew", member.index, member.origin)
-            self.changed(member)
-
-    def _count_losses(self, member: Member, before: Origin) -> None:
-        """Only now it shows whether it goes on as who it was: then nobody may have what it lost of its own."""
-        self.auditor.may_have_thawed(member)
-        if member.origin == before:
-            self.auditor.crashed(member, [m for m in self.members if m is not member])
-        else:
-            self.rare["new_incarnation"] += 1
-            self.auditor.renewed(member)
-        # Nobody gets back what was on lost disks only; nothing else may be lost.
-        kept = [m.log.vv() for m in self.members]
-        gone = {dot for dot in self.acknowledged if not any(vv.covers(dot) for vv in kept)}
-        self.rare["acknowledged_and_lost"] += bool(gone)
-        self.acknowledged -= gone
-
-    def _truncate(self) -> None:
-        """Drop part of a log: what everybody has for good, or what its origin still keeps for those who lack it."""
-        member = self.dice.pick(self.members)
-        if not member.is_up:
-            return
-        if self.dice.chance(0.5):
-            before = member.log.start()
-            member.retain(self.dice.pick((0, 300, 2_000)))
-            self.rare["log_truncated"] += member.log.start() > before
-            self.trace("retain", member.index, member.log.start())
-            self.changed(member)
-            return
-        if self.options.beyond and self.dice.chance(0.7):
-            position = member.log.start() + self.dice.below(member.log.synced() - member.log.start() + 1)
-            self.rare["log_truncated"] += position > member.log.start()
-            member.truncate(position)
-            self.trace("truncate beyond", member.index, member.log.start())
-            self.changed(member)
-            return
-        durable = [m.log.vv_at[m.log.synced()] for m in self.members]
-        keeps = {m.origin: m.log.floor().seq(m.origin) for m in self.members}  # nobody sends a former incarnation's as their own
-        position = member.log.start()
-        while position < member.log.end():
-            frame = member.log.frames[position]
-            last = (frame.origin, frame.last_seq)
-            kept = keeps.get(frame.origin)
-            elsewhere = not self.options.bridge and frame.origin != member.origin and kept is not None and kept < frame.first_seq
-            if not (elsewhere or all(vv.covers(last) for vv in durable)):
-                break
-            position += 1
-        self.rare["log_truncated"] += position > member.log.start()
-        member.truncate(member.log.start() + self.dice.below(position - member.log.start() + 1))
-        self.trace("truncate", member.index, member.log.start())
-        self.changed(member)
-
-    def _fill(self) -> None:
-        """No room on a member's disk, for its log or for its engine as well, until later."""
-        member = self.dice.pick(self.members)
-        member.log.is_full = True
-        member.engine.is_full = self.dice.chance(0.5)
-        self.trace("full", member.index, member.engine.is_full)
-        self.after(self.dice.between(5, 700), self._free, member)
-
-    def _free(self, member: Member) -> None:
-        member.log.is_full = member.engine.is_full = False
-
-    @property
-    def survivors(self) -> list[Member]:
-        """The members of the cluster, as it should be by now."""
-        return [m for m in self.members if m.index not in self.removed]
-
-    def _remove(self, forced: bool) -> None:
-        """An operator removes a region: by force, as if it were dead; or drains it first."""
-        able = [m for m in self.survivors if m.is_up and m.index not in self._leaving]
-        if len(able) < 3:
-            return
-        victim, by = self.dice.pick(able), self.dice.pick(able)
-        if victim is by:
-            return
-        self.trace("remove", victim.index, by.index, forced)
-        if forced:
-            self._removed(victim, by)
-        elif by.record([member_delta(victim.region, MemberState.DRAINING, "", by.machine.control.next_epoch())]):
-            self.rare["region_drained"] += 1
-            self._leaving.add(victim.index)
-            self.after(50, self._drained, victim, by)
-
-    def _drained(self, victim: Member, by: Member) -> None:
-        """Once it says that all others have what it has, it goes."""
-        standing = (
-            next((s for s in by.drive.membership.standings(by.machine.vv()) if s.region == victim.region), None) if by.is_up else None
-        )
-        if standing is not None and standing.is_drained and self._removed(victim, by):
-            self.rare["drained_and_removed"] += 1
-        else:
-            self.after(50, self._drained, victim, by)
-
-    def _removed(self, victim: Member, by: Member) -> bool:
-        if not by.record([member_delta(victim.region, MemberState.REMOVED, "", by.machine.control.next_epoch())]):
-            return False
-        self.rare["region_removed"] += 1
-        self.removed.add(victim.index)
-        self.auditor.removed_regions.add(victim.region)
-        if victim.machine.replica.refusal is None:
-            self._forced.add(victim.index)
-        return True
-
-    def _add(self) -> None:
-        """A region is added: it begins with nothing, and the others dial it."""
-        able = [m for m in self.survivors if m.is_up]
-        if len(self.members) == len(REGIONS) or not able:
-            return
-        by = self.dice.pick(able)
-        newcomer = Member(self, len(self.members), REGIONS[len(self.members)], self._wall_clock())
-        self.members.append(newcomer)
-        self.rare["region_added"] += 1
-        self.trace("add", newcomer.index, by.index)
-        self.auditor.watch(newcomer)
-        newcomer.start()
-        by.record([member_delta(newcomer.region, MemberState.ACTIVE, "", by.machine.control.next_epoch())])
-        for member in self.members[:-1]:
-            member.meet(newcomer)
-
-    def _jump(self) -> None:
-        member = self.dice.pick(self.members)
-        member.wall.jump(int(self.dice.between(-3_000, 3_000)))
-        self.rare["clock_jumped"] += 1
+        self.after(busy_ms, self._end_in_the_middle if options.safety else self._heal)
 
     def _join(self) -> None:
+        self.idle()  # it is a check
         a, b = self.dice.pick(self.members), self.dice.pick(self.members)
         if a.is_up and b.is_up:
             self.auditor.check_join(a, b)
 
     # -- the end --------------------------------------------------------------------------------------------------
 
+    @property
+    def survivors(self) -> list[Member]:
+        """The members of the cluster, as it should be by now."""
+        return [m for m in self.members if m.index not in self.removed]
+
+    @property
+    def core(self) -> list[Member]:
+        """Those of them that are healthy in the end."""
+        return [m for m in self.survivors if m.index not in self.lame]
+
+    def _end_in_the_middle(self) -> None:
+        """Safety mode: nothing heals; what is known by now must be right."""
+        self.trace("stop")
+        self.rare["stopped_in_the_middle"] += 1
+        for member in self.members:
+            if member.is_up:
+                self.changed(member)
+        self._judge_clients()
+        self._finished = True
+
     def _heal(self) -> None:
         """No more faults, no more writes: from now on there is only catching up."""
-        self._healed()
-        for member in self.members:
-            self._free(member)
-        self.trace("heal")
+        faults = self.faults
+        if self.options.core_min:
+            self._choose_the_lame()
+        self.trace("heal", sorted(self.lame))
+        if self.lame:
+            self.network.heal({m.index for m in self.core})
+            for member in self.core:
+                member.pace = 1.0
+        else:
+            faults.heal()
+        for member in self.core:
+            faults.free(member)
+        self.after(1_000, self._probe)
         self._settle(self.now_ms + self.options.quiet_s * 1000)
 
-    def _healed(self) -> None:
-        """Undo every cut but the lasting one."""
-        self.network.heal()
-        if self.options.bridge:
-            self.network.cut(0, 1)
-            self.network.cut(1, 0)
+    def _choose_the_lame(self) -> None:
+        """Some regions stay as bad as they are for ever, in one way or another; at least so many do not."""
+        dice, able = self.dice, self.survivors
+        for _ in range(dice.below(len(able) - self.options.core_min + 1)):
+            member = dice.pick([m for m in able if m.index not in self.lame])
+            fate = dice.pick(("stopped", "cut off", "deaf", "mute", "full"))
+            self.lame.add(member.index)
+            self.rare["lame_region"] += 1
+            self.trace("lame", member.index, fate)
+            if fate == "stopped":
+                member.stop_for_good()
+            elif fate == "full":
+                member.log.is_full = member.engine.is_full = True
+            for other in self.members:
+                if other is not member and fate in ("cut off", "deaf"):
+                    self.network.cut(other.index, member.index)
+                if other is not member and fate in ("cut off", "mute"):
+                    self.network.cut(member.index, other.index)
+
+    def _probe(self) -> None:
+        """Liveness: each region of the core takes a write, unless its clock is so far off that it must refuse."""
+        self.after(500, self._probe)  # first: a step may end with a process that its disk has failed
+        for member in self.core:
+            if member.is_up and member.index not in self._probed:
+                if member.index not in self.faults.leaving and not self.clients.probe(member):
+                    raise Violation(f"{member.region} takes no writes 1 s after everything healed")
+                self._probed.add(member.index)
+                self.changed(member)
+        self.idle()
 
     def _settle(self, until_ms: float) -> None:
-        members = self.survivors
+        self.idle()
+        members = self.core
         up = [m for m in members if m.is_up]
-        if len(up) == len(members) and self._is_equal() and not self._leaving - self.removed:
-            lost = {self.members[index].region for index in self._forced}
-            self.auditor.quiescent(members, [dot for dot in self.acknowledged if region_of(dot.origin) not in lost])
+        if (
+            len(up) == len(members)
+            and self._probed >= {m.index for m in members}
+            and self._is_equal()
+            and not self.faults.leaving - self.removed
+        ):
+            self._judge(members)
             self._finished = True
         elif self.now_ms > until_ms:
             state = "; ".join(f"{m.region} {m.machine.vv()} held {m.machine.replica.held[0]} frozen {m.machine.control.frozen}" for m in up)
@@ -429,10 +290,35 @@ class World:
         else:
             self.after(SETTLE_MS, self._settle, until_ms)
 
+    def _judge(self, members: Sequence[Member]) -> None:
+        lost = {self.members[index].region for index in self.faults.forced}
+        # What only a region outside the core has, nobody can ask for.
+        bound = {dot for dot in self.acknowledged if region_of(dot.origin) not in lost}
+        if self.lame:
+            ours = {m.region for m in members}
+            bound = {dot for dot in bound if region_of(dot.origin) in ours}
+        self.auditor.quiescent(members, bound, judges_all=len(members) == len(self.members) and self._is_nothing_lost())
+        self._judge_clients()
+        if not self.lame and not self.faults.forced and self._is_nothing_lost():
+            for member in members:
+                if (waits := self.clients.waits_for(member)) is not None:
+                    raise Violation(waits)
+
+    def _is_nothing_lost(self) -> bool:
+        """No commit that was applied anywhere is gone: what a client has seen still is."""
+        return not any(self.rare[name] for name in ("log_lost_its_tail", "commit_undone", "acknowledged_and_lost", "put_back", "lose_disk",
+                                                    "roll_back", "damage_found", "stopped_by_its_disk"))  # fmt: skip
+
+    def _judge_clients(self) -> None:
+        if self._is_nothing_lost():
+            self.rare["histories_judged"] += 1
+            if (anomaly := self.clients.judge()) is not None:
+                raise Violation(anomaly)
+
     def _is_equal(self) -> bool:
-        members = self.survivors
+        members = self.core
         first, shown = members[0].machine.vv(), members[0].machine.control.show(members[0].machine.vv())
-        if not {m.origin for m in members} >= set(shown):
+        if not self.lame and not {m.origin for m in members} >= set(shown):
             return False  # what has ended is still being closed
         return all(
             m.machine.vv() == first and not m.machine.replica.purges and m.drive.is_settled and m.log.synced() == m.log.end()

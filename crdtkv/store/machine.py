@@ -654,6 +654,9 @@ class Machine:
         assert incoming is not None
         while self.purge_slice(10_000):
             pass
+        if staging.is_marked:  # it was allowed when it began: what limits had risen to by then was in memory only
+            for origin in [o for o in incoming.vv if o in replica.control.frozen]:
+                replica.raise_limit(origin, incoming.vv.seq(origin))
         installer = Installer(replica, incoming, changed)
         try:
             log.sync()

@@ -101,7 +101,7 @@ class Driver:
 
     def lose_power(self) -> None:
         """The machine stops: the disk is what it may be, the engine wakes up at some batch that the log reaches."""
-        self.files = self.files.lose_power(self.dice)
+        self.files = self.files.lose_power(self.dice.random)
 
     def recover(self) -> None:
         log = FileLog(self.directory, segment_bytes=SEGMENT_BYTES, files=self.files)

@@ -23,7 +23,7 @@ MUST_MEET = {
         "written_while_folding",
         "log_lost_its_tail",
     },
-    "expiry": {"expiry_by_another", "clock_jumped"},
+    "expiry": {"expiry_by_another", "clock_jumped_back", "clock_jumped_ahead"},
     "snapshot": {
         "snapshot_installed",
         "needs_snapshot",
@@ -31,15 +31,42 @@ MUST_MEET = {
         "crashed_in_install",
         "install_finished_at_start",
         "region_came_later",
-        "snapshot_ended",
         "compressed",
+        "region_away",
+        "installed_while_writing",
+        "snapshot_while_truncated",
         "connection_lost",
     },
     "holding": {"held", "dropped_held", "connection_lost"},
     "losses": {"new_incarnation", "put_back", "lose_disk", "roll_back", "log_lost_its_tail", "acknowledged_and_lost", "relayed_frames"},
+    "disks": {
+        "stopped_by_its_disk",
+        "disk_error",
+        "bit_rot",
+        "damage_found",
+        "log_lost_its_tail",
+        "commit_undone",
+        "snapshot_installed",
+        "new_incarnation",
+    },
     "full": {"commit_undone", "apply_deferred", "crashed", "log_truncated"},
     "members": {"new_incarnation", "closed_an_origin", "limit_raised", "region_removed", "drained_and_removed", "region_added", "removed"},
 }
+EVERYWHERE = {
+    "histories_judged",
+    "installed_while_writing",
+    "lame_region",
+    "link_flapped",
+    "probed",
+    "request_tried_again",
+    "retry_was_answered",
+    "session_hopped",
+    "session_waited",
+    "slow_region",
+    "snapshot_ended",
+    "stopped_in_the_middle",
+}
+"""What no scenario is there for in particular, and each soak must meet."""
 
 
 def test_every_scenario_is_here() -> None:

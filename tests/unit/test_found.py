@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from crdtkv.core.causality import EMPTY_VV, make_origin
+from dataclasses import replace
+
+import pytest
+
+from crdtkv.core.causality import EMPTY_VV, VersionVector, make_origin
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import encode_value
+from crdtkv.core.control import NOTHING_AGREED, MemberState, close_delta, member_delta
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.install import install
 from crdtkv.core.join import snapshot_of
 from crdtkv.core.replica import Replica
 from crdtkv.core.state import DictBase
+from crdtkv.core.transfer import Arrival, encode_header, next_link
 from crdtkv.core.types.counter import run_name
+from crdtkv.replication.membership import Membership
+from crdtkv.replication.messages import Frames
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog, position_of
 from crdtkv.storage.memory_log import MemoryLog
 from crdtkv.store.machine import Machine
 from crdtkv.store.reading import Reader
+from crdtkv.store.snapshots import MemoryStaging, Snapshots
 from crdtkv.store.transaction import Transaction
+from tests.toy_replica import Network, ToyReplica
 
 
 def replica(region: str) -> Replica:
@@ -168,3 +178,88 @@ def test_the_engine_follows_frames_that_change_nothing() -> None:
     us.log.truncate(2)
     again = start()
     assert again.vv() == us.vv() and again.digest() == us.digest()
+
+
+def test_nobody_could_read_a_snapshot_of_a_cluster_that_had_closed_an_origin() -> None:
+    """The header's field for what members have agreed on was declared as raw bytes or None, which the decoder takes for None alone. From
+    the first closing or member's record on, a region that needed a snapshot was refused every one, for ever.
+    """
+    us, taken = replica("us"), Arrival()
+    us.commit_control([member_delta("ap", MemberState.ACTIVE, "", 1)])
+    us.close_frame()
+    header = encode_header(us, us.vv())
+    taken.take(header, next_link(b"", header))
+    assert taken.incoming is not None and taken.incoming.agreed == us.control.agreed() != NOTHING_AGREED
+
+
+def test_an_install_that_had_begun_was_refused_after_a_restart() -> None:
+    """ap had frozen an origin and was told that others have more of it, so it took a snapshot that has. What limits rise to is kept in
+    memory only. It was killed in the middle of the install, and the next process refused to go on with it: the store did not open again.
+    """
+    us, eu = make_origin("us", 1, 0), machine("eu")
+    at_us = replica("us")
+    first, second = (commit(at_us, [DeltaKind.REGISTER_PUT, f"k{n}", encode_value(n)]) for n in (1, 2))
+    eu.apply([first, second])
+    log, engine, staging = SimulatedLog(), SimulatedEngine(), MemoryStaging()
+    ap = machine("ap", log, engine)
+    ap.apply([first])
+    ap.freeze([us])
+    ap.raise_limits({us: 2})
+    source, link = Snapshots(eu, MemoryStaging()).open(), b""
+    cursor: bytes | None = b""
+    while cursor is not None:
+        data, cursor = source.read(cursor, 1 << 20)
+        staging.append(data, link := next_link(link, data))
+
+    def killed(step: str) -> None:
+        if step == "marked":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ap.install(staging, killed)
+    again = machine("ap", log, engine)
+    again.install(staging)
+    assert again.vv() == eu.vv() and again.digest() == eu.digest()
+
+
+def machine(region: str, log: SimulatedLog | None = None, engine: SimulatedEngine | None = None) -> Machine:
+    clock = HybridClock(lambda: 1_000)
+    return Machine(log or SimulatedLog(), engine or SimulatedEngine(), origin=make_origin(region, 1, 0), cluster="c", clock=clock)
+
+
+def test_a_region_put_back_to_before_a_closing_waited_for_ever() -> None:
+    """A region is put back to an earlier state and goes on as another incarnation; it stops its former one where it now has it. The others
+    have closed that one, further on, and no longer spoke of it: so it took neither what it lacked nor the closing, nor anything after it.
+    """
+    eu = ToyReplica("eu")
+    before, after = make_origin("us", 1, 0), make_origin("us", 3, 0)
+    eu._vv = VersionVector({before: 7, make_origin("us", 2, 0): 1})
+    eu.control.apply(close_delta(before, 7), make_origin("us", 2, 0), 1, 5, b"h" * 16)
+    membership = Membership(eu, ["us", "eu"])
+    membership.receive({after: {before: (1, True)}})
+    message = membership.review(eu.vv(), eu.vv(), {after: ()})
+    assert message is not None and message.reports[eu.origin][before] == (7, True), "it must be told where that one ends"
+    membership.announce(after, VersionVector({before: 7}))
+    message = membership.review(eu.vv(), eu.vv(), {after: ()})
+    assert message is not None and before not in message.reports.get(eu.origin, {}), "and no longer, once it is there"
+
+
+def test_who_was_far_was_never_asked_for_what_it_had_while_those_near_refused() -> None:
+    """Peers that cannot relay are asked again after a while. Where the near ones refuse faster than all can be asked, they were asked over
+    and over, nobody got to the far one, and as not all had refused at one time, no snapshot was asked for either.
+    """
+    near = [f"n{number}" for number in range(6)]
+    net = Network([ToyReplica(region) for region in ("us", "ap", "far", *near)])
+    net.settings = replace(net.settings, relay_retry_ms=50, relay_timeout_ms=400)
+    for region in near:
+        net.delays[frozenset({"ap", region})] = 10.0
+    net.delays[frozenset({"ap", "far"})] = 40.0
+    net.drop = lambda source, target, m: {source, target} == {"us", "ap"} and isinstance(m, Frames)
+    net.mesh()
+    net.run_until(net.is_live, 3_000)
+    net.write("us")
+    net.run_until(lambda: all(len(net.replicas[name].vv()) == 1 for name in (*near, "far")))
+    for region in near:
+        net.replicas[region].log.truncate(net.replicas[region].log.end())
+    net.cut("us", "ap")
+    net.run_until(net.is_equal, 5_000)

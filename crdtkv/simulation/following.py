@@ -1,0 +1,194 @@
+"""A replica's slots as its auditor knows them, and what follows from them, brought up to date change by change.
+
+To look at a whole state after each step would cost more than the step. So only records are looked at that may have changed: those in
+the overlay now or at the last look, and those that the engine was written since. Now and then, and whenever a replica was
+rebuilt or is clearing a collection, everything is looked at anew, and must be what the changes had added up to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from crdtkv.core.causality import Origin
+from crdtkv.core.codec import SLOT_SPACE, TYPE_CODES, TYPE_NAMES, SlotType, split_slot, successor
+from crdtkv.core.join import snapshot_of
+from crdtkv.core.state import hash_record
+from crdtkv.core.types.base import decode_entries
+from crdtkv.core.types.counter import Run, decode_run, run_name
+from crdtkv.simulation.specification import Live
+
+if TYPE_CHECKING:
+    from crdtkv.simulation.member import Member
+
+COUNTER: Final = TYPE_CODES["counter"]
+DIGEST_MASK: Final = (1 << 128) - 1
+WHOLE_EVERY: Final = 32
+"""After so many looks at what may have changed, everything is looked at."""
+
+parts_of = lru_cache(maxsize=1 << 14)(split_slot)
+"""Key, type and subkey of a slot."""
+
+
+@lru_cache(maxsize=1 << 14)
+def live_in(record: bytes) -> tuple[Live, ...]:
+    """The writes in a slot's record, of any type but a counter's."""
+    return tuple([Live(e.dot, e.hlc, e.value, e.expiry) for e in decode_entries(record)])
+
+
+run_in = lru_cache(maxsize=1 << 14)(decode_run)
+"""The run in a counter slot's record."""
+share_of = lru_cache(maxsize=1 << 14)(hash_record)
+"""A slot's share of the digest."""
+
+
+def counts(run: Run) -> bool:
+    """Whether a run counts: nothing that came after its last increment has reset it."""
+    return run.seq > run.base_seq
+
+
+class Head:
+    """What the bookkeeping of one key must say: slots per kind of collection, and the names of runs."""
+
+    __slots__ = ("runs", "slots")
+
+    def __init__(self) -> None:
+        self.slots = [0, 0]
+        self.runs: set[tuple[Origin, int]] = set()
+
+
+class FollowedSlots:
+    """See the module's docstring.
+
+    Attributes:
+        records: every slot's record.
+        live: the writes of each slot that is no counter's, without those that a clear in progress has covered.
+        runs: of each counter slot.
+        amounts: per counter with a live run, what each live run amounts to.
+        total: the digest that the records add up to; says nothing while a clear is in progress.
+        heads: per key.
+        expiries: of live writes that expire, the instants by slot.
+    """
+
+    def __init__(self) -> None:
+        self._overlay: set[bytes] = set()
+        self._looks = 0
+        self._is_partial = True
+        self._reset()
+
+    def _reset(self) -> None:
+        self.records: dict[bytes, bytes] = {}
+        self.live: dict[bytes, tuple[Live, ...]] = {}
+        self.runs: dict[bytes, Run] = {}
+        self.amounts: dict[str, dict[bytes, int]] = {}
+        self.total = 0
+        self.heads: dict[bytes, Head] = {}
+        self.expiries: dict[bytes, tuple[int, ...]] = {}
+
+    def forget(self) -> None:
+        """The replica was rebuilt: look at everything next time."""
+        self._is_partial = True
+
+    def follow(self, member: Member) -> list[bytes]:
+        """Look; returns the slots that have changed since the last look."""
+        replica = member.machine.replica
+        overlay, touched = replica.state.waiting(), member.engine.take_touched()
+        self._looks += 1
+        if self._is_partial or replica.purges or self._looks % WHOLE_EVERY == 0:
+            changed = self._look_at_everything(member)
+        else:
+            get = replica.state.get
+            candidates = sorted({*overlay, *self._overlay, *touched})
+            changed = [slot for slot in candidates if slot[:1] == SLOT_SPACE and get(slot) != self.records.get(slot)]
+            for slot in changed:
+                self._put(slot, get(slot))
+        self._overlay = set(overlay)
+        return changed
+
+    def _look_at_everything(self, member: Member) -> list[bytes]:
+        replica, was_partial, before = member.machine.replica, self._is_partial, self.records
+        found = dict(replica.state.scan(SLOT_SPACE, successor(SLOT_SPACE)))
+        changed = [slot for slot in {**before, **found} if before.get(slot) != found.get(slot)]
+        if not was_partial and not replica.purges:
+            for slot in changed:
+                self._put(slot, found.get(slot))
+            assert self._adds_up(found), "what was followed is not what is there"
+            return changed
+        self._reset()
+        for slot, record in found.items():
+            self._put(slot, record)
+        self._is_partial = bool(replica.purges)
+        if replica.purges:  # then what is shown is less than what is there
+            self.live, self.expiries = {}, {}
+            for slot, record in snapshot_of(replica).slots.items():
+                if parts_of(slot)[1] != COUNTER:
+                    self._show(slot, live_in(record))
+        return changed
+
+    def _adds_up(self, found: dict[bytes, bytes]) -> bool:
+        return self.records == found and self.total == sum(
+            share_of(slot, record) for slot, record in found.items() if parts_of(slot)[1] != COUNTER or counts(run_in(record))
+        )  # fmt: skip
+
+    def _put(self, slot: bytes, record: bytes | None) -> None:
+        key, kind, subkey = parts_of(slot)
+        before = self.records.pop(slot, None)
+        if kind == SlotType.COUNTER:
+            self._put_run(slot, key, run_name(subkey), before, record)
+        else:
+            if before is not None:
+                self.total -= share_of(slot, before)
+            if record is not None:
+                self.total += share_of(slot, record)
+            self._show(slot, () if record is None else live_in(record))
+            if kind != SlotType.REGISTER:
+                self._head(key).slots[TYPE_NAMES[kind] == "map"] += (record is not None) - (before is not None)
+        if record is not None:
+            self.records[slot] = record
+
+    def _put_run(self, slot: bytes, key: bytes, name: tuple[Origin, int], before: bytes | None, record: bytes | None) -> None:
+        amounts = self.amounts.setdefault(key.decode(), {})
+        if before is not None and counts(run_in(before)):
+            self.total -= share_of(slot, before)
+        amounts.pop(slot, None)
+        self.runs.pop(slot, None)
+        if record is None:
+            self._head(key).runs.discard(name)
+        else:
+            run = self.runs[slot] = run_in(record)
+            self._head(key).runs.add(name)
+            if counts(run):
+                self.total += share_of(slot, record)
+                amounts[slot] = run.total - run.base
+        if not amounts:
+            del self.amounts[key.decode()]
+
+    def _show(self, slot: bytes, live: tuple[Live, ...]) -> None:
+        if live:
+            self.live[slot] = live
+        else:
+            self.live.pop(slot, None)
+        expiries = tuple([write.expiry for write in live if write.expiry is not None])
+        if expiries:
+            self.expiries[slot] = expiries
+        else:
+            self.expiries.pop(slot, None)
+
+    def _head(self, key: bytes) -> Head:
+        head = self.heads.get(key)
+        if head is None:
+            head = self.heads[key] = Head()
+        return head
+
+    def counters(self) -> dict[str, int]:
+        """The value of each counter that has a live run."""
+        return {key: sum(runs.values()) for key, runs in self.amounts.items()}
+
+    def expired_by(self, now_ms: int) -> int:
+        """How many of the writes shown have expired: reads change when this does, though nothing is written."""
+        return sum([instant <= now_ms for instants in self.expiries.values() for instant in instants])
+
+    def keys_of(self, slots: Iterable[bytes]) -> set[bytes]:
+        """The keys of some slots."""
+        return {parts_of(slot)[0] for slot in slots}
