@@ -265,17 +265,17 @@ class Faults:
 
     def _return(self, member: Member, before: Origin | None) -> None:
         world = self.world
+        world.trace("return", member.index)
+        if before is None:  # first: a disk that fails ends this step
+            world.after(0, self.heal)
+        else:
+            world.after(0, self.restart, member, before)
         for other in world.members:
             if other is not member and other.is_up:
                 start = other.log.start()
                 other.truncate(other.log.synced())
                 world.rare["log_truncated"] += other.log.start() > start
                 world.changed(other)
-        world.trace("return", member.index)
-        if before is None:
-            self.heal()
-        else:
-            self.restart(member, before)
 
     def start_late(self, member: Member) -> None:
         """A new, empty region joins."""

@@ -14,7 +14,7 @@ from crdtkv.core.control import Steering
 from crdtkv.core.frame import Frame
 from crdtkv.core.install import Installed
 from crdtkv.core.types.counter import DEAD_SPACE
-from crdtkv.errors import ClockSkewError, CorruptionError, CrdtkvError, DiskFullError, IncompatibleFormatError
+from crdtkv.errors import ClockSkewError, CorruptionError, CrdtkvError, DiskFullError, IncompatibleFormatError, RegionRemovedError
 from crdtkv.replication.backoff import Backoff
 from crdtkv.replication.drive import Drive
 from crdtkv.replication.messages import CannotRelay, Frames, Heartbeat, HeartbeatReply, encode
@@ -486,6 +486,9 @@ class Member:
             if self.machine.failed is not None:  # half of a snapshot is in its engine: it stops, and finishes that when it starts again
                 world.rare["no_room_in_install"] += 1
                 return world.faults.crash(self, torn=True, power=False)
+            self.drive.job_failed(job, e, world.now_ms)
+        except RegionRemovedError as e:  # it goes beyond where an origin was frozen: until the limit has risen
+            world.rare["install_refused"] += 1
             self.drive.job_failed(job, e, world.now_ms)
         except CrdtkvError as e:
             world.fault(self, e, f"{self.region}: a snapshot could not be taken over ({job.kind}): {e}")

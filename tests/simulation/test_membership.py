@@ -20,7 +20,7 @@ def test_vectors_stay_as_short_as_the_cluster_however_often_regions_begin_anew(s
     assert not outcome.violations
     machines = [member.machine for member in world.members]
     ended = [origin for origin in machines[0].vv() if origin not in {machine.origin for machine in machines}]
-    assert len(ended) >= 5, "too few incarnations ended for this to say anything"
+    assert len(ended) >= 4, "too few incarnations ended for this to say anything"
     for machine in machines:
         shown = machine.control.show(machine.vv())
         assert len(shown) <= len(machines) and set(machine.control.closed) == set(ended)
