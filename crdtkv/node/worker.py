@@ -95,6 +95,8 @@ class Storage(Protocol):
 
     def wait_durable(self, position: int) -> None: ...
 
+    def is_durable(self, position: int) -> bool: ...
+
     def begin_quick(self) -> bool: ...
 
     def end_quick(self) -> None: ...
@@ -457,7 +459,7 @@ class StorageWorker:
             self.emit(self._refuse(group))
         elif group:
             position, deliver = self._execute(group)
-            if self._sync and position:
+            if self._sync and position and not self._store.is_durable(position):  # reads of what is durable need no fsync
                 self._to_syncer(position, deliver)
             else:
                 self.emit(deliver)

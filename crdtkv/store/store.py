@@ -762,6 +762,10 @@ class Store:
         self._machine.folds = True
         self._lock.release()
 
+    def is_durable(self, position: int) -> bool:
+        """Whether `wait_durable` would return at once. O(1), takes no lock."""
+        return not self._sync_default or self._machine.log.synced() >= position
+
     def wait_durable(self, position: int) -> None:
         """Block until what is before a log position is durable at the store's level."""
         if self._sync_default:

@@ -189,3 +189,15 @@ def test_a_store_that_nobody_holds_ends_its_threads(tmp_path: Path) -> None:
     assert store is not None and len(names()) == before + 1
     store.close()
     until(lambda: len(names()) == before)
+
+
+@pytest.mark.parametrize("durability", ["memory", "sync"])
+def test_whether_a_position_is_durable_at_the_level_of_the_store(tmp_path: Path, durability: str) -> None:
+    with crdtkv.open(tmp_path / "store", durability=durability) as store:
+        store.put("k", 1)
+        before = store.execute([[1, "get", ["k"], None]])
+        assert store.is_durable(before.position)
+        after = store.execute([[1, "put", ["k", encode_value(2)], None]])
+        assert store.is_durable(after.position) is (durability == "memory")
+        store.wait_durable(after.position)
+        assert store.is_durable(after.position)

@@ -64,6 +64,9 @@ class FakeStore:
             raise StorageError("the disk is full")
         self.durable = max(self.durable, position)
 
+    def is_durable(self, position: int) -> bool:
+        return position <= self.durable
+
     def begin_quick(self) -> bool:
         assert not self.hurried
         self.hurried = not self.busy
@@ -175,6 +178,25 @@ def test_more_than_may_wait_is_refused_as_overloaded_and_may_be_tried_again() ->
             await client.until(6)
             client.send(7)
             assert (await client.until(7))[-1] == [7, 0, [7]]
+
+    run(check)
+
+
+def test_what_reads_only_what_is_durable_waits_for_no_disk() -> None:
+    async def check() -> None:
+        store = FakeStore(durable=1)
+        store.gate.set()
+        async with working(store, sync=True) as worker:
+            client = Client(worker)
+            client.send(1)  # nothing new: the log ends where it was fsynced
+            assert await client.until(1) == [[1, 0, [1]]]
+            client.send(2)
+            client.send(3, op="get")
+            while sum(store.groups) < 3:
+                await asyncio.sleep(0)
+            assert len(client.replies) == 1  # what was read may be lost as long as the write is not durable
+            store.disk.set()
+            assert [row[0] for row in await client.until(3)] == [1, 2, 3]
 
     run(check)
 
