@@ -225,6 +225,7 @@ class FakeNode(kv_pb2_grpc.KeyValueServicer):
         hold: operations that are applied and never answered.
         drop: operations at which the stream breaks: "before" or "after" they are applied.
         refuse: an error with which every session is refused.
+        fail: operation → error with which it is answered, without being applied.
     """
 
     def __init__(self, region: str = "us", port: int = 0, store: DictStore | None = None) -> None:
@@ -235,6 +236,7 @@ class FakeNode(kv_pb2_grpc.KeyValueServicer):
         self.hold: set[str] = set()
         self.drop: dict[str, str] = {}
         self.refuse: CrdtkvError | None = None
+        self.fail: dict[str, CrdtkvError] = {}
         self.watchers = 0
         self.port = port
         self._changed: asyncio.Event
@@ -296,6 +298,8 @@ class FakeNode(kv_pb2_grpc.KeyValueServicer):
                 if drop == "before":
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "dropped")
                 try:
+                    if op in self.fail:
+                        raise self.fail[op]
                     payload = self.store.run(op, args, options)
                     if op not in self.hold:
                         replies.append([id, 0, payload])

@@ -227,6 +227,15 @@ def kill(region: str, directory: Path, output: str) -> int:
 @region_argument
 @directory_option
 @output_option
+def stop(region: str, directory: Path, output: str) -> int:
+    """Stop a node in order: it answers what it has read, hands over what it can, and ends. `restart` starts it again."""
+    return _ask(directory, output, "stop", region=region)
+
+
+@cluster.command()
+@region_argument
+@directory_option
+@output_option
 def restart(region: str, directory: Path, output: str) -> int:
     """Start a node again, stopping it first if it runs; returns when it is ready and linked."""
     return _ask(directory, output, "restart", region=region)

@@ -7,6 +7,9 @@ when something was answered since, or after `PACE_S` (over a long round trip not
 still holds the last write, whose completion is the only back-pressure it gives. Over a short round trip no more than two wait for an
 answer unless they are full, so what a node that stood still has missed comes to it in few messages. What is in flight and waits is bounded.
 
+A region that takes no writes (it is drained, was removed, or its disk is full) turns the client away: once everything in flight is
+answered, it goes to the next endpoint and sends there what was refused. If no other is there, or all refused lately, the call fails.
+
 A node that has no time for a call at present says when to come again (`retry_after_ms`): within its deadline the call does, by itself.
 
 Deadlines cost one timer for all calls, set to the nearest of them.
@@ -35,7 +38,9 @@ from crdtkv.errors import (
     CorruptionError,
     CrdtkvError,
     DeadlineExceededError,
+    DiskFullError,
     OverloadedError,
+    RegionRemovedError,
     RegionUnavailableError,
     StoreClosedError,
     error_from_parts,
@@ -56,6 +61,8 @@ PENDING_MAX: Final = 65_536
 """Requests waiting to be sent; one more is refused. A pipeline is admitted whole."""
 DEADLINE_TOLERANCE: Final = 0.02
 """Requests whose deadlines differ by no more than this part of what is left share one in the message."""
+TURNED_AWAY_S: Final = 5.0
+"""How long an endpoint that refused writes is not gone to for another one's refusal."""
 PACE_S: Final = 0.001
 MESSAGES_MIN: Final = 2
 MESSAGE_PER_S: Final = 0.002
@@ -109,6 +116,9 @@ class Session:
         self._next_id = 1
         self._connection: Connection | None = None
         self._first = 0  # the endpoint to try first
+        self._turned_away: dict[int, float] = {}  # endpoints that refused writes, and when
+        self._may_leave = False  # the current one is not there for want of others
+        self._leaving = False  # nothing more is sent here; once all is answered, on to the next
         self._answered = True  # something was answered, or the pace has passed, since the last message
         self._unanswered: deque[tuple[int, float]] = deque()  # messages without an answer: the last request, and when it was sent
         self._round_trip_s = float("inf")  # the shortest time to an answer, on this connection
@@ -279,6 +289,10 @@ class Session:
     def _adopt(self, connection: Connection) -> None:
         self._connection = connection
         self._first = connection.index
+        self._leaving = False
+        now = self._loop.time()
+        self._turned_away = {index: at for index, at in self._turned_away.items() if now - at < TURNED_AWAY_S}
+        self._may_leave = connection.index not in self._turned_away
         self._answered = True
         self._heard_at = 0.0
         self._round_trip_s = float("inf")
@@ -357,7 +371,7 @@ class Session:
 
     def _may_send(self) -> bool:
         in_flight = self._in_flight
-        if not self.pending:
+        if not self.pending or self._leaving:
             return False
         if not in_flight:
             return True
@@ -462,7 +476,7 @@ class Session:
                 continue
             if status:
                 error = _error_of(payload)
-                if not self._again_later(call, error):
+                if not self._again_later(call, error) and not self._elsewhere(call, error):
                     sink.set_exception(error)
                 continue
             try:
@@ -480,8 +494,28 @@ class Session:
             unanswered, last = self._unanswered, rows[-1][0]
             while unanswered and unanswered[0][0] <= last:
                 self._round_trip_s = min(self._round_trip_s, now - unanswered.popleft()[1])
-        if self.pending:
+        if self._leaving and not self._in_flight:
+            assert self._connection is not None
+            self._connection.stream.cancel()
+        elif self.pending:
             self._wake_writer()
+
+    def _elsewhere(self, call: Call, error: CrdtkvError) -> bool:
+        """Have a write that this region does not take sent to another; False: there is none, or it is no such error."""
+        refuses = isinstance(error, RegionUnavailableError | RegionRemovedError | DiskFullError) and not error.maybe_applied
+        if not refuses or call.bound is not None or not call.write:
+            return False
+        if not self._leaving:
+            assert self._connection is not None
+            here, n = self._connection.index, len(self.endpoints)
+            others = [i for i in ((here + k) % n for k in range(1, n)) if i not in self._turned_away]
+            if not others or not self._may_leave:
+                return False
+            self._turned_away[here] = self._loop.time()
+            self._first, self._leaving = others[0], True
+        call.sent_at = 0.0  # it was refused: nobody has it
+        self.pending.append(call)
+        return True
 
     def _again_later(self, call: Call, error: CrdtkvError) -> bool:
         """Send a call again that the node refused for the moment, after as long as it says; False: there is no time, or it is not such."""

@@ -169,6 +169,10 @@ class LocalCluster:
         """SIGKILL a node."""
         self._call("kill", region=region)
 
+    def stop_node(self, region: str) -> None:
+        """SIGTERM a node, which hands over what it can and ends; returns when it has."""
+        self._call("stop", region=region)
+
     def restart(self, region: str) -> None:
         """Stop a node, if it runs, and start it; returns when it is ready and linked to all that it can reach."""
         self._call("restart", region=region)
@@ -244,7 +248,11 @@ def add_region(directory: Path, region: str, latency_ms: Mapping[str, float] | f
         raise ClusterError("no node runs that could record the region: start one with `crdtkv cluster restart`", region=region)
     with NodeSide(running[0]) as side:
         side.change_regions("add", (region,))
-    address: str = control.call(directory, "add", region=region, latency=latency_ms)
+    try:
+        address: str = control.call(directory, "add", region=region, latency=latency_ms)
+    except ClusterError as e:
+        again = f"{region} is recorded as a member all the same: try again, or `crdtkv region remove {region} --force`"
+        raise ClusterError(f"{e.message}; {again}", **e.details) from e
     return address
 
 

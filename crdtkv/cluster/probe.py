@@ -87,7 +87,7 @@ def summary(address: str, clients: dict[str, Any]) -> dict[str, Any]:
     return {
         "region": status.region,
         "origin": str(status.origin),
-        "ready": status.ready,
+        "ready": status.ready or bool(status.read_only),  # it is up, and waits for room
         "digest": status.digest,
         "vv": str(status.vv),
         "peers": {peer.region: {"connected": peer.connected, "state": peer.state, "lag_ms": peer.lag_ms} for peer in status.peers},

@@ -70,6 +70,7 @@ class Supervisor:
             "heal": self._heal,
             "shape": self._shape,
             "kill": self._kill,
+            "stop": self._stop_node,
             "restart": self._restart,
             "pause": self._pause,
             "resume": self._resume,
@@ -448,6 +449,15 @@ class Supervisor:
             await node.stop("killed", graceful=False)
             self._write_file()
             self._report(f"killed {region}")
+
+    async def _stop_node(self, region: str) -> None:
+        async with self._changing:
+            node = self._node(region)
+            if not node.is_alive:
+                raise ClusterError(f"the node of {region} does not run: it {node.describe_end()}", region=region)
+            await node.stop("stopped")
+            self._write_file()
+            self._report(f"stopped {region}")
 
     async def _restart(self, region: str) -> int:
         async with self._changing:

@@ -77,7 +77,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             own = self._last = store.status()
         return dataclasses.replace(
             own,
-            ready=self._kv.ready,
+            ready=self._kv.ready and not own.read_only,
             pid=os.getpid(),
             uptime_ms=round((time.monotonic() - self._began) * 1000),
             listen=self.listen,

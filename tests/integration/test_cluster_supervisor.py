@@ -115,6 +115,9 @@ def test_kill_restart_pause_resume(cluster: LocalCluster) -> None:
     first = ClusterFile.read(cluster.directory).regions["us"]["pid"]
     cluster.restart("us")
     assert ClusterFile.read(cluster.directory).regions["us"]["pid"] != first
+    cluster.stop_node("us")
+    assert state(cluster, "us") == "stopped" and not accepts(address)
+    cluster.restart("us")
     cluster.pause("eu")
     assert state(cluster, "eu") == "paused"
     assert Path(f"/proc/{ClusterFile.read(cluster.directory).regions['eu']['pid']}/stat").read_text().rpartition(")")[2].split()[0] == "T"

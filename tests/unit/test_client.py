@@ -18,11 +18,13 @@ from crdtkv.errors import (
     ConfigError,
     CrdtkvError,
     DeadlineExceededError,
+    DiskFullError,
     InvalidKeyError,
     InvalidValueError,
     KeyNotFoundError,
     KeyTooLargeError,
     OverloadedError,
+    RegionRemovedError,
     RegionUnavailableError,
     StoreClosedError,
     TokenExpiredError,
@@ -449,6 +451,26 @@ def test_a_write_in_flight_never_goes_to_another_region(node: FakeNode, other: F
         with pytest.raises(RegionUnavailableError) as caught:
             client.put("k", 1)
         assert caught.value.maybe_applied and "k" not in client and other.ops["put"] == 0
+
+
+@pytest.mark.parametrize("error", [DiskFullError("no room"), RegionUnavailableError("drained"), RegionRemovedError("removed")])
+def test_a_client_of_a_region_that_took_no_writes_stayed_there(node: FakeNode, other: FakeNode, error: CrdtkvError) -> None:
+    """Its disk was full, or it was drained: though the client knew another region, each write failed."""
+    node.fail = {"put": error}
+    with connect([node.address, other.address]) as client:
+        assert client.get("k") is None and node.ops["get"] == 1
+        with client.pipeline() as pipeline:
+            done = [pipeline.put(f"k/{n}", n) for n in range(50)]
+        assert all(result.ok for result in done) and other.ops["put"] == 50
+        assert client.count("k/") == 50, "reads follow the writes"
+        other.fail = {"put": error}
+        with pytest.raises(type(error)) as caught:  # all refuse, and it says so at once
+            client.put("k", 1)
+        assert not caught.value.maybe_applied and node.ops["put"] == 50
+        other.fail = {}
+        client.put("k", 1)
+    with connect([node.address, "127.0.0.1:1"]) as client, pytest.raises(type(error)):
+        client.put("k", 1)
 
 
 def test_a_silent_endpoint_is_left(node: FakeNode, other: FakeNode) -> None:
