@@ -75,7 +75,10 @@ class PlainTransaction(Transaction):
         self._changes(key).register = _Written(value, expiry)
         return True
 
-    def put_blind(self, key: str, value: bytes) -> Delta | None:
+    def put_blind(self, key: str, value: bytes, is_allowed: bool = False) -> Delta | None:
+        return None
+
+    def put_alone(self, key: str, value: bytes) -> Delta | None:
         return None
 
 

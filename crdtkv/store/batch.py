@@ -93,6 +93,9 @@ class Batch:
             check_size(data, self._value_max)
         if ttl is None and self._preview is not None and self._store._closed is None and self._machine.failed is None:
             delta = self._preview.put_blind(key, data)
+            if delta is None:
+                with self._store._lock:
+                    delta = self._preview.put_alone(key, data)
             if delta is not None:
                 self._calls.append(delta)
                 return

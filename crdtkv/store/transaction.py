@@ -123,17 +123,20 @@ class Transaction:
                 self._changes(key).register = _Written(value, expiry)
         return True
 
-    def put_blind(self, key: str, value: bytes) -> Delta | None:
+    def put_blind(self, key: str, value: bytes, is_allowed: bool = False) -> Delta | None:
         """`put` without an expiry, if nothing in the store could forbid it: the delta that it comes to. None: use `put`.
 
         It looks at nothing but the transaction. Most puts of most batches are this.
+
+        Args:
+            is_allowed: what the store has at the key was looked at, and does not forbid it.
         """
         if type(key) is str and key.isascii() and 0 < len(key) <= KEY_BYTES_MAX:
             size = self._bytes + len(key) + len(value) + 16
         else:
             size = self._bytes + len(encode_key(key)) + len(value) + 16
         before = self._keys.get(key)
-        if type(before) is not list and (before is not None or self._heads.exist):
+        if type(before) is not list and (before is not None or (self._heads.exist and not is_allowed)):
             return None  # (A register put here before is visible. And where no key has a head, there are registers only.)
         if size > self._bytes_max:
             check_commit_size(size, self._bytes_max)
@@ -141,6 +144,13 @@ class Transaction:
         delta: Delta = [DeltaKind.REGISTER_PUT, key, value]
         self._keys[key] = delta
         return delta
+
+    def put_alone(self, key: str, value: bytes) -> Delta | None:
+        """`put_blind` after a look at what the store has at the key. None: the transaction does something else there, use `put`."""
+        if key in self._keys:
+            return None
+        self._reader.require(encode_key(key), SlotType.REGISTER)
+        return self.put_blind(key, value, is_allowed=True)
 
     def expire(self, key: str, expiry: int | None) -> bool:
         """Give the register at a key another expiry, None to keep it for good."""
