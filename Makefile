@@ -75,6 +75,10 @@ soak-random: $(VENV)/.dev ## randomised tests, with fresh seeds and many more of
 mutants: $(VENV)/.dev ## every planted bug must be found by the simulations or by its test
 	@$(PY) -m pytest -q -n $(WORKERS) tests/mutants $(ARGS)
 
+.PHONY: mutants-table
+mutants-table: $(VENV)/.dev ## renew docs/mutants.md: each planted bug, what kills it, and the median number of seeds; half an hour
+	@$(PY) -m tests.mutants.table $(ARGS)
+
 .PHONY: soak-kill
 soak-kill: $(VENV)/.dev ## SIGKILL ten times at each step on the way to the disk, over 1,000 kills; a few minutes
 	@$(PY) -m pytest -q -s -n $(WORKERS) --timeout 0 -m soak tests/fault/test_kill_steps.py $(ARGS)

@@ -11,6 +11,7 @@ from crdtkv.cli.output import JSON, emit, emit_json, output_option
 from crdtkv.simulation.case import FAULTS, MODES, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, run_case
 from crdtkv.simulation.options import SCENARIOS
 from crdtkv.simulation.programme import ALL, cases, explain, fields, parse_faults
+from crdtkv.simulation.recap import recap
 from crdtkv.simulation.rules import broken_rule
 from crdtkv.simulation.story import tell
 from crdtkv.simulation.world import Outcome
@@ -88,8 +89,11 @@ def _show(outcome: Outcome, told: list[str], *, in_detail: bool) -> None:
     for line in (*told, *outcome.violations):
         emit(f"  {line}")
     if in_detail or outcome.violations:
-        emit(f"  met: {', '.join(f'{name} {count}' for name, count in outcome.rare.items())}")
-        emit(f"  trace {outcome.trace_sha256}")
+        for line in recap(outcome):
+            emit(f"  {line}")
+        emit(f"  Trace: {outcome.trace_sha256}")
+    if in_detail and not told and not outcome.violations:
+        emit("  --story tells it event by event, -o json counts everything that was met.")
 
 
 def _explained(case: Case, outcome: Outcome, *, shrinks: bool) -> dict[str, object]:
