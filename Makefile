@@ -65,7 +65,7 @@ test: $(VENV)/.dev ## all tests but the soak ones
 	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not soak" $(ARGS)
 
 .PHONY: soak
-soak: soak-random soak-kill soak-histories soak-simulate ## all that follow, one after the other: hours
+soak: soak-random soak-kill soak-histories acceptance soak-simulate ## all that follow, one after the other: hours
 
 .PHONY: soak-random
 soak-random: $(VENV)/.dev ## randomised tests, with fresh seeds and many more of them
@@ -90,6 +90,10 @@ soak-simulate: $(VENV)/.dev ## 50,000 simulated seeds on all cores; goes on wher
 .PHONY: soak-histories
 soak-histories: $(VENV)/.dev ## a real cluster through 100 kills and 50 partitions, judged by what its clients saw; some ten minutes
 	@$(PY) -m pytest -q -s --timeout 0 -m soak tests/integration/test_histories_of_processes.py $(ARGS)
+
+.PHONY: acceptance
+acceptance: $(VENV)/.dev ## kills, a full disk, an old backup, a cut, regions in and out, on a cluster under load; some five minutes, as root
+	@$(PY) -m tests.acceptance $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(VENV)/.dev ## coverage-guided fuzzing of every decoder with atheris, 30 s each; ARGS="all 600" for ten minutes each

@@ -275,6 +275,9 @@ class Supervisor:
             if answer is None or not answer["ready"]:
                 return f"{region} does not answer as ready"
             self.nodes[region].state = "running"
+            for warning in answer.get("warnings", ()):
+                if "removed from the cluster" in warning:  # it runs, and nobody will ever link to it
+                    raise ClusterError(f"{region} runs, alone: {warning}", region=region)
         if self.spec.node_command is None:
             for a, b in combinations(alive, 2):
                 if (a in wanted or b in wanted) and (self.spec.direct or self._wan.is_open(a, b)):

@@ -19,6 +19,7 @@ import asyncio
 import itertools
 import logging
 import random
+import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -52,6 +53,7 @@ UNWRITABLE_BYTES: Final = 4 << 20
 OPENING_MESSAGES: Final = 4
 """So many messages of a link begin it: they are left to the writer."""
 INSTALLING: Final = "a snapshot of another region is being installed"
+_NUMBERS: Final = re.compile(r" \d+")
 FLUSH_S: Final = 2.0
 """How long a node that stops waits for its peers to acknowledge what it wrote."""
 BYE_S: Final = 1.0
@@ -103,6 +105,23 @@ class _Link:
         """End it without waiting for what is still to be sent."""
         if self.writer is not None:
             self.writer.cancel()
+
+
+def note_warning(warnings: deque[str], one: Event) -> None:
+    """Keep what stands: an event may be a warning, the same one again, or the end of some."""
+    said, needs = f"{one.kind.value}: {one.text}", f"{EventKind.NEEDS_SNAPSHOT.value}: "
+    if one.kind is EventKind.SNAPSHOT_INSTALLED:  # what was needed is here
+        ended = [text for text in warnings if text.startswith(needs)]
+    elif one.kind is EventKind.SNAPSHOT_BEGUN:  # what a peer needs is on its way
+        ended = [text for text in warnings if text.startswith(f"{needs}{one.origin} lacks")]
+    elif one.alarm or one.kind is EventKind.NEEDS_SNAPSHOT:  # the same again says only how far it is by now
+        ended = [text for text in warnings if _NUMBERS.sub("", text) == _NUMBERS.sub("", said)]
+    else:
+        return
+    for text in ended:
+        warnings.remove(text)
+    if one.alarm or one.kind is EventKind.NEEDS_SNAPSHOT:
+        warnings.append(said)
 
 
 class _Core:
@@ -298,12 +317,7 @@ class _Core:
             if one.kind is EventKind.REMOVED:
                 self._removed_ms = _now_ms()
                 self._store.refuse_writes(one.text)
-            if one.kind is EventKind.SNAPSHOT_INSTALLED:  # what was needed is here
-                met = [text for text in self.alarms if text.startswith(EventKind.NEEDS_SNAPSHOT.value)]
-                for text in met:
-                    self.alarms.remove(text)
-            if one.alarm or one.kind is EventKind.NEEDS_SNAPSHOT:
-                self.alarms.append(f"{one.kind.value}: {one.text}")
+            note_warning(self.alarms, one)
         self._live = frozenset(row.region for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE)
         self._worker.emit(partial(self._changed, self._live))
 

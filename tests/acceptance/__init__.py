@@ -1,0 +1,1 @@
+"""The walk through docs/operations.md on a running cluster under load: `python -m tests.acceptance`, or `make acceptance`."""
