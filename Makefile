@@ -92,7 +92,7 @@ soak-histories: $(VENV)/.dev ## a real cluster through 100 kills and 50 partitio
 	@$(PY) -m pytest -q -s --timeout 0 -m soak tests/integration/test_histories_of_processes.py $(ARGS)
 
 .PHONY: acceptance
-acceptance: $(VENV)/.dev ## kills, a full disk, an old backup, a cut, regions in and out, on a cluster under load; some five minutes, as root
+acceptance: $(VENV)/.dev ## kills, a full disk, an old backup, a cut, regions in and out, on a cluster under load; some two minutes, as root
 	@$(PY) -m tests.acceptance $(ARGS)
 
 .PHONY: fuzz
