@@ -73,14 +73,7 @@ class Node:
 
     @staticmethod
     async def _start(config: NodeConfig, store: Store) -> NodeServer:
-        server = NodeServer(
-            listen=config.listen,
-            peers=config.peers,
-            tls=config.tls,
-            limits=config.limits,
-            replication=config.replication_settings,
-            metrics=config.metrics,
-        )
+        server = NodeServer.of(config)
         try:
             await server.start()
             await server.open(store)

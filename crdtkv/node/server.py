@@ -101,6 +101,18 @@ class NodeServer:
         self.metrics_address = ""
         """`host:port` where metrics are; empty: nowhere."""
 
+    @classmethod
+    def of(cls, config: NodeConfig) -> NodeServer:
+        """As a node's configuration says."""
+        return cls(
+            listen=config.listen,
+            peers=config.peers,
+            tls=config.tls,
+            limits=config.limits,
+            replication=config.replication_settings,
+            metrics=config.metrics,
+        )
+
     async def start(self) -> None:
         """Bind the port and answer health checks. Raises `ConfigError` if the address cannot be listened on."""
         host, _ = parse_address(self._listen, "listen", port_min=0)
@@ -251,14 +263,7 @@ async def _run(config: NodeConfig) -> int:
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
-    node = NodeServer(
-        listen=config.listen,
-        peers=config.peers,
-        tls=config.tls,
-        limits=config.limits,
-        replication=config.replication_settings,
-        metrics=config.metrics,
-    )
+    node = NodeServer.of(config)
     store: Store | None = None
     try:
         await node.start()
