@@ -600,6 +600,21 @@ class Session:
         self._alarm(Code.AMNESIA, text, theirs=theirs, ours=ours)
         return False
 
+    def _check_own_report(self, message: Reports) -> None:
+        """Whether this replica had told under its id that it has more of others than it has: then its disk was put back to an earlier
+        state, and what it promised by its acks and reports no longer holds. As another incarnation it promises anew."""
+        told = message.reports.get(self._port.origin)
+        if not told or self._began_here:  # what began in this process knows what it has told
+            return None
+        applied = self._port.vv()
+        for origin, (seq, _) in told.items():
+            if seq > applied.seq(origin):
+                ours = applied.seq(origin)
+                self.found_amnesia = True
+                text = f"this replica had told that it has {origin} up to {seq}, and has it up to {ours}: commits were lost here"
+                return self._alarm(Code.AMNESIA, text, theirs=seq, ours=ours)
+        return None
+
     # -- live -------------------------------------------------------------------------------------------------
 
     def _receive_live(self, message: Live) -> None:
@@ -634,6 +649,7 @@ class Session:
                 self._receive_refusal(message)
             case Reports():
                 self.reports = message.reports
+                self._check_own_report(message)
             case AskSnapshot() | Chunk() | ChunkAck() | EndSnapshot() | CannotSnapshot():
                 if "snapshot" in self.features:
                     self._of_snapshots.append(message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from crdtkv.core.causality import Origin
-from crdtkv.store.identity import Evidence, Record
+from crdtkv.store.identity import Evidence, Mark, Record
 
 
 class SimulatedInstance:
@@ -18,7 +18,7 @@ class SimulatedInstance:
         self.inside: Record | None = None
         self.outside: Record | None = None
         self.boot = 0
-        self._mark: tuple[Origin, int] = (Origin(""), 0)
+        self._mark: tuple[Origin, Mark] = (Origin(""), Mark())
         self._writes = 0
 
     @property
@@ -26,35 +26,36 @@ class SimulatedInstance:
         """The sent bound that is on the disk."""
         return 0 if self.outside is None else self.outside.bound
 
-    def evidence(self, origin: Origin, recovered: int, *, is_engine_ahead: bool = False) -> Evidence:
-        marked, seq = self._mark
-        mark = seq if marked == origin else 0
+    def evidence(self, origin: Origin, recovered: int, end: int, *, is_engine_ahead: bool = False) -> Evidence:
+        marked, mark = self._mark
+        if marked != origin:
+            mark = Mark()
         return Evidence(
-            origin=origin, recovered=recovered, inside=self.inside, outside=self.outside, mark=mark, boot=str(self.boot),
+            origin=origin, recovered=recovered, end=end, inside=self.inside, outside=self.outside, mark=mark, boot=str(self.boot),
             is_engine_ahead=is_engine_ahead,
         )  # fmt: skip
 
-    def open(self, origin: Origin, bound: int) -> None:
-        self.set_bound(origin, bound, bound)
+    def open(self, origin: Origin, bound: int, synced: int) -> None:
+        self.set_bound(origin, bound, bound, synced)
         assert self.outside is not None
         self.outside = replace(self.outside, previous="")
 
-    def set_bound(self, origin: Origin, seq: int, bound: int) -> None:
+    def set_bound(self, origin: Origin, seq: int, bound: int, synced: int) -> None:
         self._writes += 1
         before = "" if self.inside is None else self.inside.nonce
         self.inside = self.outside = Record(
             number=self._writes, id="", nonce=str(self._writes), previous=before, origin=origin, boot=str(self.boot), clean=False,
-            bound=bound, seq=seq, path="/",
+            bound=bound, seq=seq, path="/", synced=synced,
         )  # fmt: skip
 
-    def note(self, origin: Origin, seq: int) -> None:
-        self._mark = origin, seq
+    def note(self, origin: Origin, seq: int, synced: int) -> None:
+        self._mark = origin, Mark(seq, synced)
 
     def power_failed(self, *, keeps_mark: bool) -> None:
         """Another boot; what was noted without an fsync is gone."""
         self.boot += 1
         if not keeps_mark:
-            self._mark = Origin(""), 0
+            self._mark = Origin(""), Mark()
 
     def wipe(self) -> None:
         """A new disk, of which nothing is known."""

@@ -74,7 +74,7 @@ class Member:
         self.engine = SimulatedEngine()
         self.staging = MemoryStaging()  # a disk, too: it outlives a crash
         self.instance = SimulatedInstance()
-        self.instance.open(self.origin, 0)
+        self.instance.open(self.origin, 0, 0)
         self.copy: tuple[Origin, SimulatedLog, SimulatedEngine, Record | None] | None = None
         """A copy of the directory, taken while it was in use."""
         self.is_up = False
@@ -147,12 +147,13 @@ class Member:
     def _decide_incarnation(self) -> None:
         """As the opening of a store does."""
         machine, instance = self.machine, self.instance
-        evidence = instance.evidence(self.origin, machine.replica.seq(self.origin), is_engine_ahead=machine.is_engine_ahead)
+        seq = machine.replica.seq(self.origin)
+        evidence = instance.evidence(self.origin, seq, self.log.end(), is_engine_ahead=machine.is_engine_ahead)
         if machine.origin != self.origin or why_new(evidence) is not None:  # or a change of id was cut short
             known = (*machine.replica.vv(), self.origin)
             self.origin = make_origin(self.region, next_generation(self.region, known), self._world.dice.below(1 << 32))
             machine.begin_incarnation(self.origin)
-        instance.open(self.origin, machine.own_seq())
+        instance.open(self.origin, machine.own_seq(), self.log.synced())
         if not self._world.options.sync:
             machine.sent_bound = machine.own_seq()
             machine.when_beyond = self._raise_bound_later
@@ -165,7 +166,7 @@ class Member:
     def _raise_bound(self) -> None:
         self._bound_due = False
         bound = self.machine.own_seq() + LEAP
-        self.instance.set_bound(self.origin, self.machine.own_seq(), bound)
+        self.instance.set_bound(self.origin, self.machine.own_seq(), bound, self.log.synced())
         self.machine.raise_bound(bound)
         self._released()
 
@@ -192,7 +193,7 @@ class Member:
         self.log, self.engine, self.staging, self.copy = self._new_log(self._world), SimulatedEngine(), MemoryStaging(), None
         self.is_damaged = False
         self.instance.wipe()
-        self.instance.open(self.origin, 0)
+        self.instance.open(self.origin, 0, 0)
 
     def roll_back_log(self, position: int) -> None:
         """The log alone is that of an earlier time, and the engine is rebuilt from it; its process is dead."""
@@ -207,7 +208,7 @@ class Member:
         known = (*self.machine.replica.vv(), self.origin)
         self.origin = make_origin(self.region, next_generation(self.region, known), self._world.dice.below(1 << 32))
         self.machine.begin_incarnation(self.origin)
-        self.instance.open(self.origin, self.machine.own_seq())
+        self.instance.open(self.origin, self.machine.own_seq(), self.log.synced())
 
     def meet(self, peer: Member) -> None:
         """A region that was added: dial it."""
@@ -304,7 +305,7 @@ class Member:
             self._world.acknowledge(self, [dot for end, dot in self._unacknowledged if end <= told])
             self._unacknowledged = [(end, dot) for end, dot in self._unacknowledged if end > told]
         synced = self.log.vv_at[self.log.synced() if self._world.options.sync else self.log.end()]
-        self.instance.note(self.origin, synced.seq(self.origin))
+        self.instance.note(self.origin, synced.seq(self.origin), self.log.synced())
         self.drive.local_commits(self._world.now_ms)
         self.poke()
 
@@ -321,7 +322,7 @@ class Member:
         machine = self.machine
         if machine.sent_bound is not None and machine.sent_bound > machine.own_seq() and self._world.dice.chance(0.3):
             machine.raise_bound(machine.own_seq())  # drawn back, as at rest
-            self.instance.set_bound(self.origin, machine.own_seq(), machine.own_seq())
+            self.instance.set_bound(self.origin, machine.own_seq(), machine.own_seq(), self.log.synced())
         self._released()
 
     def _housekeep(self) -> None:
@@ -418,7 +419,9 @@ class Member:
             world.rare[event.kind.value] += 1
             if event.kind is EventKind.SNAPSHOT_INSTALLED and world.is_busy:
                 world.rare["installed_while_writing"] += 1
-            is_told = event.kind is EventKind.AMNESIA and "has ended" in event.text  # it goes on as another
+            # It goes on as another. What it had told and has lost shows to others only if the note of it went with the power.
+            is_told = event.kind is EventKind.AMNESIA and ("has ended" in event.text or (world.faults.loses and "had told" in event.text))
+            world.rare["told_that_it_lost"] += is_told and "had told" in event.text
             if event.alarm and not is_told and not (event.kind is EventKind.REMOVED and self.index in world.removed):
                 world.violation(f"{self.region}: {event.kind}: {event.text}")
         if self.drive.amnesia is not None and (self.engine.is_full or self.log.is_full):

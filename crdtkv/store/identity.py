@@ -13,7 +13,11 @@ the *sent bound*. What tells on whom:
     a copy on the same machine               the path outside still holds a directory of that id
     a copy on another machine                there is no token
     a power failure, commits lost            another boot, not closed in order, and the log ends before the sent bound
+    a log put back, own commits all there    it ends before the position up to which it was fsynced
     SIGKILL                                  the same boot: what was written to files is there; the id is kept
+
+The last but one is as bad as the first: under the same id this replica has acknowledged, and reported of origins that end, what it
+had fsynced of *others'* commits, and peers have let go of bookkeeping by that (`storage.retention`, `replication.membership`).
 
 **The sent bound** (durability `async` and `memory`, whose commits leave before they are fsynced): no own commit above it
 leaves; it is fsynced before it is raised. It leaps ahead, so that it is rarely written, and is drawn back when the replica
@@ -35,7 +39,8 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from struct import Struct
+from typing import Final, NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -55,6 +60,8 @@ TOKEN_AGE_S: Final = 30 * 86_400
 """A token that was not used for so long goes if its directory is gone (it may be on a disk that is not mounted)."""
 _SLOT_BYTES: Final = 8192  # a path has up to 4096
 _MARK_AT: Final = 2 * _SLOT_BYTES
+_MARK: Final = Struct("<Q8sQ")
+"""Seq, name of the origin, position. The position came later: where a file ends before it, none was noted."""
 _MAGIC: Final = b"CRDTKVI1"
 
 
@@ -65,6 +72,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         seq: the last own commit when it was written.
         bound: the same if `clean`, else up to where own commits may have left.
         path: the directory; "" if no token is kept.
+        synced: up to which position the log was fsynced by then.
     """
 
     number: int
@@ -77,6 +85,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     bound: int
     path: str
     seq: int = 0
+    synced: int = 0
+
+
+class Mark(NamedTuple):
+    """What is noted outside between two records: the last own seq, and up to which position the log was fsynced."""
+
+    seq: int = 0
+    synced: int = 0
+
+
+NOTHING_NOTED: Final = Mark()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +103,9 @@ class Evidence:
     """What is known of a directory when it is opened.
 
     Attributes:
-        origin: the id it would go on as. recovered: its last own seq in log and engine.
+        origin: the id it would go on as. recovered: its last own seq in log and engine. end: the position at which its log ends.
         inside, outside: the records, None where there is none. trusted: none is kept outside.
-        mark: the last own seq noted outside since the record, 0 if none.
+        mark: what was noted outside since the record.
         boot: this boot of this machine; "" where that cannot be known, which counts as another one.
         original: another directory with the same id.
         is_engine_ahead: the engine holds what the log does not.
@@ -94,10 +113,11 @@ class Evidence:
 
     origin: Origin
     recovered: int
+    end: int
     inside: Record | None
     outside: Record | None
     trusted: bool = False
-    mark: int = 0
+    mark: Mark = NOTHING_NOTED
     boot: str = ""
     original: str | None = None
     is_engine_ahead: bool = False
@@ -121,14 +141,17 @@ def why_new(e: Evidence) -> str | None:
         return "its parts are of different times"
     records = [r for r in records if r.origin == e.origin]
     kept = e.recovered
-    if kept < e.mark:
-        return f"own commits up to {e.mark} were written and the log ends at {kept}: an older copy of it was put back"
+    if kept < e.mark.seq:
+        return f"own commits up to {e.mark.seq} were written and the log ends at {kept}: an older copy of it was put back"
     closed = max((r.bound for r in records if r.clean), default=0)
     if kept < closed:
         return f"it was closed with own commits up to {closed} and the log ends at {kept}: a part of it was lost or put back"
     had = max((r.seq for r in records), default=0)
     if kept < had:
         return f"it had own commits up to {had} and the log ends at {kept}: a part of it was lost or put back"
+    synced = max((r.synced for r in records), default=0)
+    if e.end < max(synced, e.mark.synced):
+        return f"its log was fsynced up to position {max(synced, e.mark.synced)} and ends at {e.end}: a part of it was lost or put back"
     rebooted = not e.boot or any(r.boot != e.boot for r in records)
     bound = max((r.bound for r in records), default=0)
     if rebooted and kept < bound:
@@ -176,7 +199,7 @@ class _SlotFile:
             if os.fstat(self._fd).st_size < _MARK_AT + 16:
                 os.ftruncate(self._fd, 0)
                 # Allocated now, so that a full disk cannot refuse what is written over it later.
-                os.pwrite(self._fd, bytes(_MARK_AT + 16), 0)
+                os.pwrite(self._fd, bytes(_MARK_AT + _MARK.size), 0)
                 os.fsync(self._fd)
                 sync_directory(path.parent)
         except BaseException:
@@ -199,13 +222,13 @@ class _SlotFile:
         sync_data(self._fd)
         self._newest = 1 - self._newest
 
-    def mark(self, origin: Origin) -> int:
-        """The seq that was noted for an origin; 0 if for another or none."""
-        data = os.pread(self._fd, 16, _MARK_AT)
-        return int.from_bytes(data[:8], "little") if data[8:] == _name(origin) else 0
+    def mark(self, origin: Origin) -> Mark:
+        """What was noted for an origin; zeros if for another or none."""
+        seq, name, synced = _MARK.unpack(os.pread(self._fd, _MARK.size, _MARK_AT).ljust(_MARK.size, b"\0"))
+        return Mark(seq, synced) if name == _name(origin) else Mark()
 
-    def note(self, origin: Origin, seq: int, *, sync: bool) -> None:
-        os.pwrite(self._fd, seq.to_bytes(8, "little") + _name(origin), _MARK_AT)
+    def note(self, origin: Origin, mark: Mark, *, sync: bool) -> None:
+        os.pwrite(self._fd, _MARK.pack(mark.seq, _name(origin), mark.synced), _MARK_AT)
         if sync:
             sync_data(self._fd)
 
@@ -263,7 +286,9 @@ class Instance:
         self._boot = boot_id()
         self._outside: _SlotFile | None = None
         self._tokens: Path | None = None
-        self._noted = (0, 0.0)
+        self._noted = Mark()
+        self._noted_s = 0.0
+        """When it was last fsynced."""
         self._number = 0
         path = directory / INSTANCE_NAME
         try:
@@ -293,9 +318,9 @@ class Instance:
             self._outside.close()
             self._outside = None
 
-    def evidence(self, origin: Origin, recovered: int, *, is_engine_ahead: bool) -> Evidence:
+    def evidence(self, origin: Origin, recovered: int, end: int, *, is_engine_ahead: bool) -> Evidence:
         """What is known before the directory is used."""
-        outside, mark, original = None, 0, None
+        outside, mark, original = None, Mark(), None
         if self._outside is not None:
             try:
                 outside, mark = self._outside.read(), self._outside.mark(origin)
@@ -307,6 +332,7 @@ class Instance:
         return Evidence(
             origin=origin,
             recovered=recovered,
+            end=end,
             inside=self._record,
             outside=outside,
             trusted=self._tokens is None,
@@ -324,7 +350,7 @@ class Instance:
         except OSError:
             return False
 
-    def open(self, origin: Origin, bound: int, *, is_new: bool) -> None:
+    def open(self, origin: Origin, bound: int, synced: int, *, is_new: bool) -> None:
         """Renew the records, from now on for this use of the directory. `is_new`: it takes a new id for its token as well.
 
         Raises:
@@ -333,7 +359,7 @@ class Instance:
         with self._lock:
             if is_new or self._record is None or (self._outside is None and self._tokens is not None):
                 self._begin_token(is_new)
-            self._renew(origin, bound, bound, clean=False, thrice=True)
+            self._renew(origin, bound, bound, synced, clean=False, thrice=True)
             self._prune()
 
     def _begin_token(self, is_new: bool) -> None:
@@ -353,8 +379,9 @@ class Instance:
             except OSError as e:
                 self._distrust(e)
 
-    def set_bound(self, origin: Origin, seq: int, bound: int) -> bool:
-        """Fsynced in both files when this returns True: own commits up to `bound` may have left, those up to `seq` are there.
+    def set_bound(self, origin: Origin, seq: int, bound: int, synced: int) -> bool:
+        """Fsynced in both files when this returns True: own commits up to `bound` may have left, those up to `seq` are there, and all of
+        the log up to `synced` is fsynced.
 
         False: the id is another by now, and nothing was written.
 
@@ -364,21 +391,21 @@ class Instance:
         with self._lock:
             if self._record is None or self._record.origin != origin:
                 return False
-            self._renew(origin, seq, bound, clean=False)
+            self._renew(origin, seq, bound, synced, clean=False)
             return True
 
-    def close_clean(self, origin: Origin, seq: int) -> None:
-        """The directory ends in order with own commits up to `seq`, all of them fsynced. Raises StorageError."""
+    def close_clean(self, origin: Origin, seq: int, synced: int) -> None:
+        """The directory ends in order with own commits up to `seq`, all of them fsynced, as is the log. Raises StorageError."""
         with self._lock:
-            self._renew(origin, seq, seq, clean=True)
+            self._renew(origin, seq, seq, synced, clean=True)
 
-    def _renew(self, origin: Origin, seq: int, bound: int, *, clean: bool, thrice: bool = False) -> None:
+    def _renew(self, origin: Origin, seq: int, bound: int, synced: int, *, clean: bool, thrice: bool = False) -> None:
         before = self._record
         assert before is not None
         nonce = secrets.token_hex(8)
         record = Record(
             number=self._next_number(), id=before.id, nonce=nonce, previous=before.nonce, origin=origin, boot=self._boot, clean=clean,
-            bound=bound, seq=seq, path=self._real if self._outside is not None else "",
+            bound=bound, seq=seq, path=self._real if self._outside is not None else "", synced=synced,
         )  # fmt: skip
         self._write_outside(record)
         try:
@@ -405,19 +432,20 @@ class Instance:
             except OSError as e:
                 self._distrust(e)
 
-    def note(self, origin: Origin, seq: int) -> None:
-        """Own commits up to `seq` are there, fsynced if that is what lets them leave. Cheap; fsynced itself about once a second."""
+    def note(self, origin: Origin, seq: int, synced: int) -> None:
+        """Own commits up to `seq` are there, fsynced if that is what lets them leave, and all of the log up to `synced` is fsynced.
+        Cheap; fsynced itself about once a second."""
+        mark = Mark(seq, synced)
         with self._lock:
-            noted, synced_s = self._noted
-            if self._outside is None or seq == noted or self._record is None or self._record.origin != origin:
+            if self._outside is None or mark == self._noted or self._record is None or self._record.origin != origin:
                 return
             now_s = time.monotonic()
-            sync = now_s - synced_s >= 1.0
+            sync = now_s - self._noted_s >= 1.0
             try:
-                self._outside.note(origin, seq, sync=sync)
+                self._outside.note(origin, mark, sync=sync)
             except OSError as e:
                 self._distrust(e)
-            self._noted = seq, now_s if sync else synced_s
+            self._noted, self._noted_s = mark, now_s if sync else self._noted_s
 
     def _prune(self) -> None:
         """Drop tokens of directories that are gone. Looks at the others only when there are many, and at a bounded number of them."""

@@ -73,7 +73,7 @@ class Opened:
             _write_identity(self.path / IDENTITY_NAME, self.identity)
         machine.begin_incarnation(origin)
         if self.instance is not None:
-            self.instance.open(origin, 0, is_new=True)
+            self.instance.open(origin, 0, machine.log.synced(), is_new=True)
         self.incarnation_reason = reason
         LOGGER.warning("region %s takes a new incarnation, %s after %s: %s", self.region, origin, former, reason)
         return origin
@@ -126,7 +126,7 @@ def open_machine(
             instance = Instance(directory, settings.instance_dir)
             opened.append(instance)
             # The record first: a directory with an identity and without one is suspect.
-            instance.open(origin := new_origin(region), 0, is_new=True)
+            instance.open(origin := new_origin(region), 0, 0, is_new=True)
             identity = _make_identity(directory / IDENTITY_NAME, region, name, settings, origin)
         log = FileLog(directory / "log", segment_bytes=settings.log_segment_bytes, wall_ms=wall_ms)
         opened.append(log)
@@ -191,7 +191,7 @@ def create_directory(directory: Path, origin: Origin, engine: str, settings: Set
         # As if it had been trusted so far: whoever opens it first keeps its token.
         instance = Instance(directory, TRUST)
         opened.append(instance)
-        instance.open(origin, 0, is_new=True)
+        instance.open(origin, 0, log.synced(), is_new=True)
         _make_identity(directory / IDENTITY_NAME, region_of(origin), engine, named, origin)
     finally:
         for part in reversed(opened):
@@ -212,11 +212,12 @@ def _decide(found: Opened) -> None:
         # A change of id was cut short: nothing was written under the new one, so whatever the reason was, it still holds.
         found.begin_incarnation("a change of incarnation was cut short")
         return
-    reason = why_new(instance.evidence(origin, machine.replica.seq(origin), is_engine_ahead=machine.is_engine_ahead))
+    log = machine.log
+    reason = why_new(instance.evidence(origin, machine.replica.seq(origin), log.end(), is_engine_ahead=machine.is_engine_ahead))
     if reason is not None:
         found.begin_incarnation(reason)
     else:
-        instance.open(origin, machine.own_seq(), is_new=False)
+        instance.open(origin, machine.own_seq(), log.synced(), is_new=False)
 
 
 def new_origin(region: str, generation: int = 1) -> Origin:

@@ -170,7 +170,8 @@ class Store:
                         self._machine.fold()
                         self._machine.engine.flush()
                     if self._opened.instance is not None:
-                        self._opened.instance.close_clean(self.origin, self._machine.own_seq())
+                        log = self._machine.log
+                        self._opened.instance.close_clean(self.origin, self._machine.own_seq(), log.synced())
             finally:
                 self._closed = "the store is closed"
                 self._record = self._closed_record
@@ -867,7 +868,7 @@ class Store:
                 machine = self._machine
                 origin, seq, bound = machine.origin, machine.own_seq(), machine.sent_bound
                 if bound is None:
-                    instance.note(origin, machine.durable_vv().seq(origin))
+                    instance.note(origin, machine.durable_vv().seq(origin), machine.log.synced())
                     return
                 last, since_s = self._own_seen
                 if seq != last:
@@ -876,17 +877,17 @@ class Store:
                 if rests and machine.log.synced() == machine.log.end():
                     machine.raise_bound(seq)  # what is written from here on waits for the next raise
             if seq > bound or 0 < bound - seq < LEAP // 2:
-                if instance.set_bound(origin, seq, seq + LEAP):
+                if instance.set_bound(origin, seq, seq + LEAP, machine.log.synced()):
                     with self._lock:
                         if machine.origin == origin:
                             machine.raise_bound(seq + LEAP)
                 for callback in self._callbacks:
                     callback()
             elif machine.sent_bound == seq < bound:
-                instance.set_bound(origin, seq, seq)
+                instance.set_bound(origin, seq, seq, machine.log.synced())
             elif rests:
                 machine.log.sync()
-            instance.note(origin, seq)
+            instance.note(origin, seq, machine.log.synced())
 
     def maintain(self) -> None:
         """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""

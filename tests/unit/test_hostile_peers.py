@@ -276,6 +276,18 @@ def test_who_knows_more_of_a_node_than_it_wrote_costs_it_one_incarnation_and_not
     assert world.goes_on()
 
 
+def test_who_says_that_a_node_told_more_than_it_has_costs_it_one_incarnation_and_no_link_later(world: World) -> None:
+    us = world.us
+    names = {us.store.origin}
+    for _ in range(2):
+        world.evil()
+        us.hears(Reports({us.store.origin: {GHOST: (1 << 40, True)}}))
+        names.add(us.store.origin)
+    assert len(names) == 2 and "evil" in us.drive._peers
+    us.link(world.eu)
+    assert world.goes_on()
+
+
 def asked_for_snapshot(world: World) -> None:
     """us lacks what only evil has, and not in its log: it asks for a snapshot."""
     world.evil(vv=VersionVector({EVIL: 5}), features=("snapshot",))

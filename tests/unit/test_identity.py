@@ -15,7 +15,7 @@ import crdtkv
 from crdtkv import Settings, StorageError, Store
 from crdtkv.core.causality import Origin, generation_of
 from crdtkv.store import identity, opening
-from crdtkv.store.identity import Evidence, Instance, Record, why_new
+from crdtkv.store.identity import Evidence, Instance, Mark, Record, why_new
 
 US = Origin("us@1-0000000a")
 SETTINGS = Settings(async_sync_ms=3_600_000)
@@ -70,7 +70,7 @@ def record(**changes: Any) -> Record:
 
 
 def evidence(inside: Record | None, outside: Record | None, recovered: int = 10, **more: Any) -> Evidence:
-    return Evidence(**{"origin": US, "recovered": recovered, "inside": inside, "outside": outside, "boot": "b", **more})
+    return Evidence(**{"origin": US, "recovered": recovered, "end": 20, "inside": inside, "outside": outside, "boot": "b", **more})
 
 
 AHEAD = record(bound=100)
@@ -81,6 +81,7 @@ KEPT = {
     "killed after the token was renewed": evidence(record(), record(nonce="m", previous="n")),
     "a first opening that was cut short": evidence(record(origin="us@1-0000000b"), record(origin="us@1-0000000b"), recovered=0),
     "trusted": evidence(record(path=""), None, trusted=True),
+    "all that was fsynced is there": evidence(record(synced=20), record(synced=19), mark=Mark(10, 20), boot="c"),
     "a token from now on": evidence(record(path=""), None),
     "no token, but none is possible": evidence(record(), None, trusted=True),
 }
@@ -90,12 +91,14 @@ NEW = {
     "another machine": (evidence(record(), None), "not used on this machine"),
     "a copy": (evidence(record(), record(), original="/else"), "copy of /else"),
     "an old copy": (evidence(record(nonce="o"), record(previous="m")), "older copy"),
-    "an old copy, by the mark": (evidence(record(), record(), mark=11), "commits up to 11 were written"),
+    "an old copy, by the mark": (evidence(record(), record(), mark=Mark(11)), "commits up to 11 were written"),
     "rolled back after a clean stop": (
         evidence(record(clean=True, bound=11), record(clean=True, bound=11)),
         "closed with own commits up to 11",
     ),
     "rolled back before anything was noted": (evidence(record(seq=11), record(seq=11)), "had own commits up to 11"),
+    "others' commits rolled back": (evidence(record(synced=21), record()), "fsynced up to position 21 and ends at 20"),
+    "others' commits rolled back, by the mark": (evidence(record(), record(synced=3), mark=Mark(10, 22)), "up to position 22"),
     "power lost, and commits": (evidence(AHEAD, AHEAD, boot="c"), "up to 100 may have left"),
     "power lost, the bound outside is higher": (evidence(record(bound=10), AHEAD, boot="c"), "up to 100 may have left"),
     "no boot id": (evidence(record(bound=100, boot=""), record(bound=100, boot=""), boot=""), "may have left"),
@@ -364,6 +367,44 @@ def test_lost_logs(data: Path) -> None:
         file.unlink()
     with opened(data) as store:
         assert store.origin != before and "own commits up to 5 were written and the log ends at 0" in store.warnings[0]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_log_put_back_with_all_own_commits_had_told_others_what_it_lost(tmp_path: Path, stopped: bool) -> None:
+    """The log alone goes back to before it had *others'* commits; its own are all there, so it went on under its id. What it had told under
+    that id no longer held: peers had dropped bookkeeping because it had fsynced a reset, and waited for it to hand on what it reported.
+    """
+    data = tmp_path / "data"
+    with opened(data) as store:
+        write(store, count=2)
+    shutil.copytree(data / "log", tmp_path / "log")
+    store = opened(data)
+    before = store.origin
+    with crdtkv.open(region="eu") as other:
+        other.put("theirs", 1)
+        store.merge(other.delta_since(store.vv()))
+    store._machine.log.sync()
+    if stopped:
+        store.close()
+    else:
+        store.keep_bound()
+        kill(store)
+    shutil.rmtree(data / "log")
+    shutil.copytree(tmp_path / "log", data / "log")
+    with opened(data) as store:
+        assert store.origin != before and "fsynced up to position 3 and ends at 2" in store.warnings[0]
+        assert store["k"] == 1 and "theirs" not in store
+
+
+def test_a_mark_of_before_positions_were_noted(data: Path, tokens: Path) -> None:
+    before = origin_of(data)
+    (token,) = tokens.iterdir()
+    os.truncate(token, 2 * 8192 + 16)
+    store = opened(data)
+    assert store.origin == before
+    write(store)
+    kill(store)
+    assert origin_of(data) == before and token.stat().st_size > 2 * 8192 + 16
 
 
 @pytest.mark.parametrize("engine", ["rocksdb", "lmdb"])

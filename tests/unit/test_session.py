@@ -24,6 +24,7 @@ from crdtkv.replication.messages import (
     HeartbeatReply,
     Hello,
     Message,
+    Reports,
     Subscribe,
     Unknown,
 )
@@ -214,6 +215,17 @@ def test_amnesia_shows_in_any_later_message_too(us: ToyReplica, eu: ToyReplica) 
         side.receive(message)
         assert side.state is State.CLOSED and side.session.found_amnesia, message
         assert EventKind.AMNESIA in [e.kind for e in side.events]
+
+
+def test_who_hears_that_it_had_told_of_more_than_it_has_lost_its_disk(us: ToyReplica, eu: ToyReplica) -> None:
+    """Its own commits are all there. But others wait for it to hand on what it reported of an origin that ends, and it waits for them."""
+    ended = Origin("ap@1-00000007")
+    side = live(us, eu)
+    side.receive(Reports({eu.origin: {ended: (3, True)}, us.origin: {us.origin: (0, False)}}))
+    assert side.state is State.LIVE
+    side.receive(Reports({us.origin: {ended: (3, True)}}))
+    assert side.state is State.CLOSED and side.session.found_amnesia
+    assert [(e.kind, e.details) for e in side.events if e.alarm] == [(EventKind.AMNESIA, {"theirs": 3, "ours": 0})]
 
 
 def test_two_contents_for_one_dot_quarantine_the_link(us: ToyReplica, eu: ToyReplica, ap: ToyReplica) -> None:
