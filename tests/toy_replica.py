@@ -113,6 +113,10 @@ class Network:
         self.delays: dict[frozenset[str], float] = {}
         self.delay_ms = delay_ms
         self.apply_ms = 0.0
+        self.is_hasty = False
+        """Take the short cuts that a node takes: apply first, and no turn for commits that may not leave yet."""
+        self.rested: list[tuple[str, float, float]] = []
+        """By `is_hasty`: who had no turn for a commit, when, and until when."""
         self.wall_offsets: dict[str, float] = dict.fromkeys(self.replicas, 1_000_000.0)
         self.drives = {name: self._drive(name) for name in self.replicas}
         self.events: dict[str, list[Event]] = {name: [] for name in self.replicas}
@@ -166,6 +170,10 @@ class Network:
 
     def write(self, name: str, commits: int = 1, *, size: int = 10) -> Frame:
         frame = self.replicas[name].write(commits, size=size)
+        if self.is_hasty and (until := self.drives[name].rests_until(self.now)) is not None:
+            self.rested.append((name, self.now, until))
+            self._wake_at(name, until)
+            return frame
         self.drives[name].local_commits(self.now)
         self.turn(name)
         return frame
@@ -176,6 +184,10 @@ class Network:
     def turn(self, name: str) -> None:
         """One turn of a region's loop: do what is ready."""
         drive = self.drives[name]
+        if self.is_hasty and (first := drive.ready_to_apply()) is not None:
+            assert not first.messages and not first.closed and first.apply == drive.ready().apply
+            drive.accept(first)
+            return self._apply(name, first.apply)
         work = drive.ready()
         assert drive.ready() == work, "asking twice changed something"
         drive.accept(work)
@@ -188,9 +200,12 @@ class Network:
         if work.apply:
             self.later(self.apply_ms, lambda: self._apply(name, work.apply))
         if work.wake_at_ms is not None:
-            at = max(work.wake_at_ms, self.now)
-            self._wakes[name] = at
-            self.later(at - self.now, lambda: self._wake(name, at))
+            self._wake_at(name, work.wake_at_ms)
+        return None
+
+    def _wake_at(self, name: str, at: float) -> None:
+        at = self._wakes[name] = max(at, self.now)
+        self.later(at - self.now, lambda: self._wake(name, at))
 
     def _send(self, name: str, link: object, message: Message, data: bytes) -> None:
         pair = self.links.get(link)  # type: ignore[call-overload]

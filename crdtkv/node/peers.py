@@ -206,13 +206,18 @@ class _Core:
             self._worker.emit(partial(self._recorded, dict(self._port.control.members)))
         if not self._links and not self._touched and not self.drive.transfers.holds and not self._port.control.frozen:
             return None
+        drive, now_ms = self.drive, _now_ms()
+        if not self._sync and not self._touched and (until_ms := drive.rests_until(now_ms)) is not None:
+            return until_ms / 1000
         self._touched = False
-        drive = self.drive
-        drive.local_commits(_now_ms())
-        if self._wake_at_ms is not None and self._wake_at_ms <= _now_ms():
-            drive.tick(_now_ms())
+        is_due = self._wake_at_ms is not None and self._wake_at_ms <= now_ms
+        first = None if is_due else drive.ready_to_apply()
+        if first is None:
+            drive.local_commits(now_ms)  # else the drive looks at them when `first` is applied
+        if is_due:
+            drive.tick(now_ms)
         while True:
-            work = drive.ready()
+            work, first = first or drive.ready(), None
             drive.accept(work)
             sends: list[tuple[Any, list[bytes]]] = [(link, work.encoded(link)) for link in work.messages]
             if sends:
@@ -235,6 +240,7 @@ class _Core:
                 drive.applied(self._port.apply(work.apply), _now_ms())
             except DiskFullError:
                 drive.apply_deferred(_now_ms())
+                drive.local_commits(_now_ms())
             except Exception as e:
                 if not isinstance(e, CrdtkvError):
                     event(logging.ERROR, "apply_failed", error=f"{type(e).__name__}: {e}")

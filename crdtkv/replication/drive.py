@@ -4,6 +4,10 @@
     work = ready()   what to send to whom, what to apply, which links to close, when to wake
     accept(work)     before any further input; then do it: send, apply (in a thread if it blocks), close
 
+Two short cuts for who has a turn for every write. `ready_to_apply` is that part of `ready`, so that what is applied is told of, and
+relayed, in the messages of the same turn. `rests_until` says until when local commits alone call for nothing, as every link waits
+for its pace or for an ack.
+
 At most one group of frames is being applied: what arrives meanwhile gathers into the next, in order of arrival over all
 peers. After `port.apply` the I/O reports `applied` or `apply_failed`; only then acks say so.
 
@@ -34,7 +38,7 @@ from crdtkv.replication.membership import Membership
 from crdtkv.replication.messages import Ack, Chunk, ChunkAck, Credit, Frames, HeartbeatReply, Message, Reports
 from crdtkv.replication.packing import Packing
 from crdtkv.replication.port import ReplicaPort
-from crdtkv.replication.progress import OwnTail
+from crdtkv.replication.progress import TIMER_MS, OwnTail
 from crdtkv.replication.session import Ready, Session
 from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.replication.snapshot import Job, Transfers
@@ -43,6 +47,8 @@ from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Re
 Link = Hashable
 """Whatever the I/O layer names a connection by; a new connection has a new name."""
 
+SHORT_BYTES_MAX: Final = 64 << 10
+"""So many bytes of frames are applied before anything else is sent: a millisecond or two."""
 REMEMBERED_MAX: Final = 64
 """Regions whose peers are listed in `statistics` after they are gone."""
 
@@ -102,6 +108,15 @@ class _Need(NamedTuple):
     since_ms: float
 
 
+class _Rest(NamedTuple):
+    """Until when nothing need be done."""
+
+    wake_ms: float
+    """Whatever happens here."""
+    frames_ms: float
+    """When frames may next leave, if there are any; infinity: when something is received."""
+
+
 class _Peer:
     """A link and its session."""
 
@@ -111,6 +126,10 @@ class _Peer:
         self.session = session
         self.dialed = dialed
         self.writable = True
+
+
+def _frames_of(arrivals: Sequence[_Arrival]) -> tuple[Frame, ...]:
+    return tuple(frame for arrival in arrivals for frame in arrival.frames)
 
 
 class Drive:
@@ -161,6 +180,8 @@ class Drive:
         self._resubscribe_after_ms = settings.resubscribe_ms
         self._began_here = False
         """The present origin began in this process: whoever says to know more of it is wrong."""
+        self._rests: _Rest | None = None
+        """As the last `ready` found it; None: something else came since."""
         self.amnesia: str | None = None
         """What shows that the replica has lost commits of its own: it must take a new incarnation; then `renewed`."""
 
@@ -370,16 +391,39 @@ class Drive:
         if self._now < self._apply_at_ms and (self._queue or self._alone):
             wakes.append(self._apply_at_ms)
         arrivals = self._next_group()
-        frames = tuple(frame for arrival in arrivals for frame in arrival.frames)
+        frames = _frames_of(arrivals)
         wake_at_ms = min(wakes, default=None)
         jobs, steering = self.transfers.jobs, self.membership.steering or None
         events, packings = tuple(self._events), {link: self._peers[link].session.packing for link in messages}
         return Work(messages, frames, tuple(closed), events, wake_at_ms, steering, jobs, len(sends), readies, packings, arrivals)
 
+    def ready_to_apply(self) -> Work | None:
+        """Of `ready`, what is to be applied, if that is all that waits and short: what is to be sent leaves after it, in the same turn.
+
+        None: there is nothing, or more than a message should wait for; `ready` has it.
+        """
+        arrivals = self._next_group()
+        if not arrivals or self._alone or len(arrivals) < len(self._queue):
+            return None
+        frames = _frames_of(arrivals)
+        return Work({}, frames, (), (), None, arrivals=arrivals) if sum(frame.size for frame in frames) <= SHORT_BYTES_MAX else None
+
+    def rests_until(self, now_ms: float) -> float | None:
+        """If nothing came since the last `ready` but, perhaps, local commits that may not leave yet: when to look again.
+
+        None: there may be something to do now. It does not look at what became durable, of which acks tell.
+        """
+        if self._rests is None:
+            return None
+        wake_ms, frames_ms = self._rests
+        until = wake_ms if self._tail.is_at_end else min(wake_ms, frames_ms)
+        return until if now_ms + TIMER_MS < until else None
+
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""
         del self._events[: len(work.events)]
-        self.membership.steering = Steering()
+        if work.steering is not None:
+            self.membership.steering = Steering()
         self.transfers.accept(len(work.jobs), work.sends)
         for link, ready in work.readies.items():
             self._peers[link].session.accept(ready)
@@ -393,6 +437,11 @@ class Drive:
                 del self._queue[: len(work.arrivals)]
         if work.closed:
             self._review()
+        if work.readies and not work.apply and not work.closed and work.steering is None:
+            self._rests = _Rest(float("inf") if work.wake_at_ms is None else work.wake_at_ms, min(map(self._next_frames_ms, work.readies)))
+
+    def _next_frames_ms(self, link: Link) -> float:
+        return self._peers[link].session.next_frames_ms
 
     def is_connected(self, region: str) -> bool:
         """Whether a live link leads to a region: another one is not to be dialled."""
@@ -417,6 +466,7 @@ class Drive:
 
     def _begin(self, now_ms: float) -> None:
         self._now = max(self._now, now_ms)
+        self._rests = None
 
     def _refresh(self) -> None:
         """Take in what is applied, durable and released by now. Ports give the same vectors while nothing has changed."""

@@ -115,6 +115,11 @@ class OwnTail:
             position = following
         return port.vv().seq(port.origin)
 
+    @property
+    def is_at_end(self) -> bool:
+        """Nothing was logged since `refresh` that had not been released by then."""
+        return self._position == self._port.log.end()
+
     def refresh(self, now_ms: float) -> bool:
         """Take in what was released since; whether there was an own frame in it."""
         log, origin, released = self._port.log, self._port.origin, self._port.released()

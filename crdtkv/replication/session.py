@@ -366,6 +366,14 @@ class Session:
                 wake_at_ms = self._now
         return plans, out, wake_at_ms
 
+    @property
+    def next_frames_ms(self) -> float:
+        """When frames may next leave, if there are any; infinity: when something is received."""
+        if self.state is not State.LIVE:
+            return float("inf")
+        flows = (self.own_out.flow, self.relay_out.flow) if self.relay_out.is_open else (self.own_out.flow,)
+        return min(flow.flush_due_ms(self.round_trip_ms) if flow.has_room(self.round_trip_ms) else float("inf") for flow in flows)
+
     def accept(self, ready: Ready) -> None:
         """What `ready` returned is being sent. To be called before any further input."""
         for message in ready.messages:

@@ -12,6 +12,7 @@ from crdtkv.core.control import MemberState, close_delta, member_delta
 from crdtkv.core.replica import Applied
 from crdtkv.errors import ConfigError, CorruptionError, StorageError
 from crdtkv.replication import LAN, LOOPBACK, PRESETS, WAN, Backoff, Code, Drive, EventKind, State, preset
+from crdtkv.replication.drive import SHORT_BYTES_MAX
 from crdtkv.replication.messages import (
     Ack,
     AskRelay,
@@ -56,6 +57,67 @@ def test_a_mesh_under_load_converges_and_relays_nothing() -> None:
     net.run_until(net.is_equal, 200)
     assert not any(isinstance(m, AskRelay) or (isinstance(m, Frames) and m.relayed) for _, _, _, m in net.sent)
     assert all(not event.alarm for events in net.events.values() for event in events)
+
+
+@pytest.mark.parametrize("delay_ms", [0.2, 3.0, 40.0])
+def test_short_cuts_of_a_hasty_mesh_send_the_same_commits_no_later(delay_ms: float) -> None:
+    arrivals: list[list[float]] = []
+    for is_hasty in (False, True):
+        net = mesh(delay_ms=delay_ms, is_hasty=is_hasty)
+        rng = random.Random(1)
+        arrived: list[float] = []
+        for _ in range(400):
+            net.write(rng.choice(["us", "eu", "ap"]), rng.randint(1, 3))
+            net.run(rng.random())
+            arrived.append(net.now)
+        arrived.append(net.run_until(net.is_equal, 500))
+        assert not any(isinstance(m, AskRelay) or (isinstance(m, Frames) and m.relayed) for _, _, _, m in net.sent)
+        assert all(not event.alarm for events in net.events.values() for event in events)
+        arrivals.append(arrived)
+    assert arrivals[0] == arrivals[1]  # the last write is everywhere as soon
+    assert bool(net.rested) == (delay_ms > 1)  # on a short link nothing waits for its pace
+
+
+def test_a_turn_for_a_commit_that_may_not_leave_is_saved_and_one_for_anything_else_is_not() -> None:
+    us, eu = ToyReplica("us"), ToyReplica("eu")
+    drive = Drive(us, LAN, now_ms=0, wall_ms=lambda: 0.0)
+    drive.connect("a", 0, dialed=False)
+    drive.receive("a", hello_of(eu), 0)
+    drive.accept(drive.ready())
+    drive.receive("a", HeartbeatReply(0, 0, 0), 80)
+    drive.accept(drive.ready())
+    pace_ms = 80 / LAN.flushes_per_round_trip
+    assert drive.rests_until(80) == LAN.heartbeat_ms  # nothing is to be sent, so nothing that comes later is waited for
+    us.write()
+    assert drive.rests_until(80) is None, "a link at rest sends at once"
+    drive.local_commits(80)
+    drive.accept(work := drive.ready())
+    assert [type(m) for m in work.messages["a"]] == [Frames]
+    us.write()
+    assert drive.rests_until(81) == 80 + pace_ms
+    assert drive.rests_until(80 + pace_ms) is None
+    drive.receive("a", Frames(False, (eu.write().data,)), 81)
+    assert drive.rests_until(81) is None, "what came may have to be applied, or answered"
+    first = drive.ready_to_apply()
+    assert first is not None and [frame.origin for frame in first.apply] == [eu.origin]
+    drive.accept(first)
+    assert drive.ready_to_apply() is None and drive.rests_until(81) is None, "it is being applied"
+    drive.applied(us.apply(first.apply), 81)
+    drive.accept(work := drive.ready())
+    assert not work.messages and drive.rests_until(81) == 80 + pace_ms  # the ack waits for the frames that will leave then
+
+
+def test_what_takes_long_to_apply_does_not_hold_up_what_is_to_be_sent() -> None:
+    us, eu = ToyReplica("us"), ToyReplica("eu")
+    drive = Drive(us, LAN, now_ms=0, wall_ms=lambda: 0.0)
+    drive.connect("a", 0, dialed=False)
+    drive.receive("a", hello_of(eu), 0)
+    drive.accept(drive.ready())
+    drive.receive("a", Frames(False, (eu.write(size=SHORT_BYTES_MAX).data,)), 1)
+    drive.receive("a", Heartbeat(0, 0, eu.vv(), 0), 1)
+    assert drive.ready_to_apply() is None
+    work = drive.ready()
+    assert work.apply and [type(m) for m in work.messages["a"]] == [HeartbeatReply]
 
 
 def test_causal_order_holds_when_what_a_frame_rests_on_comes_later() -> None:
