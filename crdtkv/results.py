@@ -67,8 +67,7 @@ class Commit(msgspec.Struct, frozen=True, gc=False, eq=False):
         return f"Commit({self.origin}:{self.seq}, {time_text(self.hlc)})"
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One visible change, as `watch` reports it.
 
     Attributes:

@@ -99,10 +99,12 @@ def parse_json(text: str, name: str) -> Any:
 
 def plain(value: Any) -> Any:
     """A result object (a dataclass of ours, a commit, a version vector, …) as JSON types."""
-    from crdtkv.results import Commit
+    from crdtkv.results import Change, Commit
 
     if isinstance(value, Commit):
         return {"origin": value.origin, "seq": value.seq, "hlc": value.hlc, "token": value.token}
+    if isinstance(value, Change):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (bytes, datetime)):

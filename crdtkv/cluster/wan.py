@@ -20,7 +20,7 @@ Three ways to fail, each of what a real network does:
   handshake could not be completed. One direction held is a one-way cut; both are a half-open cut, or, for a short time, a stall;
 * `shape`: other delay, jitter or rate from now on.
 
-A hop costs some 0.2 ms, and so late may a timer be on `transport.loop.precise_event_loop` (1 ms more on others): right for delays of
+A hop costs some 0.2 ms, and 0.1 ms late may a timer be on `transport.loop.precise_event_loop` (1 ms more on others): right for delays of
 5 ms and more, not for measuring the floor.
 """
 

@@ -1,7 +1,8 @@
 """Event loops: which kind, and the one in the background that everything in a process shares.
 
 `new_event_loop` is uvloop's where that is installed (its round trip of one message over gRPC is a third shorter), else
-asyncio's own. `precise_event_loop` is for whoever measures or emulates time.
+asyncio's own. `precise_event_loop`, for whoever measures or emulates time, is uvloop with timers of its own
+(`precise_uvloop`), else asyncio's own with a selector that counts microseconds.
 
 grpc.aio has one completion queue and one poller thread per process; each further event loop costs a hop through another
 loop per event, and closing one leaves events behind for it. So embedded nodes and synchronous clients run in one
@@ -51,6 +52,13 @@ else:
 def precise_event_loop() -> asyncio.AbstractEventLoop:
     """A loop whose sleeps end within some 0.1 ms. Those on epoll, uvloop's too, round to whole
     milliseconds, which would count as lag."""
+    if sys.platform == "linux":
+        try:
+            from crdtkv.transport.precise_uvloop import PreciseLoop
+        except ImportError:
+            pass
+        else:
+            return PreciseLoop()
     return asyncio.SelectorEventLoop(_PreciseSelector())
 
 
