@@ -4,6 +4,8 @@
 asyncio's own. `precise_event_loop`, for whoever measures or emulates time, is uvloop with timers of its own
 (`precise_uvloop`), else asyncio's own with a selector that counts microseconds.
 
+Ctrl-C while a loop is being built waits until it is built (`_built_whole`): half a loop cannot be closed.
+
 grpc.aio has one completion queue and one poller thread per process; each further event loop costs a hop through another
 loop per event, and closing one leaves events behind for it. So embedded nodes and synchronous clients run in one
 daemon thread that lives as long as the process. After a fork the child starts a thread of its own; what belonged to the
@@ -16,12 +18,38 @@ import asyncio
 import os
 import select
 import selectors
+import signal
 import sys
 import threading
+from collections.abc import Callable
+from types import FrameType
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _owner_pid = 0
+
+
+def _built_whole(build: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
+    """What `build` returns; SIGINT meanwhile takes effect afterwards.
+
+    Python handles signals in the main thread only, so elsewhere there is nothing to hold. A mask of the main thread alone would
+    not do: another thread (gRPC has some) then takes the signal, and the main one handles it all the same.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        return build()  # None: not Python handles it but who embeds Python
+    held: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        loop = build()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held and callable(before):
+        try:
+            before(*held[0])
+        except BaseException:
+            loop.close()
+            raise
+    return loop
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -29,9 +57,8 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
+        return _built_whole(asyncio.new_event_loop)
+    return _built_whole(uvloop.new_event_loop)
 
 
 if sys.platform == "linux":
@@ -58,8 +85,8 @@ def precise_event_loop() -> asyncio.AbstractEventLoop:
         except ImportError:
             pass
         else:
-            return PreciseLoop()
-    return asyncio.SelectorEventLoop(_PreciseSelector())
+            return _built_whole(PreciseLoop)
+    return _built_whole(lambda: asyncio.SelectorEventLoop(_PreciseSelector()))
 
 
 def background_loop() -> asyncio.AbstractEventLoop:
