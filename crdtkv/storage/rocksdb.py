@@ -102,16 +102,19 @@ def _mapped(error: Exception, path: Path) -> CrdtkvError:
 class _Cursor:
     """One RocksDB iterator, which is one consistent view, and the lock that lets several threads use it in turn."""
 
-    __slots__ = ("__weakref__", "_lock", "_path", "_raw")
+    __slots__ = ("__weakref__", "_lock", "_passed", "_path", "_raw")
 
     def __init__(self, raw: RdictIter, path: Path) -> None:
         self._raw: RdictIter | None = raw
         self._path = path
+        self._passed: bytes | None = None
+        """The iterator stands right behind this key, where a scan left it."""
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> bytes | None:
         with self._lock:
             raw = self._open()
+            self._passed = None
             try:
                 raw.seek(key)
                 if raw.valid():
@@ -127,6 +130,7 @@ class _Cursor:
         items: list[tuple[bytes, bytes]] = []
         with self._lock:
             raw = self._open()
+            passed, self._passed = self._passed, None
             try:
                 if reverse:
                     bound = end if after is None else after
@@ -140,19 +144,21 @@ class _Cursor:
                         items.append((key, raw.value()))
                         raw.prev()
                 else:
-                    raw.seek(start if after is None else after)
-                    if after is not None and raw.valid() and raw.key() == after:
-                        raw.next()
+                    # A scan that goes on where it stopped seeks nothing, which also keeps RocksDB reading ahead.
+                    if after is None or after != passed:
+                        raw.seek(start if after is None else after)
+                        if after is not None and raw.valid() and raw.key() == after:
+                            raw.next()
                     # A loop over whole states: what it calls is looked up once.
-                    is_valid, key_here, value_here, advance, append = raw.valid, raw.key, raw.value, raw.next, items.append
+                    key_here, value_here, advance, append = raw.key, raw.value, raw.next, items.append
                     for _ in range(SCAN_CHUNK):
-                        if not is_valid():
-                            break
                         key = key_here()
-                        if end is not None and key >= end:
+                        if key is None or (end is not None and key >= end):  # None: it is valid no more
                             break
                         append((key, value_here()))
                         advance()
+                    if items:
+                        self._passed = items[-1][0]
                 if not raw.valid():
                     raw.status()  # at its end, or at a damaged block
             except Exception as e:

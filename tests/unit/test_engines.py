@@ -117,6 +117,24 @@ def test_snapshots_are_independent(engine: StateEngine) -> None:
         list(second.scan(b"", None))
 
 
+@pytest.mark.parametrize("other", ["get", "scan", "reverse"])
+def test_what_else_is_read_from_a_snapshot_moves_no_scan_of_it(engine: StateEngine, other: str) -> None:
+    keys = [b"%05d" % number for number in range(3 * SCAN_CHUNK)]
+    engine.write({key: key[::-1] for key in keys})
+    with engine.snapshot() as snapshot:
+        reads = {
+            "get": lambda: snapshot.get(keys[-1]),
+            "scan": lambda: next(snapshot.scan(keys[7], None)),
+            "reverse": lambda: next(snapshot.scan(b"", None, reverse=True)),
+        }
+        found = []
+        for number, item in enumerate(snapshot.scan(b"", None)):
+            found.append(item)
+            if number % (SCAN_CHUNK - 1) == 0:  # on either side of where a page ends
+                assert reads[other]()
+        assert found == [(key, key[::-1]) for key in keys]
+
+
 def test_key_deleted_before_any_scan_ordered_it_is_in_the_snapshot(engine: StateEngine) -> None:
     engine.write({b"a": b"1", b"b": b"1"})
     with engine.snapshot() as snapshot:
