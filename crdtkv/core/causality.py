@@ -14,7 +14,7 @@ After: Parker et al., "Detection of Mutual Inconsistency in Distributed Systems"
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, KeysView, Mapping
 from typing import NamedTuple, NewType
 
 import msgspec
@@ -113,6 +113,10 @@ class VersionVector(Mapping[Origin, int]):
     def __len__(self) -> int:
         return len(self._seqs)
 
+    def origins(self) -> KeysView[Origin]:
+        """The origins, in no order: to be looked up, and compared. O(1)."""
+        return self._seqs.keys()
+
     def seq(self, origin: Origin) -> int:
         """The last applied seq of `origin`, 0 if none. O(1)."""
         return self._seqs.get(origin, 0)
@@ -125,7 +129,10 @@ class VersionVector(Mapping[Origin, int]):
 
     def __le__(self, other: VersionVector) -> bool:
         get = other._seqs.get
-        return all(get(o, 0) >= n for o, n in self._seqs.items())
+        for o, n in self._seqs.items():  # as a loop: half of what `all` over a generator costs, and asked at every turn
+            if get(o, 0) < n:
+                return False
+        return True
 
     def __ge__(self, other: VersionVector) -> bool:
         return other <= self

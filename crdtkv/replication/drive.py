@@ -26,8 +26,9 @@ dialled again; what was lost is then a need like any other, of an origin that no
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+import msgspec
 
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.control import Steering
@@ -53,8 +54,7 @@ REMEMBERED_MAX: Final = 64
 """Regions whose peers are listed in `statistics` after they are gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(msgspec.Struct, frozen=True):
     """A link to close once its messages are sent."""
 
     link: Link
@@ -68,8 +68,7 @@ class Closed:
         return self.code in set(Code) and Code(self.code).permanent
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """What is to be done. Links with nothing to be sent are left out."""
 
     messages: Mapping[Link, tuple[Message, ...]]
@@ -83,10 +82,10 @@ class Work:
     """For `port.steer`, after the messages; then `local_commits`."""
     jobs: tuple[Job, ...] = ()
     """What snapshots need done; then `job_done` or `job_failed`, in any order."""
-    sends: int = field(default=0, repr=False)
-    readies: Mapping[Link, Ready] = field(default_factory=dict, repr=False)
-    packings: Mapping[Link, Packing] = field(default_factory=dict, repr=False)
-    arrivals: tuple[_Arrival, ...] = field(default=(), repr=False)
+    sends: int = 0
+    readies: Mapping[Link, Ready] = msgspec.field(default_factory=dict)
+    packings: Mapping[Link, Packing] = msgspec.field(default_factory=dict)
+    arrivals: tuple[_Arrival, ...] = ()
 
     def encoded(self, link: Link) -> list[bytes]:
         """The bytes of the messages for a link, one each. To be asked once: they are counted, and sent."""
@@ -155,9 +154,11 @@ class Drive:
         self._events: list[Event] = []
         self.membership = Membership(port, members)
         self._agreed_as_of: tuple[int, int] | None = None
+        """The control's version and its count of frozen origins at the last look."""
         self._reviewed_as_of: object = None
         """What the last review of the membership rested on."""
-        """The control's version and its count of frozen origins at the last look."""
+        self._announced: dict[Link, VersionVector] = {}
+        """What the membership was last told that the peer has."""
         self._remembered: dict[str, PeerStatistics] = {}
 
         self._queue: list[_Arrival] = []
@@ -377,9 +378,11 @@ class Drive:
             if not peer.writable and not session.ended:
                 wakes.append(self._now + self._settings.heartbeat_ms)
                 continue
-            ready = readies[link] = session.ready()
-            if ready.messages:
-                messages[link] = ready.messages
+            ready = session.ready()
+            if not ready.is_empty:
+                readies[link] = ready
+                if ready.messages:
+                    messages[link] = ready.messages
             if ready.wake_at_ms is not None:
                 wakes.append(ready.wake_at_ms)
             if session.ended:
@@ -477,31 +480,43 @@ class Drive:
 
     def _agree(self) -> None:
         """Look anew at what ends and who is a member; tell the peers, and end links to whoever was removed."""
-        control = self._port.control
+        control, membership, vv = self._port.control, self.membership, self._vv
         self._agreed_as_of = control.version, len(control.frozen)
+        sessions = [(link, peer.session) for link, peer in self._peers.items() if peer.session.state is State.LIVE]
+        is_watching = membership.is_watching
+        for link, session in sessions:
+            if is_watching or session.peer_vv is not self._announced.get(link):
+                assert session.origin is not None
+                self._announced[link] = session.peer_vv
+                membership.announce(session.origin, session.peer_vv)
+        # This is asked at every tick, and while nothing ends only new origins and peers matter.
         durable = self._port.durable_vv()
-        known = [(s.state, s.origin, s.peer_members, s.peer_vv, s.peer_durable) for s in (peer.session for peer in self._peers.values())]
-        as_of = self._agreed_as_of, self._port.origin, self.membership.heard, self._vv, durable, tuple(self._peers), known
+        has = (vv, durable, [(s.peer_vv, s.peer_durable) for _, s in sessions]) if is_watching else vv.origins()
+        peers = [(link, session.origin, session.peer_members) for link, session in sessions]
+        as_of = self._agreed_as_of, self._port.origin, membership.heard, has, peers
         if as_of == self._reviewed_as_of:
-            return  # this is asked at every tick: nothing has changed
-        live: dict[Origin, tuple[str, ...]] = {}
-        for peer in self._peers.values():
-            peer.session.check_removed()
-            if peer.session.state is State.LIVE and peer.session.origin is not None:
-                live[peer.session.origin] = peer.session.peer_members
-                self.membership.announce(peer.session.origin, peer.session.peer_vv)
-        here = {region_of(origin) for origin in live}
-        alone = VersionVector.adopt({o: n for o, n in self._vv.items() if region_of(o) not in here})
-        sessions = [peer.session for peer in self._peers.values() if peer.session.state is State.LIVE]
-        handed_over = bool(sessions) and all(alone <= session.peer_durable for session in sessions)
-        told = self.membership.message
-        message = self.membership.review(self._vv, durable, live, is_handed_over=handed_over)
+            return
+        for _, session in sessions:
+            session.check_removed()
+        live = {s.origin: s.peer_members for _, s in sessions if s.state is State.LIVE and s.origin is not None}
+        told, present = membership.message, membership.present
+        message = membership.review(vv, durable, live, is_handed_over=self._is_handed_over())
         # Again, until nothing changes any more; and what may fail is asked for again.
-        self._reviewed_as_of = as_of if message is told and not self.membership.steering else None
+        is_settled = message is told and present == membership.present and not membership.steering
+        self._reviewed_as_of = as_of if is_settled else None
         if message is not None:
             for peer in self._peers.values():
                 if peer.session.told is not message:
                     peer.session.tell(message)
+
+    def _is_handed_over(self) -> bool:
+        """The connected peers have fsynced all that this replica has, but for what they can have from whoever wrote it."""
+        if not self._port.control.members:
+            return True  # nobody asks before a region is being drained
+        sessions = [peer.session for peer in self._peers.values() if peer.session.state is State.LIVE]
+        here = {session.region for session in sessions}
+        alone = VersionVector.adopt({o: n for o, n in self._vv.items() if region_of(o) not in here})
+        return bool(sessions) and all(alone <= session.peer_durable for session in sessions)
 
     def _next_group(self) -> tuple[_Arrival, ...]:
         """What is applied next: whole messages in order of arrival, up to `apply_bytes_max`."""
@@ -527,6 +542,7 @@ class Drive:
         self._queue = [arrival for arrival in self._queue if arrival.session is not session]
         self._alone = [group for group in self._alone if group[0].session is not session]
         self._tried.pop(link, None)
+        self._announced.pop(link, None)
         if session.origin is not None and not self.is_connected(session.region):
             state = session.state if session.ended else State.CLOSED
             self._remembered.pop(session.region, None)

@@ -71,7 +71,7 @@ class Membership:
         """By member, its own entry included. Only the latest incarnation of a region counts."""
         self._announced: dict[Origin, int] = {}
         self._named: tuple[str, ...] = ()
-        self._present: set[Origin] = set()
+        self._present: frozenset[Origin] = frozenset()
         self.message: Reports | None = None
         """What was last to be told."""
         self.heard = 0
@@ -116,7 +116,7 @@ class Membership:
         """
         control, own = self._port.control, self._port.origin
         self._named = tuple(dict.fromkeys(region for names in live.values() for region in names))
-        present = self._present = {own, *live}
+        present = self._present = frozenset((own, *live))
         told_of = [o for told in self._reports.values() for o in told]
         latest = self._latest((own, *live, *self._open((*vv, *self._reports, *told_of))), (*vv, *self._reports, *told_of))
         ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
@@ -158,6 +158,18 @@ class Membership:
             for o in self._open((*self._port.vv(), *self._reports))
         )
 
+    @property
+    def is_watching(self) -> bool:
+        """Something ends, has ended, or is recorded of a region: what is applied and fsynced here and at the peers counts for `review`.
+        Else it rests only on which origins and peers there are."""
+        control = self._port.control
+        return control.has_limits or bool(control.members) or any(self._reports.values())
+
+    @property
+    def present(self) -> frozenset[Origin]:
+        """Who was connected at the last `review`, and this replica."""
+        return self._present
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def members(self, vv: VersionVector) -> list[str]:
@@ -192,7 +204,7 @@ class Membership:
                 ended[region] = origin
         return {**ended, **latest}
 
-    def _ending(self, vv: VersionVector, latest: Mapping[str, Origin], present: set[Origin]) -> list[Origin]:
+    def _ending(self, vv: VersionVector, latest: Mapping[str, Origin], present: frozenset[Origin]) -> list[Origin]:
         """Origins of which something is known, that will not go on: each region's former incarnations, all of a removed one's, and
         those that a member has frozen."""
         control = self._port.control
@@ -300,6 +312,6 @@ class Membership:
         return max((told[origin][0] for told in self._reports.values() if origin in told), default=0)
 
 
-def _is_former(origin: Origin, latest: Origin, present: set[Origin]) -> bool:
+def _is_former(origin: Origin, latest: Origin, present: frozenset[Origin]) -> bool:
     """Whether a region has gone on from an origin to its latest one."""
     return origin != latest and (generation_of(origin) < generation_of(latest) or latest in present)

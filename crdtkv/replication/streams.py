@@ -7,7 +7,8 @@ what the peer lacks, the plan is a refusal that names the log's floor.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.frame import Frame
@@ -20,8 +21,7 @@ ATTEMPTS = 2
 """The log may drop frames between finding a position and reading there: look again, once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """Frames about to be sent, and where in the log their stream goes on after them; or the floor, if it cannot be sent."""
 
     relayed: bool
