@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, KeysView, Mapping
+from functools import lru_cache
 from typing import NamedTuple, NewType
 
 import msgspec
@@ -46,11 +47,20 @@ def make_origin(region: str, generation: int, nonce: int) -> Origin:
 
 def check_origin(origin: object) -> Origin:
     """Return `origin` if it has the form of an origin, else raise `CorruptionError` (it came from bytes)."""
-    if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
+    if not isinstance(origin, str):
         raise CorruptionError(f"not an origin: {str(origin)[:60]!r}")
+    return _checked(origin)
+
+
+@lru_cache(maxsize=1 << 12)
+def _checked(origin: str) -> Origin:
+    """Every vector of every message names the same few origins. What is no origin is not kept, however long it is."""
+    if not _ORIGIN.fullmatch(origin):
+        raise CorruptionError(f"not an origin: {origin[:60]!r}")
     return Origin(origin)
 
 
+@lru_cache(maxsize=1 << 12)
 def region_of(origin: Origin) -> str:
     """The region an origin is an incarnation of."""
     return origin.partition("@")[0]
@@ -129,7 +139,7 @@ class VersionVector(Mapping[Origin, int]):
 
     def __le__(self, other: VersionVector) -> bool:
         get = other._seqs.get
-        for o, n in self._seqs.items():  # as a loop: half of what `all` over a generator costs, and asked at every turn
+        for o, n in self._seqs.items():  # noqa: SIM110 (as a loop it costs half, and it is asked at every turn)
             if get(o, 0) < n:
                 return False
         return True
@@ -198,8 +208,9 @@ class VersionVector(Mapping[Origin, int]):
             raise CorruptionError("version vector: expected a list of origin, seq pairs")
         seqs: dict[Origin, int] = {}
         last = ""
-        for i in range(0, len(flat), 2):
-            origin, seq = check_origin(flat[i]), flat[i + 1]
+        items = iter(flat)
+        for name, seq in zip(items, items, strict=True):
+            origin = check_origin(name)
             if type(seq) is not int or not 0 < seq <= SEQ_MAX:
                 raise CorruptionError(f"version vector: seq {seq!r} of {origin} is not in 1..2^63-1")
             if origin <= last:

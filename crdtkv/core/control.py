@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -312,14 +311,13 @@ class Control:
         return (r for r in dict.fromkeys(region_of(o) for o in full if o not in self._closed) if not self.is_removed(r))
 
 
-@dataclass(frozen=True, slots=True)
-class Steering:
+class Steering(msgspec.Struct, frozen=True):
     """What `replication.membership` wants done, in this order: origins to freeze (on the disk before anybody is told), limits to raise,
     origins to close at their last commit."""
 
     freeze: tuple[Origin, ...] = ()
-    limits: Mapping[Origin, int] = field(default_factory=dict)
-    close: Mapping[Origin, int] = field(default_factory=dict)
+    limits: Mapping[Origin, int] = msgspec.field(default_factory=dict)
+    close: Mapping[Origin, int] = msgspec.field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.freeze or self.limits or self.close)

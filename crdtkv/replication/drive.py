@@ -87,6 +87,11 @@ class Work(msgspec.Struct, frozen=True):
     packings: Mapping[Link, Packing] = msgspec.field(default_factory=dict)
     arrivals: tuple[_Arrival, ...] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is to be done but to wake."""
+        return not (self.messages or self.readies or self.apply or self.closed or self.events or self.jobs or self.steering or self.sends)
+
     def encoded(self, link: Link) -> list[bytes]:
         """The bytes of the messages for a link, one each. To be asked once: they are counted, and sent."""
         return list(map(self.packings[link].encode, self.messages[link]))
@@ -107,15 +112,6 @@ class _Need(NamedTuple):
     since_ms: float
 
 
-class _Rest(NamedTuple):
-    """Until when nothing need be done."""
-
-    wake_ms: float
-    """Whatever happens here."""
-    frames_ms: float
-    """When frames may next leave, if there are any; infinity: when something is received."""
-
-
 class _Peer:
     """A link and its session."""
 
@@ -128,7 +124,7 @@ class _Peer:
 
 
 def _frames_of(arrivals: Sequence[_Arrival]) -> tuple[Frame, ...]:
-    return tuple(frame for arrival in arrivals for frame in arrival.frames)
+    return tuple([frame for arrival in arrivals for frame in arrival.frames])
 
 
 class Drive:
@@ -181,8 +177,8 @@ class Drive:
         self._resubscribe_after_ms = settings.resubscribe_ms
         self._began_here = False
         """The present origin began in this process: whoever says to know more of it is wrong."""
-        self._rests: _Rest | None = None
-        """As the last `ready` found it; None: something else came since."""
+        self._rests: float | None = None
+        """When the last `ready` would be woken whatever happens here; None: something came since."""
         self.amnesia: str | None = None
         """What shows that the replica has lost commits of its own: it must take a new incarnation; then `renewed`."""
 
@@ -418,12 +414,17 @@ class Drive:
         """
         if self._rests is None:
             return None
-        wake_ms, frames_ms = self._rests
-        until = wake_ms if self._tail.is_at_end else min(wake_ms, frames_ms)
+        until = self._rests
+        if not self._tail.is_at_end:
+            until = min([until, *[peer.session.next_frames_ms for peer in self._peers.values() if peer.writable]])
         return until if now_ms + TIMER_MS < until else None
 
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""
+        if not work.apply and not work.closed and work.steering is None and any([peer.writable for peer in self._peers.values()]):
+            self._rests = float("inf") if work.wake_at_ms is None else work.wake_at_ms
+        if work.is_empty:
+            return
         del self._events[: len(work.events)]
         if work.steering is not None:
             self.membership.steering = Steering()
@@ -440,11 +441,6 @@ class Drive:
                 del self._queue[: len(work.arrivals)]
         if work.closed:
             self._review()
-        if work.readies and not work.apply and not work.closed and work.steering is None:
-            self._rests = _Rest(float("inf") if work.wake_at_ms is None else work.wake_at_ms, min(map(self._next_frames_ms, work.readies)))
-
-    def _next_frames_ms(self, link: Link) -> float:
-        return self._peers[link].session.next_frames_ms
 
     def is_connected(self, region: str) -> bool:
         """Whether a live link leads to a region: another one is not to be dialled."""

@@ -290,9 +290,14 @@ def decode(data: bytes) -> Message:
     return message
 
 
+def is_packed(data: bytes) -> bool:
+    """Whether these bytes of a message are those of a `Packed` one."""
+    return data[1:8] == _PACKED_START
+
+
 def weight(data: bytes) -> int:
     """About how many bytes a message is when it is unpacked, as far as it says: what dealing with it costs. O(1)."""
-    if data[1:8] != _PACKED_START or len(data) < 13:
+    if not is_packed(data) or len(data) < 13:
         return len(data)
     length = {0xCC: 1, 0xCD: 2, 0xCE: 4}.get(data[8])
     return len(data) if length is None else len(data) + int.from_bytes(data[9 : 9 + length], "big")

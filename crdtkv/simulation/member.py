@@ -16,8 +16,8 @@ from crdtkv.core.install import Installed
 from crdtkv.core.types.counter import DEAD_SPACE
 from crdtkv.errors import ClockSkewError, CorruptionError, CrdtkvError, DiskFullError, IncompatibleFormatError, RegionRemovedError
 from crdtkv.replication.backoff import Backoff
-from crdtkv.replication.drive import Drive
-from crdtkv.replication.messages import CannotRelay, Frames, Heartbeat, HeartbeatReply, encode
+from crdtkv.replication.drive import Drive, Work
+from crdtkv.replication.messages import CannotRelay, Frames, Heartbeat, HeartbeatReply, encode, is_packed
 from crdtkv.replication.snapshot import Job
 from crdtkv.replication.status import EventKind
 from crdtkv.simulation.clocks import WallClock
@@ -397,33 +397,10 @@ class Member:
         world = self._world
         work = self.drive.ready()
         self.drive.accept(work)
-        if not (work.apply or work.jobs or work.steering or work.closed or work.events) and all(
-            isinstance(message, _BEATS) for messages in work.messages.values() for message in messages
-        ):
+        if work.is_empty:
             world.idle()
-        for link, messages in work.messages.items():
-            assert isinstance(link, int)
-            for message, data in zip(messages, work.encoded(link), strict=True):
-                world.auditor.sending(self, message)
-                world.rare["relayed_frames"] += isinstance(message, Frames) and message.relayed
-                world.rare["cannot_relay"] += isinstance(message, CannotRelay)
-                plain = encode(message)
-                world.rare["compressed"] += len(data) < len(plain)
-                world.trace("send", self.index, link, plain)  # what zlib makes of it differs between its builds
-                world.network.send(self, link, data, is_idle=isinstance(message, _BEATS))
-        for closed in work.closed:
-            assert isinstance(closed.link, int)
-            world.network.close(self, closed.link)
-            self._gone(closed.link, permanent=closed.permanent)
-        for event in work.events:
-            world.rare[event.kind.value] += 1
-            if event.kind is EventKind.SNAPSHOT_INSTALLED and world.is_busy:
-                world.rare["installed_while_writing"] += 1
-            # It goes on as another. What it had told and has lost shows to others only if the note of it went with the power.
-            is_told = event.kind is EventKind.AMNESIA and ("has ended" in event.text or (world.faults.loses and "had told" in event.text))
-            world.rare["told_that_it_lost"] += is_told and "had told" in event.text
-            if event.alarm and not is_told and not (event.kind is EventKind.REMOVED and self.index in world.removed):
-                world.violation(f"{self.region}: {event.kind}: {event.text}")
+        else:
+            self._tell(work)
         if self.drive.amnesia is not None and (self.engine.is_full or self.log.is_full):
             self._later(100, self.poke)  # there is no room to begin anew
         elif self.drive.amnesia is not None:
@@ -440,6 +417,41 @@ class Member:
             self._later(self.pace * world.dice.pick((0.1, 1.0, 10.0)), self._do, job)
         if work.wake_at_ms is not None:
             self._wake(work.wake_at_ms)
+
+    def _tell(self, work: Work) -> None:
+        """Send, close and note what the drive says."""
+        world, is_idle = self._world, not (work.apply or work.jobs or work.steering or work.closed or work.events)
+        for link, messages in work.messages.items():
+            assert isinstance(link, int)
+            for message, data in zip(messages, work.encoded(link), strict=True):
+                is_beat = isinstance(message, _BEATS)
+                is_idle = is_idle and is_beat
+                world.auditor.sending(self, message)
+                if isinstance(message, Frames):
+                    world.rare["relayed_frames"] += message.relayed
+                elif isinstance(message, CannotRelay):
+                    world.rare["cannot_relay"] += 1
+                plain = data
+                if is_packed(data):
+                    plain = encode(message)
+                    world.rare["compressed"] += 1
+                world.trace("send", self.index, link, plain)  # what zlib makes of it differs between its builds
+                world.network.send(self, link, data, is_idle=is_beat)
+        if is_idle:
+            world.idle()
+        for closed in work.closed:
+            assert isinstance(closed.link, int)
+            world.network.close(self, closed.link)
+            self._gone(closed.link, permanent=closed.permanent)
+        for event in work.events:
+            world.rare[event.kind.value] += 1
+            if event.kind is EventKind.SNAPSHOT_INSTALLED and world.is_busy:
+                world.rare["installed_while_writing"] += 1
+            # It goes on as another. What it had told and has lost shows to others only if the note of it went with the power.
+            is_told = event.kind is EventKind.AMNESIA and ("has ended" in event.text or (world.faults.loses and "had told" in event.text))
+            world.rare["told_that_it_lost"] += is_told and "had told" in event.text
+            if event.alarm and not is_told and not (event.kind is EventKind.REMOVED and self.index in world.removed):
+                world.violation(f"{self.region}: {event.kind}: {event.text}")
 
     def record(self, deltas: list[list[object]]) -> bool:
         """Commit members' records, as an operator would have it; False if a wrong clock refuses it."""

@@ -58,10 +58,11 @@ class _Way:
 
 
 class _Connection:
-    __slots__ = ("dead", "ends", "link", "ways")
+    __slots__ = ("across", "dead", "ends", "link", "ways")
 
     def __init__(self, link: int, dialler: Host, listener: Host) -> None:
         self.link = link
+        self.across = {dialler.index: listener.index, listener.index: dialler.index}
         self.ends = {dialler.index: dialler, listener.index: listener}
         self.ways = {dialler.index: _Way(), listener.index: _Way()}  # by sender
         self.dead: set[int] = set()  # ends that know that it is over
@@ -177,7 +178,7 @@ class Network:
         return delay_ms * max(self._slow.get(sender, 1.0), self._slow.get(receiver, 1.0)) if self._slow else delay_ms
 
     def _post(self, connection: _Connection, sender: int, data: bytes | None) -> None:
-        receiver = next(index for index in connection.ends if index != sender)
+        receiver = connection.across[sender]
         way = connection.ways[sender]
         way.in_flight += len(data or b"")
         if way.in_flight > IN_FLIGHT_MAX and not way.is_full:
@@ -192,7 +193,7 @@ class Network:
 
     def _arrive(self, connection: _Connection, receiver: int, data: bytes | None) -> None:
         host = connection.ends[receiver]
-        self._arrived(connection, next(index for index in connection.ends if index != receiver), len(data or b""))
+        self._arrived(connection, connection.across[receiver], len(data or b""))
         if receiver in connection.dead or not host.is_up:
             return self._scheduler.idle()
         if isinstance(data, _Idle):
