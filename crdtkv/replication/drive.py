@@ -153,8 +153,6 @@ class Drive:
         """The control's version and its count of frozen origins at the last look."""
         self._reviewed_as_of: object = None
         """What the last review of the membership rested on."""
-        self._announced: dict[Link, VersionVector] = {}
-        """What the membership was last told that the peer has."""
         self._remembered: dict[str, PeerStatistics] = {}
 
         self._queue: list[_Arrival] = []
@@ -375,13 +373,13 @@ class Drive:
                 wakes.append(self._now + self._settings.heartbeat_ms)
                 continue
             ready = session.ready()
-            if not ready.is_empty:
+            if ready.messages or ready.plans:
                 readies[link] = ready
                 if ready.messages:
                     messages[link] = ready.messages
             if ready.wake_at_ms is not None:
                 wakes.append(ready.wake_at_ms)
-            if session.ended:
+            elif session.ended:
                 closed.append(Closed(link, session.origin, session.close_code or ""))
         sends = self.transfers.messages()
         for to, message in sends:
@@ -479,24 +477,19 @@ class Drive:
         control, membership, vv = self._port.control, self.membership, self._vv
         self._agreed_as_of = control.version, len(control.frozen)
         sessions = [(link, peer.session) for link, peer in self._peers.items() if peer.session.state is State.LIVE]
-        is_watching = membership.is_watching
-        for link, session in sessions:
-            if is_watching or session.peer_vv is not self._announced.get(link):
-                assert session.origin is not None
-                self._announced[link] = session.peer_vv
-                membership.announce(session.origin, session.peer_vv)
-        # This is asked at every tick, and while nothing ends only new origins and peers matter.
-        durable = self._port.durable_vv()
-        has = (vv, durable, [(s.peer_vv, s.peer_durable) for _, s in sessions]) if is_watching else vv.origins()
-        peers = [(link, session.origin, session.peer_members) for link, session in sessions]
-        as_of = self._agreed_as_of, self._port.origin, membership.heard, has, peers
+        for _, session in sessions:
+            assert session.origin is not None
+            membership.announce(session.origin, session.peer_vv)
+        durable, is_draining = self._port.durable_vv(), membership.is_draining
+        peers = [(link, s.origin, s.peer_members, s.peer_durable if is_draining else None) for link, s in sessions]
+        as_of = self._agreed_as_of, self._port.origin, membership.heard, membership.rests_on(vv, durable), peers
         if as_of == self._reviewed_as_of:
-            return
+            return  # this is asked at every tick, and most of them change nothing that matters here
         for _, session in sessions:
             session.check_removed()
         live = {s.origin: s.peer_members for _, s in sessions if s.state is State.LIVE and s.origin is not None}
         told, present = membership.message, membership.present
-        message = membership.review(vv, durable, live, is_handed_over=self._is_handed_over())
+        message = membership.review(vv, durable, live, is_handed_over=not is_draining or self._is_handed_over())
         # Again, until nothing changes any more; and what may fail is asked for again.
         is_settled = message is told and present == membership.present and not membership.steering
         self._reviewed_as_of = as_of if is_settled else None
@@ -507,8 +500,6 @@ class Drive:
 
     def _is_handed_over(self) -> bool:
         """The connected peers have fsynced all that this replica has, but for what they can have from whoever wrote it."""
-        if not self._port.control.members:
-            return True  # nobody asks before a region is being drained
         sessions = [peer.session for peer in self._peers.values() if peer.session.state is State.LIVE]
         here = {session.region for session in sessions}
         alone = VersionVector.adopt({o: n for o, n in self._vv.items() if region_of(o) not in here})
@@ -538,7 +529,6 @@ class Drive:
         self._queue = [arrival for arrival in self._queue if arrival.session is not session]
         self._alone = [group for group in self._alone if group[0].session is not session]
         self._tried.pop(link, None)
-        self._announced.pop(link, None)
         if session.origin is not None and not self.is_connected(session.region):
             state = session.state if session.ended else State.CLOSED
             self._remembered.pop(session.region, None)
@@ -569,7 +559,7 @@ class Drive:
     def _review(self) -> None:
         """Find what does not come by itself; ask for it, go on to the next peer, or end what is no longer needed."""
         live = [(link, peer.session) for link, peer in self._peers.items() if peer.session.state is State.LIVE]
-        self._direct = frozenset(session.origin for _, session in live if session.sends_own and session.origin is not None)
+        self._direct = frozenset([session.origin for _, session in live if session.sends_own and session.origin is not None])
         self._relay_wake_ms = None
         holders = self._find_needs([session for _, session in live])
         for origin, need in self._needs.items():
@@ -578,7 +568,8 @@ class Drive:
             else:
                 self._meet(origin, need, [(link, s) for link, s in live if s in holders[origin]])
         self._snapshot_for.intersection_update(self._needs)
-        self.transfers.need(live, frozenset(self._snapshot_for), self._vv, self._now)
+        if self._snapshot_for:
+            self.transfers.need(live, frozenset(self._snapshot_for), self._vv, self._now)
         needed = set().union(*holders.values()) if holders else set()
         for _, session in live:
             if session.relay in (Relay.ASKED, Relay.OPEN) and session not in needed:
@@ -593,7 +584,7 @@ class Drive:
         began: dict[Origin, float] = {}
         holders: dict[Origin, set[Session]] = {}
         for session in live:
-            if session.peer_vv is not EMPTY_VV and not session.peer_vv <= self._vv:
+            if not session.peer_vv <= self._vv:
                 for origin, known in session.peer_vv.items():
                     if known > seq(origin) and origin != own:
                         holders.setdefault(origin, set()).add(session)

@@ -70,12 +70,14 @@ class Membership:
         self._reports: dict[Origin, Told] = {}
         """By member, its own entry included. Only the latest incarnation of a region counts."""
         self._announced: dict[Origin, int] = {}
+        self._last_announced: dict[Origin, VersionVector] = {}
+        """By peer, of those that are connected."""
         self._named: tuple[str, ...] = ()
         self._present: frozenset[Origin] = frozenset()
         self.message: Reports | None = None
         """What was last to be told."""
         self.heard = 0
-        """How often anything was received."""
+        """How often what is known of reports has changed."""
         self.steering = Steering()
         """What the I/O should have the replica do."""
 
@@ -95,12 +97,17 @@ class Membership:
                 self._announced[origin] = max(self._announced.get(origin, 0), seq)
 
     def announce(self, peer: Origin, vv: VersionVector) -> None:
-        """A peer says what it has applied."""
-        told = self._reports.get(peer, {})
-        for origin in [o for o, (seq, _) in told.items() if seq < (self._port.control.last(o) or 0) <= vv.seq(o)]:
-            del told[origin]  # it was behind where that one ends, and no longer is
-        for origin, seq in vv.items():
-            if seq > self._announced.get(origin, 0):
+        """A peer says what it has applied. To be told again, also if that is nothing new, when a closing was applied here."""
+        told = self._reports.get(peer)
+        if told:
+            for origin in [o for o, (seq, _) in told.items() if seq < (self._port.control.last(o) or 0) <= vv.seq(o)]:
+                del told[origin]  # it was behind where that one ends, and no longer is
+                self.heard += 1
+        if vv is self._last_announced.get(peer):
+            return
+        self._last_announced[peer] = vv
+        for origin in vv.origins():
+            if (seq := vv.seq(origin)) > self._announced.get(origin, 0):
                 self._announced[origin] = seq
 
     def review(
@@ -117,6 +124,7 @@ class Membership:
         control, own = self._port.control, self._port.origin
         self._named = tuple(dict.fromkeys(region for names in live.values() for region in names))
         present = self._present = frozenset((own, *live))
+        self._last_announced = {peer: told for peer, told in self._last_announced.items() if peer in present}
         told_of = [o for told in self._reports.values() for o in told]
         latest = self._latest((own, *live, *self._open((*vv, *self._reports, *told_of))), (*vv, *self._reports, *told_of))
         ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
@@ -158,12 +166,20 @@ class Membership:
             for o in self._open((*self._port.vv(), *self._reports))
         )
 
-    @property
-    def is_watching(self) -> bool:
-        """Something ends, has ended, or is recorded of a region: what is applied and fsynced here and at the peers counts for `review`.
-        Else it rests only on which origins and peers there are."""
+    def rests_on(self, vv: VersionVector, durable: VersionVector) -> object:
+        """What `review` looks at of these vectors: while it is equal, and so is everything else that was given, told and agreed, another
+        review would say the same. O(1) in most clusters: which origins there are, as long as none of them ends.
+        """
         control = self._port.control
-        return control.has_limits or bool(control.members) or any(self._reports.values())
+        if self.is_draining:
+            return vv, durable
+        watched = {*control.frozen, *control.closed, *[o for told in self._reports.values() for o in told]}
+        return vv.origins(), [(o, vv.seq(o), durable.seq(o)) for o in watched]
+
+    @property
+    def is_draining(self) -> bool:
+        """A region is being drained: what all have of all counts."""
+        return any(member.state == MemberState.DRAINING for member in self._port.control.members.values())
 
     @property
     def present(self) -> frozenset[Origin]:

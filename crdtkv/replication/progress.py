@@ -312,10 +312,11 @@ class Incoming:
     Invariant: `freed_bytes` + the sizes in `waiting` = `received_bytes` <= `granted_bytes`.
     """
 
-    __slots__ = ("freed_bytes", "granted_bytes", "received_bytes", "received_messages", "settled_messages", "waiting", "window_bytes")
+    __slots__ = ("_grant_step", "freed_bytes", "granted_bytes", "received_bytes", "received_messages", "settled_messages", "waiting", "window_bytes")
 
     def __init__(self, window_bytes: int) -> None:
         self.window_bytes = window_bytes
+        self._grant_step = max(1, window_bytes // 4)
         self.granted_bytes = window_bytes
         self.received_bytes = 0
         self.received_messages = 0
@@ -352,7 +353,7 @@ class Incoming:
     @property
     def grant_due(self) -> bool:
         """A grant is told in quarters: then a sender that has all but that can still send the largest frame."""
-        return self.freed_bytes + self.window_bytes - self.granted_bytes >= max(1, self.window_bytes // 4)
+        return self.freed_bytes + self.window_bytes - self.granted_bytes >= self._grant_step
 
     @property
     def next_grant(self) -> int:

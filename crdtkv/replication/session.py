@@ -86,11 +86,6 @@ class Ready(msgspec.Struct, frozen=True):
     """The next deadline; None: nothing is pending."""
     plans: tuple[Plan, ...] = ()
 
-    @property
-    def is_empty(self) -> bool:
-        """Nothing is to be done now: it need not be accepted."""
-        return not self.messages and not self.plans
-
 
 class Session:
     """The protocol with one peer over one link. Pure state; see the module's docstring.
@@ -178,8 +173,9 @@ class Session:
 
         self._quiet: Ready | None = None
         """The last answer of `ready`, if nothing was to be done and nothing but time has come in since."""
-        self._quiet_at = (0, 0)
-        """Own frames released, and the log released, when it was given: what a session finds out by itself."""
+        self._quiet_until_ms = 0.0
+        self._quiet_as_of = (0, 0)
+        """The own frames and the log that were released then: what a session finds out by itself."""
         self._pending: dict[str, Message] = {}
         """Decided and not sent yet, one per purpose: `relay`, `subscribe`, `reports`, `bye`."""
         self._hello_due = True
@@ -317,28 +313,33 @@ class Session:
         A drive asks all its sessions at each turn, most of which concern one of them: O(1) for a session that had nothing to do, heard
         nothing since, and whose deadline has not come.
         """
+        quiet, released = self._quiet, self._port.released() if self.relay_out.is_open else 0
+        if quiet is not None and self._now < self._quiet_until_ms and self._quiet_as_of == (self._tail.last_seq, released):
+            return quiet
         if self._ended:
             bye = self._pending.get("bye")
             return Ready((bye,) if bye is not None else (), None)
-        released = self._tail.last_seq, self._port.released() if self.relay_out.is_open else 0
-        quiet = self._quiet
-        if quiet is not None and self._quiet_at == released and quiet.wake_at_ms is not None and self._now + TIMER_MS < quiet.wake_at_ms:
-            return quiet
-        ready = self._ready()
-        self._quiet, self._quiet_at = ready if ready.is_empty else None, released
+        messages, wake_at_ms, plans = self._due()
+        ready = Ready(messages, wake_at_ms, plans)
+        if not messages and not plans:
+            self._quiet, self._quiet_until_ms = ready, wake_at_ms - TIMER_MS
+            self._quiet_as_of = self._tail.last_seq, released
         return ready
 
-    def _ready(self) -> Ready:
+    def _due(self) -> tuple[tuple[Message, ...], float, tuple[Plan, ...]]:
+        """What `ready` says, while the session goes on."""
         out: list[Message] = []
         if self._hello_due:
             out.append(self._hello())
         if self.state is not State.LIVE:
-            return Ready(tuple(out), self._heard_ms + self._settings.hello_timeout_ms)
+            return tuple(out), self._heard_ms + self._settings.hello_timeout_ms, ()
         out.extend(self._pending.values())
         show = self._port.control.show
         plans, of_streams, wake_at_ms = self._plan_streams()
         ack_due = self._ack.due_ms <= self._now + TIMER_MS
-        carrier = next((i for i, m in enumerate(of_streams) if isinstance(m, Frames)), None) if ACK_WITH_FRAMES in self.features else None
+        carrier = None
+        if of_streams and ACK_WITH_FRAMES in self.features:
+            carrier = next((i for i, m in enumerate(of_streams) if isinstance(m, Frames)), None)
         if ack_due or (carrier is not None and self._ack.is_pending):
             ack = Ack(show(self._vv), show(self._durable), self.own_in.settled_messages, self.relay_in.settled_messages)
             if carrier is None:
@@ -361,7 +362,7 @@ class Session:
             out.append(Heartbeat(self._heartbeat_number, wall_us, show(self._vv), self._port.hlc(), told))
         else:
             wake_at_ms = min(wake_at_ms, self._heartbeat_at_ms)
-        return Ready((*out, *of_streams), wake_at_ms, tuple(plans))
+        return (*out, *of_streams), wake_at_ms, tuple(plans)
 
     def _plan_streams(self) -> tuple[list[Plan], list[Message], float]:
         """What both streams are to send now, and when to look again; infinity: when something changes."""
@@ -401,7 +402,7 @@ class Session:
         return min(flow.flush_due_ms(self.round_trip_ms) if flow.has_room(self.round_trip_ms) else float("inf") for flow in flows)
 
     def accept(self, ready: Ready) -> None:
-        """What `ready` returned is being sent. To be called before any further input; not needed if that is empty."""
+        """What `ready` returned is being sent. To be called before any further input, if it holds messages or plans."""
         for message in ready.messages:
             match message:
                 case Hello():
@@ -459,6 +460,8 @@ class Session:
         Only that first one is looked at: by the order of streams (`progress`), nothing after it can be ready for long
         while it is not, so what it waits for is what this link waits for.
         """
+        if not self.own_in.waiting and not self.relay_in.waiting:
+            return None
         worst: tuple[VersionVector, float] | None = None
         for incoming in (self.own_in, self.relay_in):
             if incoming.waiting:
