@@ -202,10 +202,10 @@ class State:
             return {**self._slots, **self._side}
         return {**folding.slots, **folding.side, **self._slots, **self._side}
 
-    def waiting(self) -> list[bytes]:
-        """The slots that changed and are not, or perhaps not, in the base."""
+    def waiting(self) -> dict[bytes, bytes | None]:
+        """The slots that changed and are not, or perhaps not, in the base, with their records: a copy."""
         folding = self._folding
-        return list(self._slots) if folding is None else [*folding.slots, *self._slots]
+        return self._slots.copy() if folding is None else {**folding.slots, **self._slots}
 
     def scan(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """Slots and side records in `[start, end)` in order, overlay included. O(overlay) to begin.

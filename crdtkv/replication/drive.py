@@ -30,7 +30,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
+from crdtkv.core.causality import Origin, VersionVector, region_of
 from crdtkv.core.control import Steering
 from crdtkv.core.frame import Frame
 from crdtkv.core.replica import Applied

@@ -312,7 +312,9 @@ class Incoming:
     Invariant: `freed_bytes` + the sizes in `waiting` = `received_bytes` <= `granted_bytes`.
     """
 
-    __slots__ = ("_grant_step", "freed_bytes", "granted_bytes", "received_bytes", "received_messages", "settled_messages", "waiting", "window_bytes")
+    __slots__ = (
+        "_grant_step", "freed_bytes", "granted_bytes", "received_bytes", "received_messages", "settled_messages", "waiting", "window_bytes",
+    )  # fmt: skip
 
     def __init__(self, window_bytes: int) -> None:
         self.window_bytes = window_bytes

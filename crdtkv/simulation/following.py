@@ -1,31 +1,32 @@
 """A replica's slots as its auditor knows them, and what follows from them, brought up to date change by change.
 
-To look at a whole state after each step would cost more than the step. So only records are looked at that may have changed: those in
-the overlay now or at the last look, and those that the engine was written since. Now and then, and whenever a replica was
-rebuilt or is clearing a collection, everything is looked at anew, and must be what the changes had added up to.
+To look at a whole state after each step would cost more than the step. So only records are looked at that may have changed: those where
+the overlay is not what it was at the last look, and those that the engine was written since. Every so many looks, at the end of a run, and
+whenever a replica was rebuilt, everything is looked at anew, and must be what the changes had added up to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from crdtkv.core.causality import Origin
-from crdtkv.core.codec import SLOT_SPACE, TYPE_CODES, TYPE_NAMES, SlotType, split_slot, successor
-from crdtkv.core.join import snapshot_of
+from crdtkv.core.causality import Origin, VersionVector
+from crdtkv.core.codec import SLOT_SPACE, TYPE_CODES, TYPE_NAMES, SlotType, slot_of, split_slot, successor
 from crdtkv.core.state import hash_record
 from crdtkv.core.types.base import decode_entries
 from crdtkv.core.types.counter import Run, decode_run, run_name
 from crdtkv.simulation.specification import Live
 
 if TYPE_CHECKING:
+    from crdtkv.core.replica import Replica
     from crdtkv.simulation.member import Member
 
 COUNTER: Final = TYPE_CODES["counter"]
 DIGEST_MASK: Final = (1 << 128) - 1
 WHOLE_EVERY: Final = 32
-"""After so many looks at what may have changed, everything is looked at."""
+"""After so many looks at what may have changed, everything is looked at; after more, a quarter of the number of slots, where that is more."""
 
 parts_of = lru_cache(maxsize=1 << 14)(split_slot)
 """Key, type and subkey of a slot."""
@@ -72,7 +73,8 @@ class FollowedSlots:
     """
 
     def __init__(self) -> None:
-        self._overlay: set[bytes] = set()
+        self._overlay: dict[bytes, bytes | None] = {}
+        self._cleared: Mapping[bytes, VersionVector] = {}
         self._looks = 0
         self._is_partial = True
         self._reset()
@@ -85,46 +87,62 @@ class FollowedSlots:
         self.total = 0
         self.heads: dict[bytes, Head] = {}
         self.expiries: dict[bytes, tuple[int, ...]] = {}
+        self._instants: list[int] | None = None
+        """All of them, in order; None: to be made anew."""
 
     def forget(self) -> None:
         """The replica was rebuilt: look at everything next time."""
         self._is_partial = True
 
-    def follow(self, member: Member) -> list[bytes]:
-        """Look; returns the slots that have changed since the last look."""
+    def follow(self, member: Member, *, wholly: bool = False) -> list[bytes]:
+        """Look; returns the slots that have changed since the last look. `wholly`: at everything, whatever may have changed."""
         replica = member.machine.replica
         overlay, touched = replica.state.waiting(), member.engine.take_touched()
         self._looks += 1
-        if self._is_partial or replica.purges or self._looks % WHOLE_EVERY == 0:
-            changed = self._look_at_everything(member)
+        if self._is_partial or wholly or self._looks > max(WHOLE_EVERY, len(self.records) // 4):
+            self._looks = 0
+            changed = self._look_at_everything(replica)
+        elif overlay == self._overlay and not touched:
+            changed = []
         else:
-            get = replica.state.get
-            candidates = sorted({*overlay, *self._overlay, *touched})
-            changed = [slot for slot in candidates if slot[:1] == SLOT_SPACE and get(slot) != self.records.get(slot)]
+            get, known = replica.state.get, self.records.get
+            candidates = {slot for slot, _ in overlay.items() ^ self._overlay.items()}.union(touched)
+            changed = sorted([slot for slot in candidates if slot[:1] == SLOT_SPACE and get(slot) != known(slot)])
             for slot in changed:
                 self._put(slot, get(slot))
-        self._overlay = set(overlay)
+        self._overlay = overlay
+        self._follow_clears(replica, changed)
         return changed
 
-    def _look_at_everything(self, member: Member) -> list[bytes]:
-        replica, was_partial, before = member.machine.replica, self._is_partial, self.records
-        found = dict(replica.state.scan(SLOT_SPACE, successor(SLOT_SPACE)))
+    def _look_at_everything(self, replica: Replica) -> list[bytes]:
+        before, found = self.records, dict(replica.state.scan(SLOT_SPACE, successor(SLOT_SPACE)))
         changed = [slot for slot in {**before, **found} if before.get(slot) != found.get(slot)]
-        if not was_partial and not replica.purges:
+        if self._is_partial:
+            self._reset()
+            self._cleared, self._is_partial = {}, False
+            for slot, record in found.items():
+                self._put(slot, record)
+        else:
             for slot in changed:
                 self._put(slot, found.get(slot))
-            assert self._adds_up(found), "what was followed is not what is there"
-            return changed
-        self._reset()
-        for slot, record in found.items():
-            self._put(slot, record)
-        self._is_partial = bool(replica.purges)
-        if replica.purges:  # then what is shown is less than what is there
-            self.live, self.expiries = {}, {}
-            for slot, record in snapshot_of(replica).slots.items():
-                if parts_of(slot)[1] != COUNTER:
-                    self._show(slot, live_in(record))
+        assert self._adds_up(found), "what was followed is not what is there"
         return changed
+
+    def _follow_clears(self, replica: Replica, changed: list[bytes]) -> None:
+        """While a clear is in progress, what is shown of its collection is less than what is there."""
+        before, self._cleared = self._cleared, replica.purges.vvs
+        if not before and not self._cleared:
+            return
+        concerned = changed
+        if before != self._cleared:
+            collections = before.keys() | self._cleared.keys()
+            concerned = [slot for slot in self.records if slot_of(*parts_of(slot)[:2]) in collections]
+            concerned += [slot for slot in changed if slot not in self.records]
+        for slot in concerned:
+            if parts_of(slot)[1] != COUNTER:
+                record, cleared = self.records.get(slot), self._cleared.get(slot_of(*parts_of(slot)[:2]))
+                live = () if record is None else live_in(record)
+                self._show(slot, live if cleared is None else tuple([write for write in live if not cleared.covers(write.dot)]))
 
     def _adds_up(self, found: dict[bytes, bytes]) -> bool:
         return self.records == found and self.total == sum(
@@ -172,8 +190,9 @@ class FollowedSlots:
         expiries = tuple([write.expiry for write in live if write.expiry is not None])
         if expiries:
             self.expiries[slot] = expiries
-        else:
-            self.expiries.pop(slot, None)
+        elif self.expiries.pop(slot, None) is None:
+            return
+        self._instants = None
 
     def _head(self, key: bytes) -> Head:
         head = self.heads.get(key)
@@ -187,7 +206,9 @@ class FollowedSlots:
 
     def expired_by(self, now_ms: int) -> int:
         """How many of the writes shown have expired: reads change when this does, though nothing is written."""
-        return sum([instant <= now_ms for instants in self.expiries.values() for instant in instants])
+        if self._instants is None:
+            self._instants = sorted([instant for instants in self.expiries.values() for instant in instants])
+        return bisect_right(self._instants, now_ms)
 
     def keys_of(self, slots: Iterable[bytes]) -> set[bytes]:
         """The keys of some slots."""

@@ -154,14 +154,15 @@ class Auditor:
         """A retry is told which commit its first try made."""
         must(dot in self._done_for.get(request_id, ()), f"the request of {self._done_for.get(request_id)} was answered with {dot}")
 
-    def check(self, member: Member) -> None:
-        """Whatever just happened at a replica, all of this holds."""
+    def check(self, member: Member, *, wholly: bool = False) -> None:
+        """Whatever just happened at a replica, all of this holds. `wholly`: look at every record, and not only at those that may have
+        changed since the last look."""
         followed = self._followed[member.index]
         self._follow_log(member, followed)
         vv = member.machine.vv()
         if vv != followed.vv:  # messages are made only where they are needed: this runs after every step
             raise Violation(f"{member.region} says it has applied {vv}, its log amounts to {followed.vv}")
-        changed = followed.slots.follow(member)
+        changed = followed.slots.follow(member, wholly=wholly)
         has_advanced = vv != followed.checked
         if changed or has_advanced:
             self._check_state(member, followed, vv, changed)

@@ -221,7 +221,7 @@ class World:
         self.rare["stopped_in_the_middle"] += 1
         for member in self.members:
             if member.is_up:
-                self.changed(member)
+                self.auditor.check(member, wholly=True)
         self._judge_clients()
         self._finished = True
 
@@ -297,6 +297,8 @@ class World:
         if self.lame:
             ours = {m.region for m in members}
             bound = {dot for dot in bound if region_of(dot.origin) in ours}
+        for member in members:
+            self.auditor.check(member, wholly=True)
         self.auditor.quiescent(members, bound, judges_all=len(members) == len(self.members) and self._is_nothing_lost())
         self._judge_clients()
         if not self.lame and not self.faults.forced and self._is_nothing_lost():
