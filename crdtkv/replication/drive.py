@@ -153,6 +153,8 @@ class Drive:
         """The control's version and its count of frozen origins at the last look."""
         self._reviewed_as_of: object = None
         """What the last review of the membership rested on."""
+        self._checked_for: object = None
+        """Who was present by the review before it, when it was last checked who of the peers has gone on as another."""
         self._remembered: dict[str, PeerStatistics] = {}
 
         self._queue: list[_Arrival] = []
@@ -483,16 +485,20 @@ class Drive:
         durable, is_draining = self._port.durable_vv(), membership.is_draining
         peers = [(link, s.origin, s.peer_members, s.peer_durable if is_draining else None) for link, s in sessions]
         as_of = self._agreed_as_of, self._port.origin, membership.heard, membership.rests_on(vv, durable), peers
-        if as_of == self._reviewed_as_of:
-            return  # this is asked at every tick, and most of them change nothing that matters here
+        # This is asked at every tick, and most of them change nothing that matters here.
+        is_known = as_of == self._reviewed_as_of
+        if is_known and membership.present is self._checked_for:
+            return
+        self._checked_for = membership.present
         for _, session in sessions:
             session.check_removed()
+        if is_known and all(session.state is State.LIVE for _, session in sessions):
+            return
         live = {s.origin: s.peer_members for _, s in sessions if s.state is State.LIVE and s.origin is not None}
-        told, present = membership.message, membership.present
+        told = membership.message
         message = membership.review(vv, durable, live, is_handed_over=not is_draining or self._is_handed_over())
         # Again, until nothing changes any more; and what may fail is asked for again.
-        is_settled = message is told and present == membership.present and not membership.steering
-        self._reviewed_as_of = as_of if is_settled else None
+        self._reviewed_as_of = as_of if message is told and not membership.steering else None
         if message is not None:
             for peer in self._peers.values():
                 if peer.session.told is not message:

@@ -123,7 +123,8 @@ class Membership:
         """
         control, own = self._port.control, self._port.origin
         self._named = tuple(dict.fromkeys(region for names in live.values() for region in names))
-        present = self._present = frozenset((own, *live))
+        if (present := frozenset((own, *live))) != self._present:
+            self._present = present
         self._last_announced = {peer: told for peer, told in self._last_announced.items() if peer in present}
         told_of = [o for told in self._reports.values() for o in told]
         latest = self._latest((own, *live, *self._open((*vv, *self._reports, *told_of))), (*vv, *self._reports, *told_of))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COUNTER: Final = TYPE_CODES["counter"]
 DIGEST_MASK: Final = (1 << 128) - 1
 WHOLE_EVERY: Final = 32
-"""After so many looks at what may have changed, everything is looked at; after more, a quarter of the number of slots, where that is more."""
+"""After so many looks at what may have changed, everything is looked at; where a quarter of the number of slots is more, after so many."""
 
 parts_of = lru_cache(maxsize=1 << 14)(split_slot)
 """Key, type and subkey of a slot."""
