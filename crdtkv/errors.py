@@ -120,6 +120,11 @@ class MissingHistoryError(CrdtkvError):
 
     retryable = True
 
+    @property
+    def needs(self) -> str:
+        """The version vector that what was given rests on, as text; "" where that is not known."""
+        return str(self.details.get("needs", ""))
+
 
 class WrongClusterError(CrdtkvError):
     """Bytes or a peer belong to another cluster or shard."""

@@ -308,7 +308,8 @@ class Explanation:
     def __str__(self) -> str:
         where = f"in {region_of(self.replica)} ({self.replica})"
         if self.found:
-            lines = [f"{self.key} is a {' and a '.join(self.types)}; read {where} it is {_short(self.value)}"]
+            value = f"has {self.value}" if self.types[-1] in ("set", "map") else f"is {_short(self.value)}"
+            lines = [f"{self.key} is a {' and a '.join(self.types)}; read {where} it {value}"]
         else:
             lines = [f"{self.key} does not exist {where}"]
         if self.writes:

@@ -64,6 +64,10 @@ class Batch:
     def delete(self, key: str) -> None:
         self._core.delete(key)
 
+    def delete_prefix(self, prefix: str) -> None:
+        """Delete every key with a prefix, as the batch sees them now; what it holds is bounded by one commit."""
+        self._read(self._core.delete_prefix(prefix))
+
     def expire(self, key: str, seconds: float | None) -> None:
         self._core.expire(key, seconds)
 
@@ -254,6 +258,10 @@ class AsyncBatch:
 
     async def delete(self, key: str) -> None:
         self._core.delete(key)
+
+    async def delete_prefix(self, prefix: str) -> None:
+        """Delete every key with a prefix, as the batch sees them now; what it holds is bounded by one commit."""
+        await self._read(self._core.delete_prefix(prefix))
 
     async def expire(self, key: str, seconds: float | None) -> None:
         self._core.expire(key, seconds)

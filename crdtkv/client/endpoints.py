@@ -18,7 +18,12 @@ def check_endpoints(endpoints: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: there is none, or one is not `host:port`; names it.
     """
-    listed = [part.strip() for part in endpoints.split(",")] if isinstance(endpoints, str) else list(endpoints)
+    if isinstance(endpoints, str):
+        listed = [part.strip() for part in endpoints.split(",")]
+    elif isinstance(endpoints, Iterable):
+        listed = list(endpoints)
+    else:
+        raise ConfigError(f"endpoints: must be HOST:PORT, or several, got {endpoints!r}")
     if not listed:
         raise ConfigError("endpoints: at least one HOST:PORT is needed")
     return tuple(dict.fromkeys(check_address(endpoint) for endpoint in listed))

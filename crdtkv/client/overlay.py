@@ -71,6 +71,11 @@ class Overlay:
     def delete(self, key: str) -> None:
         self._record(wire.delete(key)).delete()
 
+    def delete_prefix(self, prefix: str) -> Reads[None]:
+        keys = [key for key, _value in (yield wire.scan(prefix, None, None, None, False, None))]
+        for key in dict.fromkeys([*keys, *(key for key in self._keys if key.startswith(prefix))]):
+            self.delete(key)
+
     def expire(self, key: str, seconds: float | None) -> None:
         self._record(wire.expire(key, seconds))
 

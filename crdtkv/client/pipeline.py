@@ -1,7 +1,7 @@
 """Pipelines: calls collected and sent together, each with a result object of its own.
 
 A pipeline is no transaction: its calls are applied in order, but each for itself, and others may come between. For one
-atomic commit there is `batch()`.
+atomic commit there is `batch()`. What is answered in pages (scan, watch, the members of a set, the items of a map) is asked of the client.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import msgspec
 
 from crdtkv.client import wire
 from crdtkv.client.wire import Call
+from crdtkv.core.causality import VersionVector
 from crdtkv.errors import InvalidValueError
 from crdtkv.results import Commit, Conflict, Explanation, Sibling
 
@@ -135,6 +136,12 @@ class PipelineCore:
     def conflicts(self, prefix: str = "", *, since: Any = None, limit: int | None = None) -> Result[list[Conflict]]:
         return self.add(wire.conflicts(prefix, since, limit))
 
+    def vv(self) -> Result[VersionVector]:
+        return self.add(wire.vv())
+
+    def digest(self) -> Result[str]:
+        return self.add(wire.digest())
+
     def __setitem__(self, key: str, value: Any) -> None:
         self.put(key, value)
 
@@ -193,6 +200,10 @@ class PipelineCounter(_Handle):
 
     def decrement(self, n: int = 1) -> Result[Commit | None]:
         return self._pipeline.add(wire.increment(self.key, wire.negated(n)))
+
+    @property
+    def value(self) -> Result[int]:
+        return self.get()
 
     def get(self) -> Result[int]:
         return self._pipeline.add(wire.counter_value(self.key))

@@ -105,7 +105,7 @@ def run(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T
     """Run a coroutine in the background loop and wait for it; an interrupt here cancels it there."""
     if not loop.is_running():
         coroutine.close()
-        raise StoreClosedError("the client is closed")
+        raise StoreClosedError("the client is closed: connect again with crdtkv.connect(…)")
     future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     try:
         return future.result()

@@ -594,7 +594,7 @@ def _error_of(payload: Any) -> CrdtkvError:
 
 def closed_error(*, maybe_applied: bool | None = None) -> StoreClosedError:
     """The error of a client that was closed."""
-    return StoreClosedError("the client is closed", maybe_applied=maybe_applied)
+    return StoreClosedError("the client is closed: connect again with crdtkv.connect(…)", maybe_applied=maybe_applied)
 
 
 def _ms_left(deadline: float, now: float) -> int:

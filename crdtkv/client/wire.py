@@ -112,7 +112,7 @@ def _prefix(prefix: str) -> str:
 
 def _field(field: object) -> str:
     if not isinstance(field, str):
-        raise InvalidValueError(f"field: must be a str, got a {type(field).__name__}")
+        raise InvalidValueError(f"field: must be a str, got {type(field).__name__}")
     encode_value(field)
     return field
 
@@ -360,7 +360,7 @@ def status() -> Call:
 
 def merge(delta: bytes) -> Call:
     if not isinstance(delta, bytes | bytearray | memoryview):
-        raise InvalidValueError(f"merge takes the bytes of delta_since, got a {type(delta).__name__}")
+        raise InvalidValueError(f"merge takes the bytes of delta_since, got {type(delta).__name__}")
     return _write("merge", [bytes(delta)], _merged, 64 + len(delta))
 
 
@@ -376,7 +376,7 @@ def scan(prefix: str, start: str | None, end: str | None, limit: int | None, rev
     names = None if types is None else [types] if isinstance(types, str) else list(types)
     for name in names or ():
         if name not in ("register", "set", "counter", "map"):
-            raise InvalidValueError(f"types: {name!r} is none of register, set, counter, map")
+            raise InvalidValueError(f"types: must be of register, set, counter, map, got {types!r}", field="types")
     return "scan", [_prefix(prefix), start, end, _limit(limit), bool(reverse), names]
 
 
@@ -390,13 +390,13 @@ def items(key: str) -> Stream:
 
 def delta_since(vv: VersionVector | None) -> Stream:
     if vv is not None and not isinstance(vv, VersionVector):
-        raise InvalidValueError(f"delta_since takes a VersionVector or None, got a {type(vv).__name__}")
+        raise InvalidValueError(f"delta_since takes a VersionVector or None, got {type(vv).__name__}")
     return "delta_since", [None if vv is None else vv.to_bytes()]
 
 
 def watch(prefix: str, since: str | None) -> Stream:
     if since is not None and not isinstance(since, str):
-        raise InvalidValueError(f"since: must be a token (str) or None, got a {type(since).__name__}")
+        raise InvalidValueError(f"since: must be a token (str) or None, got {type(since).__name__}")
     return "watch", [_prefix(prefix), since]
 
 

@@ -221,7 +221,7 @@ def encode_key(key: str) -> bytes:
         KeyTooLargeError: longer than 1024 bytes.
     """
     if not isinstance(key, str):
-        raise InvalidKeyError(f"key: must be a str, got a {type(key).__name__}")
+        raise InvalidKeyError(f"key: must be a str, got {type(key).__name__}")
     try:
         data = key.encode()
     except UnicodeEncodeError:

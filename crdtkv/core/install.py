@@ -236,7 +236,8 @@ def install(replica: Replica, theirs: Snapshot, changed: Callable[[Touched], Non
 def _check(replica: Replica, theirs: Incoming) -> None:
     if (theirs.cluster, theirs.shard) != (replica.cluster, replica.shard):
         raise WrongClusterError(
-            f"a snapshot of cluster {theirs.cluster!r} shard {theirs.shard} came to cluster {replica.cluster!r} shard {replica.shard}",
+            f"a snapshot of cluster {theirs.cluster!r} shard {theirs.shard} came to cluster {replica.cluster!r} shard {replica.shard}: "
+            "only replicas of one cluster exchange state",
             cluster=theirs.cluster,
             shard=theirs.shard,
         )

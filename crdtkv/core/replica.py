@@ -529,7 +529,8 @@ class Replica:
         """What would become of a frame now, limits aside: APPLIED, DUPLICATE or HELD. Changes nothing."""
         if frame.cluster != self.cluster or frame.shard != self.shard:
             raise WrongClusterError(
-                f"a frame of cluster {frame.cluster!r} shard {frame.shard} came to cluster {self.cluster!r} shard {self.shard}",
+                f"a frame of cluster {frame.cluster!r} shard {frame.shard} came to cluster {self.cluster!r} shard {self.shard}: only "
+                "replicas of one cluster exchange commits",
                 cluster=frame.cluster,
                 shard=frame.shard,
             )

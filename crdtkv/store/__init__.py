@@ -37,8 +37,10 @@ def open_store(
     """
     chosen = settings if settings is not None else Settings()
     if not isinstance(chosen, Settings):
-        raise ConfigError(f"settings: must be a crdtkv.Settings, got a {type(chosen).__name__}", setting="settings")
+        raise ConfigError(f"settings: must be a crdtkv.Settings, got {type(chosen).__name__}", setting="settings")
     chosen.validate()
-    level = check_durability(durability) if durability is not None else "memory" if path is None else "sync"
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"path: must be a str, a path, or None for a store in memory, got {path!r}", setting="path")
+    level = check_durability(durability, ConfigError) if durability is not None else "memory" if path is None else "sync"
     opened = open_machine(path, region=region, engine=engine, durability=level, settings=chosen, wall_ms=wall_clock_ms)
     return Store(opened, level, chosen, wall_clock_ms)

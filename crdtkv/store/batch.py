@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -17,7 +18,7 @@ from crdtkv.errors import CrdtkvError, StoreClosedError, missing_element, missin
 from crdtkv.results import Commit
 from crdtkv.store.handles import encode_field
 from crdtkv.store.reading import wrong_type
-from crdtkv.store.transaction import Transaction, whole
+from crdtkv.store.transaction import Transaction, check_commit_size, delete_all, utf8_size, whole
 
 if TYPE_CHECKING:
     from crdtkv.store.store import Store
@@ -114,6 +115,20 @@ class Batch:
         """Remove a key of any type; whether anything was there."""
         encode_key(key)
         return self._write(lambda t: t.delete(key))
+
+    def delete_prefix(self, prefix: str) -> bool:
+        """Remove every key with a prefix, as the batch sees them now; whether there was any.
+
+        Unlike the store's, it is atomic, and so bounded by what one commit may hold.
+        """
+        preview = self._preview
+        keys: list[str] = []
+        size = 0
+        for key in chain(() if preview is None else preview.changed_keys(prefix), self._store._scan_keys(prefix)):
+            size += utf8_size(key) + 16
+            check_commit_size(size, self._store.settings.commit_bytes_max)
+            keys.append(key)
+        return self._write(partial(delete_all, keys))
 
     def expire(self, key: str, seconds: float | None) -> bool:
         """Give a register another expiry (None: it stays); whether that changes anything."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def encode_field(name: object) -> bytes:
     """A field's canonical bytes; raises `InvalidValueError` unless it is text."""
     if not isinstance(name, str):
-        raise InvalidValueError(f"field: must be a str, got a {type(name).__name__}", field="field")
+        raise InvalidValueError(f"field: must be a str, got {type(name).__name__}", field="field")
     return encode_value(name)
 
 

@@ -249,7 +249,7 @@ class _Group:
     def check(self, value: Any, what: str = "value") -> bytes:
         """A value or element from elsewhere: canonical, and not too large."""
         if type(value) is not bytes:
-            raise InvalidValueError(f"{what}: must be canonical MessagePack bytes, got a {type(value).__name__}", field=what)
+            raise InvalidValueError(f"{what}: must be canonical MessagePack bytes, got {type(value).__name__}", field=what)
         if len(value) > self._value_max:
             check_size(value, self._value_max, what)
         try:

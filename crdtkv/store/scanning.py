@@ -104,10 +104,10 @@ def open_scan(
         raise InvalidValueError(f"limit: must be a whole number of at least 0 or None, got {limit!r}", field="limit")
     wanted = None
     if types is not None:
-        unknown = [t for t in types if t not in TYPE_CODES]
-        if unknown or isinstance(types, str):
-            raise InvalidValueError(f"types: must be a list of {', '.join(TYPE_CODES)}, got {types!r}", field="types")
-        wanted = {TYPE_CODES[t] for t in types}
+        names = [types] if isinstance(types, str) else list(types)
+        if any(name not in TYPE_CODES for name in names):
+            raise InvalidValueError(f"types: must be of {', '.join(TYPE_CODES)}, got {types!r}", field="types")
+        wanted = {TYPE_CODES[name] for name in names}
     return _scan(_View(store), low, high, limit, reverse, wanted, values)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crdtkv.core.settings import CoreSettings
-from crdtkv.errors import ConfigError
+from crdtkv.errors import ConfigError, CrdtkvError, InvalidValueError
 
 DURABILITIES = ("memory", "async", "sync")
 
@@ -84,8 +84,8 @@ class Settings(CoreSettings):
         CoreSettings.validate(self)
 
 
-def check_durability(level: str) -> str:
-    """Return `level` if it is one of memory, async, sync."""
+def check_durability(level: str, error: type[CrdtkvError] = InvalidValueError) -> str:
+    """Return `level` if it is one of memory, async, sync. Raises `error` if not."""
     if level not in DURABILITIES:
-        raise ConfigError(f"durability: must be one of {', '.join(DURABILITIES)}, got {level!r}", setting="durability")
+        raise error(f"durability: must be one of {', '.join(DURABILITIES)}, got {level!r}", field="durability")
     return level

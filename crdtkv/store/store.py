@@ -63,7 +63,7 @@ from crdtkv.store.scanning import open_pages, open_scan, plain_value
 from crdtkv.store.settings import Settings, check_durability
 from crdtkv.store.snapshots import Snapshots
 from crdtkv.store.story import conflicts, explain, siblings
-from crdtkv.store.transaction import Transaction, check_commit_size
+from crdtkv.store.transaction import Transaction, check_commit_size, delete_all
 from crdtkv.store.watching import Subscription, Watches
 
 LOGGER = logging.getLogger("crdtkv.store")
@@ -202,7 +202,7 @@ class Store:
         if self._closed is None and self._machine.failed is None:
             return
         if self._closed is not None:
-            raise StoreClosedError(f"{self._closed}: open it again with crdtkv.open({str(self.path) if self.path else ''!r})")
+            raise StoreClosedError(f"{self._closed}: open it again with crdtkv.open({str(self.path)!r})" if self.path else self._closed)
         self._machine.check()
 
     def _show_nothing(self) -> None:
@@ -424,7 +424,7 @@ class Store:
         """What deletes the keys with a prefix, one transaction for so many of them."""
         keys = self._scan_keys(prefix)
         while chunk := list(islice(keys, DELETE_PREFIX_KEYS)):
-            yield partial(_delete_all, chunk)
+            yield partial(delete_all, chunk)
 
     def _scan_keys(self, prefix: str) -> Iterator[str]:
         last = None
@@ -693,7 +693,7 @@ class Store:
         If the log no longer has all of it, the bytes hold a snapshot of the state instead.
         """
         if vv is not None and not isinstance(vv, VersionVector):
-            raise InvalidValueError(f"vv: must be a VersionVector or None, got a {type(vv).__name__}", field="vv")
+            raise InvalidValueError(f"vv: must be a VersionVector or None, got {type(vv).__name__}", field="vv")
         while True:
             with self._lock:
                 self._settled()
@@ -722,7 +722,7 @@ class Store:
     def _merge(self, data: bytes) -> tuple[MergeResult, int]:
         """`merge` with the lock held, up to the append; with it the log's end."""
         if not isinstance(data, bytes | bytearray | memoryview):
-            raise InvalidValueError(f"merge: needs bytes, got a {type(data).__name__}", field="data")
+            raise InvalidValueError(f"merge: needs bytes, got {type(data).__name__}", field="data")
         self._settled()
         given = decode(bytes(data))
         origin, seq = self.origin, self._machine.own_seq()
@@ -985,10 +985,6 @@ class Store:
         except ClockSkewError:
             return False
         return True
-
-
-def _delete_all(keys: list[str], transaction: Transaction) -> bool:
-    return any([transaction.delete(key) for key in keys])
 
 
 def _version() -> str:

@@ -107,6 +107,10 @@ class Transaction:
         """About how many bytes it holds."""
         return self._bytes
 
+    def changed_keys(self, prefix: str) -> list[str]:
+        """The keys with a prefix that it has changed."""
+        return [key for key in self._keys if key.startswith(prefix)]
+
     def still_holds(self, replica: Replica) -> bool:
         """Whether nothing was committed or applied since it began: it would come to the same now."""
         return replica is self._replica and replica.moment() == self._moment
@@ -441,6 +445,11 @@ class Transaction:
         if size > self._bytes_max:
             check_commit_size(size, self._bytes_max)
         self._bytes = size
+
+
+def delete_all(keys: list[str], transaction: Transaction) -> bool:
+    """Delete several keys of any type; whether anything was there."""
+    return any([transaction.delete(key) for key in keys])
 
 
 def utf8_size(text: str) -> int:
