@@ -312,6 +312,7 @@ class Walk:
         wrong, fates = judge(told, clients)
         for client in clients.values():
             client.close()
+        assert fates.get("journalled"), "no write met a concurrent one and lost: the cut cannot have been real"
         became = ", ".join(f"{n:,} {fate}" for fate, n in fates.items())
         self.count("judged", f"{told.acknowledged:,} acknowledged writes in {len(clients)} regions: {became}")
         unknown = len(told.perhaps_put) + len(told.perhaps_deleted) + sum(map(len, told.unknown_shared.values()))

@@ -1,9 +1,9 @@
 """The checker outside the nodes: what clients were told, held against what every region answers at the end.
 
 Every acknowledged put of a key that nobody else writes is there, unless it was deleted; what was deleted, acknowledged, is nowhere;
-nothing is there that nobody wrote. Of shared registers every acknowledged write is visible, or a later acknowledged one had seen it, or the
-journal of some region names it as beaten. A shared register of which some write has an unknown outcome is judged only for visible
-values, since what became of its writes may hang on that one; how many those are is told, and bounded.
+nothing is there that nobody wrote. Of shared registers every acknowledged write is read, or a later acknowledged one had seen it, or the
+journal of some region names it as beaten, also while it stands there as a sibling. A shared register of which some write has an unknown
+outcome is judged only for visible values, since what became of its writes may hang on that one; how many those are is told, and bounded.
 """
 
 from __future__ import annotations
@@ -112,9 +112,12 @@ def judge(told: Told, clients: Mapping[str, Any]) -> tuple[list[str], dict[str, 
             siblings = {s.dot: s.value for s in client.siblings(key)}
             values = {w.op.value for w in history.writes} | told.unknown_shared.get(key, set())
             wrong += [f"{region}: {key} reads {value!r}, which nobody wrote" for value in siblings.values() if value not in values]
+            read_here = next(iter(siblings), None)  # the winner comes first
             for w in history.writes:
-                if w.dot in siblings:
+                if w.dot == read_here:
                     fates["visible"] += 1
+                elif w.dot in siblings and (key, w.dot) not in beaten:
+                    wrong.append(f"{region}: the write of {w.op.value!r} to {key} ({w.dot}) lost to a concurrent one, and is in no journal")
                 elif w.dot in history.superseded:
                     fates["superseded"] += 1
                 elif (key, w.dot) in beaten:

@@ -64,3 +64,14 @@ def test_a_shared_write_that_is_nowhere_is_found(store: crdtkv.Store, tmp_path: 
     assert len(wrong) == 1 and "the write of 'eu.1' to shared/1/1" in wrong[0] and "in no journal" in wrong[0]
     wrong, _ = judge(read([notes(tmp_path, [lost])]), {"us": store})
     assert any("reads 'us.1', which nobody wrote" in text for text in wrong)
+
+
+def test_a_write_that_lost_must_be_in_a_journal(store: crdtkv.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with crdtkv.open(region="eu") as other:
+        events = [shared(s.put("shared/1/1", f"{s.region}.1"), "shared/1/1", f"{s.region}.1") for s in (store, other)]
+        store.merge(other.delta_since(store.vv()))
+    told = read([notes(tmp_path, events)])
+    assert judge(told, {"us": store}) == ([], {"visible": 1, "journalled": 1})
+    monkeypatch.setattr(store, "conflicts", list)
+    wrong, _ = judge(told, {"us": store})
+    assert len(wrong) == 1 and "lost to a concurrent one, and is in no journal" in wrong[0]
