@@ -47,7 +47,8 @@ class ReplicationSettings:
         compression_bytes_min: shorter messages are not worth it.
         read_bytes_max: how much of the log one turn reads for one peer that catches up.
         tail_bytes_max: how much of the newest own frames stays in memory, shared by all peers.
-        apply_bytes_max: how much received is applied as one group, unless one message is longer.
+        apply_bytes_max: how much received is applied as one group, unless one message is longer. What is applied is acknowledged and seen
+            by watchers before the next; more at a time would cost more, as it no longer fits the cache.
         apply_retry_ms: when what the replica had no room for on its disk is given to it again.
         relay_delay_ms: how long something missing may take to come by itself before a peer is asked to relay.
         relay_timeout_ms: a relay that brings nothing of what is waited for within this time: another peer is asked.
@@ -85,7 +86,7 @@ class ReplicationSettings:
     compression_bytes_min: int = 512
     read_bytes_max: int = 4 * MIB
     tail_bytes_max: int = 8 * MIB
-    apply_bytes_max: int = 4 * MIB
+    apply_bytes_max: int = 128 * KIB
     apply_retry_ms: int = 200
     relay_delay_ms: int = 100
     relay_timeout_ms: int = 1_000
