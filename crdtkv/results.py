@@ -24,6 +24,9 @@ from crdtkv.errors import CorruptionError
 
 T = TypeVar("T")
 
+OK, FAILED, ONE_BY_ONE = 0, 1, 2
+"""What a reply on the wire says of its request; the last: of a block, whose requests each have a reply. See `crdtkv.store.requests`."""
+
 TEXT_MAX = 60
 """A value longer than this is cut in the texts for people."""
 

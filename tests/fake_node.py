@@ -215,6 +215,15 @@ class DictStore:
         return [rows[i : i + 2] for i in range(0, len(rows), 2)]
 
 
+def taken_apart(op: str, args: list[Any], options: Any) -> list[tuple[int, str, list[Any], Any]] | None:
+    """The requests of a block, numbered; None for a row that is none."""
+    if op == "puts":
+        keys, values, rids = args
+        rows = zip(keys, values, rids, strict=True)
+        return [(at, "put", [key, value], {**options, "rid": rid} if options else rid) for at, (key, value, rid) in enumerate(rows)]
+    return [(at, "get", [key], options) for at, key in enumerate(args[0])] if op == "gets" else None
+
+
 class FakeNode(kv_pb2_grpc.KeyValueServicer):
     """The service, its thread and its counts.
 
@@ -291,25 +300,34 @@ class FakeNode(kv_pb2_grpc.KeyValueServicer):
         while (message := await context.read()) is not grpc.aio.EOF:
             self.messages += 1
             replies: list[Any] = []
+            blocks: dict[int, list[Any]] = {}
             for id, op, args, options in decode(message.rows):
-                self.ops[op] += 1
-                self.deadlines_ms.append(options["deadline_ms"] if isinstance(options, dict) else message.deadline_ms)
-                drop = self.drop.pop(op, None)
-                if drop == "before":
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "dropped")
-                try:
-                    if op in self.fail:
-                        raise self.fail[op]
-                    payload = self.store.run(op, args, options)
-                    if op not in self.hold:
-                        replies.append([id, 0, payload])
-                except CrdtkvError as e:
-                    replies.append([id, 1, [e.code, e.message, e.details, e.retryable, e.maybe_applied]])
-                if drop == "after":
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "dropped")
+                # A block's requests are answered one by one: the real node's short answers have tests of their own.
+                alone = taken_apart(op, args, options)
+                into = replies if alone is None else blocks.setdefault(id, [])
+                for number, one, its, opts in alone or [(id, op, args, options)]:
+                    await self._answer(into, number, one, its, opts, message.deadline_ms, context)
+            replies += [[id, 2, answered] for id, answered in blocks.items() if answered]
             self._notify()
             if replies:
                 await context.write(kv_pb2.ReplyBatch(rows=encode(replies), token=self.store.token))
+
+    async def _answer(self, replies: list[Any], id: int, op: str, args: list[Any], options: Any, deadline_ms: int, context: Any) -> None:
+        self.ops[op] += 1
+        self.deadlines_ms.append(options["deadline_ms"] if isinstance(options, dict) else deadline_ms)
+        drop = self.drop.pop(op, None)
+        if drop == "before":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "dropped")
+        try:
+            if op in self.fail:
+                raise self.fail[op]
+            payload = self.store.run(op, args, options)
+            if op not in self.hold:
+                replies.append([id, 0, payload])
+        except CrdtkvError as e:
+            replies.append([id, 1, [e.code, e.message, e.details, e.retryable, e.maybe_applied]])
+        if drop == "after":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "dropped")
 
     async def Scan(self, request: Any, context: Any) -> None:
         try:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from unittest.mock import patch
 
 from crdtkv.core.causality import Origin, make_origin
-from crdtkv.core.frame import Delta, Frame
+from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.heads import Head
 from crdtkv.core.replica import Replica, enters_digest
 from crdtkv.core.state import hash_record
@@ -50,8 +50,11 @@ class PlainReplica(Replica):
     def commit_put(self, slot: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
         return self.commit([delta], request_id)
 
-    def commit_puts(self, puts: Sequence[tuple[bytes, Delta, bytes | None]]) -> tuple[int, int]:
-        commits = [self.commit([delta], request_id) for _, delta, request_id in puts]
+    def commit_puts(
+        self, slots: Sequence[bytes], keys: Sequence[str], values: Sequence[bytes], request_ids: Sequence[bytes | None]
+    ) -> tuple[int, int]:
+        puts = zip(keys, values, request_ids, strict=True)
+        commits = [self.commit([[DeltaKind.REGISTER_PUT, key, value]], request_id) for key, value, request_id in puts]
         return commits[0]
 
     def commit_add(self, slot: bytes, head: Head, delta: Delta) -> tuple[int, int]:

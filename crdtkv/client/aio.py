@@ -7,8 +7,8 @@ Requests of one turn of the event loop travel in one message, so `asyncio.gather
 from __future__ import annotations
 
 import asyncio
-from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,13 +30,14 @@ from crdtkv.results import Commit, Conflict, Explanation, MergeResult, Sibling, 
 class _Core:
     """What a client and its views with another timeout share. The session is made in the first loop that uses it."""
 
-    __slots__ = ("closed", "credentials", "endpoints", "generation", "loop", "session")
+    __slots__ = ("closed", "credentials", "endpoints", "generation", "loop", "session", "thread")
 
     def __init__(self, endpoints: Sequence[str], credentials: grpc.ChannelCredentials | None) -> None:
         self.endpoints = tuple(endpoints)
         self.credentials = credentials
         self.generation = runtime.generation
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread = 0
         self.session: Session | None = None
         self.closed = False
 
@@ -49,6 +50,7 @@ class _Core:
         loop = asyncio.get_running_loop()
         if self.session is None:
             self.loop = loop
+            self.thread = get_ident()
             self.session = Session(self.endpoints, credentials=self.credentials)
         elif self.loop is not loop:
             raise InvalidValueError("this client belongs to another event loop: connect in the loop that uses it")
@@ -70,18 +72,40 @@ class AsyncClient:
 
     # -- how calls are made ---------------------------------------------------------------------------------------------
 
+    def _session(self) -> Session:
+        """The session, with room for another request."""
+        core = self._core
+        session = core.session
+        # In its thread and running, so it is the running loop: `get_running_loop` asks the system for the process's id each time.
+        is_here = core.loop is not None and core.thread == get_ident() and core.loop.is_running()
+        if session is None or not is_here or core.closed or core.generation != runtime.generation:
+            session = core.check()
+        if session.pending.requests >= session.pending_max:
+            session.check_room()
+        return session
+
     def _call(self, call: Call, durability: str | None = None) -> asyncio.Future[Any]:
         if durability is not None:
             wire.set_durability(call, durability)
-        core = self._core
-        session = core.session
-        loop = get_running_loop()
-        if session is None or core.loop is not loop or core.closed or core.generation != runtime.generation:
-            session = core.check()
-        if len(session.pending) >= session.pending_max:
-            session.check_room()
-        call.sink = future = loop.create_future()
+        session = self._session()
+        call.sink = future = session.loop.create_future()
         session.submit(call, self._timeout)
+        return future
+
+    def _put(self, key: str, value: Any) -> asyncio.Future[Any]:
+        data, weight = wire.plain_put(key, value)
+        if weight > wire.BLOCK_BYTES_MAX:
+            return self._call(wire.put(key, value))
+        session = self._session()
+        future: asyncio.Future[Any] = asyncio.Future(loop=session.loop)
+        session.gather("puts", weight, self._timeout).add_put(key, data, weight, future)
+        return future
+
+    def _get(self, key: str) -> asyncio.Future[Any]:
+        wire.check_key(key)
+        session = self._session()
+        future: asyncio.Future[Any] = asyncio.Future(loop=session.loop)
+        session.gather("gets", wire.GET_WEIGHT, self._timeout).add_get(key, future)
         return future
 
     def _rows(self, request: Stream) -> AsyncItems:
@@ -107,12 +131,13 @@ class AsyncClient:
 
     async def put(self, key: str, value: Any, *, ttl: float | None = None, durability: str | None = None) -> Commit | None:
         """Write a register; `ttl` in seconds."""
-        result: Commit | None = await self._call(wire.put(key, value, ttl, durability))
+        plain = ttl is None and durability is None
+        result: Commit | None = await (self._put(key, value) if plain else self._call(wire.put(key, value, ttl, durability)))
         return result
 
     async def get(self, key: str, default: Any = None) -> Any:
         """The winner of a register, or `default`."""
-        return await self._call(wire.get(key, default))
+        return await (self._get(key) if default is None else self._call(wire.get(key, default)))
 
     # -- keys of any type -----------------------------------------------------------------------------------------------
 
@@ -399,7 +424,7 @@ class AsyncPipeline(PipelineCore):
         if kind is None:
             await self.execute()
         else:
-            self.calls.clear()
+            self.clear()
 
 
 def connect(

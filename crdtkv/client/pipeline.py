@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from crdtkv.client import wire
-from crdtkv.client.wire import Call
+from crdtkv.client.wire import Block, Call
 from crdtkv.core.causality import VersionVector
 from crdtkv.errors import InvalidValueError
 from crdtkv.results import Commit, Conflict, Explanation, Sibling
@@ -84,30 +84,61 @@ class PipelineCore:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.unanswered = 0
+        self._count = 0
+        self._block: Block | None = None  # the last of the calls, if it is one
 
     def add(self, call: Call) -> Result[Any]:
         """Collect a call."""
         result: Result[Any] = Result(self)
         call.sink = result
         self.calls.append(call)
+        self._count += 1
+        self._block = None
         return result
+
+    def _gather(self, op: str, weight: int) -> Block:
+        """The block to which the caller adds such a request now."""
+        self._count += 1
+        block = self._block
+        if block is None or not block.takes(op, weight):
+            self._block = block = wire.puts() if op == "puts" else wire.gets()
+            self.calls.append(block)
+        return block
 
     def take(self) -> list[Call]:
         """The collected calls, to be sent now."""
         calls, self.calls = self.calls, []
-        self.unanswered = len(calls)
+        self.unanswered, self._count = self._count, 0
+        self._block = None
         return calls
 
+    def clear(self) -> None:
+        """Forget the collected calls."""
+        self.take()
+        self.unanswered = 0
+
     def __len__(self) -> int:
-        return len(self.calls)
+        return self._count
 
     # Each method mirrors the client's and gives the result object.
 
     def put(self, key: str, value: Any, *, ttl: float | None = None, durability: str | None = None) -> Result[Commit | None]:
-        return self.add(wire.put(key, value, ttl, durability))
+        if ttl is not None or durability is not None:
+            return self.add(wire.put(key, value, ttl, durability))
+        data, weight = wire.plain_put(key, value)
+        if weight > wire.BLOCK_BYTES_MAX:
+            return self.add(wire.put(key, value))
+        result: Result[Any] = Result(self)
+        self._gather("puts", weight).add_put(key, data, weight, result)
+        return result
 
     def get(self, key: str, default: Any = None) -> Result[Any]:
-        return self.add(wire.get(key, default))
+        if default is not None:
+            return self.add(wire.get(key, default))
+        wire.check_key(key)
+        result: Result[Any] = Result(self)
+        self._gather("gets", wire.GET_WEIGHT).add_get(key, result)
+        return result
 
     def delete(self, key: str) -> Result[Commit | None]:
         return self.add(wire.delete(key))

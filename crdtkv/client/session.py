@@ -33,7 +33,8 @@ import grpc
 import grpc.aio
 import msgspec
 
-from crdtkv.client.wire import Call, new_request_ids
+from crdtkv.client.queues import MESSAGE_REQUESTS_MAX, InFlight, Waiting
+from crdtkv.client.wire import Block, Call, new_request_ids
 from crdtkv.errors import (
     CorruptionError,
     CrdtkvError,
@@ -46,21 +47,17 @@ from crdtkv.errors import (
     error_from_parts,
 )
 from crdtkv.pb.v1 import kv_pb2, kv_pb2_grpc
+from crdtkv.results import OK, ONE_BY_ONE
 from crdtkv.transport import channel_options
 from crdtkv.transport.errors import from_rpc_error
 
-MESSAGE_ROWS_MAX: Final = 256
-"""A message is closed when it holds so many requests. A full one does not wait for an answer: the node works on the first
-part of a long pipeline while the rest is still being encoded."""
-MESSAGE_TARGET_BYTES: Final = 1 << 20
-"""A message is closed when it holds this much; a single larger request still travels, alone."""
 IN_FLIGHT_MAX: Final = 8192
 """Requests sent and not answered; a node reads on below 16,384."""
 IN_FLIGHT_BYTES_MAX: Final = 16 << 20
 PENDING_MAX: Final = 65_536
 """Requests waiting to be sent; one more is refused. A pipeline is admitted whole."""
 DEADLINE_TOLERANCE: Final = 0.02
-"""Requests whose deadlines differ by no more than this part of what is left share one in the message."""
+"""Requests whose deadlines differ by no more than this part of what is left share one in the message, or in a block."""
 TURNED_AWAY_S: Final = 5.0
 """How long an endpoint that refused writes is not gone to for another one's refusal."""
 PACE_S: Final = 0.001
@@ -75,6 +72,8 @@ AGAIN_MS_MIN: Final = 10
 """A call that a node refuses for the moment is not sent again sooner, whatever the node says."""
 BACKOFF_S: Final = 0.05
 BACKOFF_MAX_S: Final = 1.0
+
+Row = tuple[int, str, list[Any], bytes | dict[str, Any] | None]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[tuple[int, int, Any]]).decode
@@ -98,22 +97,20 @@ class Session:
 
     Attributes:
         messages: sent so far.
-        pending: calls that wait to be sent.
+        pending: calls that wait to be sent, and how many requests they are.
     """
 
     def __init__(
         self, endpoints: Sequence[str], *, credentials: grpc.ChannelCredentials | None = None, pending_max: int = PENDING_MAX
     ) -> None:
         self.endpoints = tuple(endpoints)
-        self.pending: deque[Call] = deque()
+        self.pending = Waiting()
         self.messages = 0
         self.pending_max = pending_max
         self.closed = False
         self._credentials = credentials
-        self._loop = asyncio.get_running_loop()
-        self._in_flight: dict[int, Call] = {}
-        self._in_flight_bytes = 0
-        self._next_id = 1
+        self.loop = asyncio.get_running_loop()
+        self._in_flight = InFlight()
         self._connection: Connection | None = None
         self._first = 0  # the endpoint to try first
         self._turned_away: dict[int, float] = {}  # endpoints that refused writes, and when
@@ -132,13 +129,13 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._pace: asyncio.TimerHandle | None = None
-        self._task = self._loop.create_task(self._run(), name="crdtkv-client")
+        self._task = self.loop.create_task(self._run(), name="crdtkv-client")
 
     # -- calls ----------------------------------------------------------------------------------------------------------
 
     def check_room(self) -> None:
         """Raise `OverloadedError` if no more calls can wait."""
-        if len(self.pending) >= self.pending_max:
+        if self.pending.requests >= self.pending_max:
             raise OverloadedError(
                 f"{self.pending_max:,} requests wait to be sent to {self._where()}: slow down, or use a pipeline",
                 limit=self.pending_max,
@@ -147,24 +144,31 @@ class Session:
 
     def submit(self, call: Call, timeout: float) -> None:
         """Queue a call whose sink is set; the outcome goes there."""
-        if self.closed:
-            call.sink.set_exception(closed_error())
-            return
-        call.deadline = deadline = self._loop.time() + timeout
-        self.pending.append(call)
-        self._submitted(deadline)
+        self.submit_all([call], timeout)
 
     def submit_all(self, calls: list[Call], timeout: float) -> None:
         """`submit` of each."""
         if self.closed:
             for call in calls:
-                call.sink.set_exception(closed_error())
+                call.fail(closed_error())
             return
-        deadline = self._loop.time() + timeout
+        deadline = self.loop.time() + timeout
         for call in calls:
             call.deadline = deadline
-        self.pending.extend(calls)
+        self.pending.add(calls)
         self._submitted(deadline)
+
+    def gather(self, op: str, weight: int, timeout: float) -> Block:
+        """The block to which the caller is to add such a request, now; see `Waiting.gather`."""
+        if self.closed:
+            raise closed_error()
+        deadline = self.loop.time() + timeout
+        block, is_new = self.pending.gather(op, weight, deadline, timeout * DEADLINE_TOLERANCE)
+        if is_new:
+            self._submitted(deadline)
+        elif self.pending.requests == MESSAGE_REQUESTS_MAX:
+            self._wake_writer()  # a full message does not wait for an answer
+        return block
 
     def _submitted(self, deadline: float) -> None:
         if deadline < self._timer_at:
@@ -186,7 +190,7 @@ class Session:
             raise closed_error()
         if self._connection is not None:
             return self._connection
-        waiter: asyncio.Future[Connection] = self._loop.create_future()
+        waiter: asyncio.Future[Connection] = self.loop.create_future()
         self._connecting.append(waiter)
         self._wanted.set()
         return await waiter
@@ -204,10 +208,8 @@ class Session:
                 timer.cancel()
         for timer in self._refused.values():
             timer.cancel()
-        for call in [*self._in_flight.values(), *self.pending, *self._refused]:
-            _fail(call, closed_error(maybe_applied=_may_have(call)))
-        self._in_flight.clear()
-        self.pending.clear()
+        for call in [*self._in_flight.clear(), *self.pending.clear(), *self._refused]:
+            call.fail(closed_error(maybe_applied=_may_have(call)))
         self._refused.clear()
         self._refuse_waiters(closed_error())
 
@@ -290,20 +292,22 @@ class Session:
         self._connection = connection
         self._first = connection.index
         self._leaving = False
-        now = self._loop.time()
+        now = self.loop.time()
         self._turned_away = {index: at for index, at in self._turned_away.items() if now - at < TURNED_AWAY_S}
         self._may_leave = connection.index not in self._turned_away
         self._answered = True
         self._heard_at = 0.0
         self._round_trip_s = float("inf")
-        kept = [call for call in self.pending if call.bound is None or call.bound == connection.index]
-        if len(kept) < len(self.pending):
-            for call in self.pending:
-                if call.bound is not None and call.bound != connection.index:
-                    lost_to = self.endpoints[call.bound]
-                    text = f"{call.op}: the connection to {lost_to} was lost before its answer; it may have been applied there"
-                    _fail(call, RegionUnavailableError(text, maybe_applied=True, endpoint=lost_to))
-            self.pending = deque(kept)
+        if any([call.bound is not None and call.bound != connection.index for call in self.pending]):
+            kept = []
+            for call in self.pending.clear():
+                if call.bound is None or call.bound == connection.index:
+                    kept.append(call)
+                    continue
+                lost_to = self.endpoints[call.bound]
+                text = f"{call.name}: the connection to {lost_to} was lost before its answer; it may have been applied there"
+                call.fail(RegionUnavailableError(text, maybe_applied=True, endpoint=lost_to))
+            self.pending.add(kept)
         for waiter in self._connecting:
             if not waiter.done():
                 waiter.set_result(connection)
@@ -311,7 +315,7 @@ class Session:
 
     async def _serve(self, connection: Connection) -> CrdtkvError | None:
         """Write and read until the stream ends; why it did, if that is known."""
-        writer = self._loop.create_task(self._write(connection), name="crdtkv-client-writer")
+        writer = self.loop.create_task(self._write(connection), name="crdtkv-client-writer")
         try:
             return await self._read(connection)
         finally:
@@ -321,19 +325,16 @@ class Session:
 
     def _requeue(self, connection: Connection) -> None:
         """Sort what was in flight: it waits again, writes bound to the endpoint that may have them."""
-        for call in self._in_flight.values():
+        calls = self._in_flight.clear()
+        for call in calls:
             if call.write:
                 call.bound = connection.index
-        self.pending.extendleft(reversed(self._in_flight.values()))
-        self._in_flight.clear()
-        self._in_flight_bytes = 0
+        self.pending.put_back(calls)
         self._unanswered.clear()
 
     def _fail_pending(self, error: CrdtkvError) -> None:
-        calls, self.pending = self.pending, deque()
-        for call in calls:
-            if not call.sink.done():
-                _fail(call, error_from_parts(error.code, error.message, error.details, error.retryable, _may_have(call)))
+        for call in self.pending.clear():
+            call.fail(error_from_parts(error.code, error.message, error.details, error.retryable, _may_have(call)))
         self._refuse_waiters(error)
 
     def _refuse_waiters(self, error: CrdtkvError) -> None:
@@ -353,18 +354,18 @@ class Session:
         try:
             while True:
                 if not self._may_send():
-                    self._wake = self._loop.create_future()
+                    self._wake = self.loop.create_future()
                     if self.pending and self._in_flight and not self._answered:
                         self._set_pace()
                     await self._wake
                     self._wake = None
                     continue
-                calls = self._take()
+                calls = self.pending.take(IN_FLIGHT_MAX - self._in_flight.requests)
                 if calls:
                     self._answered = False
                     self.messages += 1
                     rows, deadline_ms = self._rows(calls)
-                    self._unanswered.append((rows[-1][0], self._loop.time()))
+                    self._unanswered.append((rows[-1][0], self.loop.time()))
                     await write(batch(rows=_encode(rows), deadline_ms=deadline_ms))
         except (grpc.RpcError, asyncio.InvalidStateError):
             connection.stream.cancel()  # the reader reports the loss
@@ -375,44 +376,26 @@ class Session:
             return False
         if not in_flight:
             return True
-        may_follow = (self._answered and len(self._unanswered) < self._messages_max()) or len(self.pending) >= MESSAGE_ROWS_MAX
-        return may_follow and len(in_flight) < IN_FLIGHT_MAX and self._in_flight_bytes < IN_FLIGHT_BYTES_MAX
+        may_follow = (self._answered and len(self._unanswered) < self._messages_max()) or self.pending.requests >= MESSAGE_REQUESTS_MAX
+        return may_follow and in_flight.requests < IN_FLIGHT_MAX and in_flight.bytes < IN_FLIGHT_BYTES_MAX
 
     def _messages_max(self) -> int:
         """How many messages that are not full may be on their way."""
         round_trip_s = self._round_trip_s
         return MESSAGES_MIN if round_trip_s < MESSAGE_PER_S else MESSAGES_MIN + int(min(round_trip_s, 1.0) / MESSAGE_PER_S)
 
-    def _take(self) -> list[Call]:
-        """All that waits, as far as one message and the window hold it."""
-        pop = self.pending.popleft
-        room = min(MESSAGE_ROWS_MAX, IN_FLIGHT_MAX - len(self._in_flight), len(self.pending))
-        weight = 0
-        calls: list[Call] = []
-        for _ in range(room):
-            call = pop()
-            if call.sink.done():  # expired or cancelled while it waited
-                continue
-            if weight and weight + call.weight > MESSAGE_TARGET_BYTES:
-                self.pending.appendleft(call)
-                break
-            weight += call.weight
-            calls.append(call)
-        self._in_flight_bytes += weight
-        return calls
-
-    def _rows(self, calls: list[Call]) -> tuple[list[tuple[int, str, list[Any], bytes | dict[str, Any] | None]], int]:
+    def _rows(self, calls: list[Call]) -> tuple[list[Row], int]:
         """The rows of a message, in flight from here on, and the deadline that they share, in ms from now."""
-        now = self._loop.time()
-        unnamed = [call for call in calls if call.write and call.request_id is None]
-        for call, request_id in zip(unnamed, new_request_ids(len(unnamed)), strict=True):
-            call.request_id = request_id
+        now = self.loop.time()
+        unnamed = [call for call in calls if call.write and not call.is_named]
+        ids = iter(new_request_ids(sum([call.count for call in unnamed])))
+        for call in unnamed:
+            call.name_requests(ids)
         common = calls[0].deadline
         tolerance = (common - now) * DEADLINE_TOLERANCE
         earliest, latest = common - tolerance, common + tolerance
-        in_flight = self._in_flight
-        id = self._next_id
-        rows: list[tuple[int, str, list[Any], bytes | dict[str, Any] | None]] = []
+        add = self._in_flight.add
+        rows: list[Row] = []
         for call in calls:
             call.sent_at = now
             options: bytes | dict[str, Any] | None = call.request_id
@@ -422,15 +405,12 @@ class Session:
                     options["rid"] = call.request_id
                 if call.durability is not None:
                     options["durability"] = call.durability
-            rows.append((id, call.op, call.args, options))
-            in_flight[id] = call
-            id += 1
-        self._next_id = id
+            rows.append((add(call), call.op, call.args, options))
         return rows, _ms_left(common, now)
 
     def _set_pace(self) -> None:
         if self._pace is None:
-            self._pace = self._loop.call_later(PACE_S, self._pace_passed)
+            self._pace = self.loop.call_later(PACE_S, self._pace_passed)
 
     def _pace_passed(self) -> None:
         self._pace = None
@@ -465,29 +445,19 @@ class Session:
             rows = _decode(data)
         except msgspec.DecodeError as e:
             raise CorruptionError(f"replies: {e}") from e
-        pop = self._in_flight.pop
+        in_flight = self._in_flight
         for id, status, payload in rows:
-            call = pop(id, None)
+            call = in_flight.get(id)
             if call is None:
                 continue
-            self._in_flight_bytes -= call.weight
-            sink = call.sink
-            if sink.done():
-                continue
-            if status:
-                error = _error_of(payload)
-                if not self._again_later(call, error) and not self._elsewhere(call, error):
-                    sink.set_exception(error)
-                continue
-            try:
-                result = call.decode(payload, token)
-            except CrdtkvError as e:
-                sink.set_exception(e)
-            except (TypeError, ValueError, IndexError, AttributeError) as e:
-                sink.set_exception(CorruptionError(f"{call.op}: the answer has an unexpected form: {e}"))
+            if status == ONE_BY_ONE and isinstance(call, Block):
+                self._answer_one_by_one(call, payload, token)
+                if len(call.answered) < call.count:
+                    continue  # the others come in another row
             else:
-                sink.set_result(result)
-        now = self._heard_at = self._loop.time()
+                self._answer(call, status, payload, token)
+            in_flight.pop(id)
+        now = self._heard_at = self.loop.time()
         self._answered = True
         if rows:
             # Messages are answered in order: this answer is of the last of them, or of one before.
@@ -500,6 +470,23 @@ class Session:
         elif self.pending:
             self._wake_writer()
 
+    def _answer(self, call: Call, status: int, payload: Any, token: str) -> None:
+        if status == OK:
+            call.answer(payload, token)
+        elif not call.done():
+            error = _error_of(payload)
+            if not self._again_later(call, error) and not self._elsewhere(call, error):
+                call.fail(error)
+
+    def _answer_one_by_one(self, block: Block, replies: Any, token: str) -> None:
+        try:
+            for at, status, payload in replies:
+                if at not in block.answered:
+                    self._answer(block.single(at), status, payload, token)
+                    block.answered.add(at)
+        except (TypeError, ValueError, IndexError) as e:
+            raise CorruptionError(f"{block.name}: the answers to a block have an unexpected form: {e}") from e
+
     def _elsewhere(self, call: Call, error: CrdtkvError) -> bool:
         """Have a write that this region does not take sent to another; False: there is none, or it is no such error."""
         refuses = isinstance(error, RegionUnavailableError | RegionRemovedError | DiskFullError) and not error.maybe_applied
@@ -511,10 +498,10 @@ class Session:
             others = [i for i in ((here + k) % n for k in range(1, n)) if i not in self._turned_away]
             if not others or not self._may_leave:
                 return False
-            self._turned_away[here] = self._loop.time()
+            self._turned_away[here] = self.loop.time()
             self._first, self._leaving = others[0], True
         call.sent_at = 0.0  # it was refused: nobody has it
-        self.pending.append(call)
+        self.pending.add([call])
         return True
 
     def _again_later(self, call: Call, error: CrdtkvError) -> bool:
@@ -522,18 +509,18 @@ class Session:
         wait_ms = error.details.get("retry_after_ms")
         if not isinstance(error, RegionUnavailableError | OverloadedError) or type(wait_ms) is not int or error.maybe_applied:
             return False
-        at = self._loop.time() + max(wait_ms, AGAIN_MS_MIN) / 1000 * random.uniform(1.0, 1.5)
+        at = self.loop.time() + max(wait_ms, AGAIN_MS_MIN) / 1000 * random.uniform(1.0, 1.5)
         if at >= call.deadline:
             return False
         if call.bound is None:
             call.sent_at = 0.0  # it was refused: nobody has it
-        self._refused[call] = self._loop.call_at(at, self._send_again, call)
+        self._refused[call] = self.loop.call_at(at, self._send_again, call)
         return True
 
     def _send_again(self, call: Call) -> None:
         del self._refused[call]
-        if not call.sink.done():
-            self.pending.append(call)
+        if not call.done():
+            self.pending.add([call])
             self._submitted(call.deadline)
 
     # -- deadlines ------------------------------------------------------------------------------------------------------
@@ -542,26 +529,25 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = self._loop.call_at(at, self._expire)
+        self._timer = self.loop.call_at(at, self._expire)
 
     def _expire(self) -> None:
         """Fail what is past its deadline; set the timer to the nearest that remains. O(calls under way), once per deadline."""
-        now = self._loop.time()
+        now = self.loop.time()
         nearest = float("inf")
         silent = False
-        waits_since = next((call.sent_at for call in self._in_flight.values()), 0.0)
+        waits_since = next((call.sent_at for call in self._in_flight), 0.0)
         self._timer = None
         self._timer_at = nearest
-        for id, call in [*self._in_flight.items(), *((0, call) for call in self.pending)]:
-            if call.sink.done():
+        for id, call in [*zip(self._in_flight.ids, self._in_flight, strict=True), *((0, call) for call in self.pending)]:
+            if call.done():
                 continue
             if call.deadline <= now:
                 silent = silent or self._heard_at < (call.sent_at or waits_since)  # it may wait behind what has no answer
-                if self._in_flight.pop(id, None) is not None:  # its place is free; an answer that still comes is ignored
-                    self._in_flight_bytes -= call.weight
-                text = f"{call.op}: no answer from {self._where()} within the deadline"
+                self._in_flight.pop(id)  # its place is free; an answer that still comes is ignored
+                text = f"{call.name}: no answer from {self._where()} within the deadline"
                 may_have = _may_have(call)
-                _fail(call, DeadlineExceededError(text + ("; it may have been applied" if may_have else ""), maybe_applied=may_have))
+                call.fail(DeadlineExceededError(text + ("; it may have been applied" if may_have else ""), maybe_applied=may_have))
             elif call.deadline < nearest:
                 nearest = call.deadline
         if nearest < float("inf"):
@@ -603,8 +589,3 @@ def _ms_left(deadline: float, now: float) -> int:
 
 def _may_have(call: Call) -> bool:
     return call.write and call.sent_at > 0
-
-
-def _fail(call: Call, error: CrdtkvError) -> None:
-    if not call.sink.done():
-        call.sink.set_exception(error)

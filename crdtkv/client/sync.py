@@ -565,4 +565,4 @@ class Pipeline(PipelineCore):
         if kind is None:
             self.execute()
         else:
-            self.calls.clear()
+            self.clear()

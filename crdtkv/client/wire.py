@@ -11,19 +11,34 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, repeat
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from crdtkv.core.causality import Dot, VersionVector
 from crdtkv.core.codec import decode_value, encode_key, encode_prefix, encode_value, number_from_wire
-from crdtkv.errors import InvalidValueError, KeyNotFoundError, ValueTooLargeError, missing_field, missing_key
+from crdtkv.errors import (
+    CorruptionError,
+    CrdtkvError,
+    InvalidValueError,
+    KeyNotFoundError,
+    ValueTooLargeError,
+    error_from_parts,
+    missing_field,
+    missing_key,
+)
 from crdtkv.results import Commit, Conflict, Explanation, MergeResult, Sibling, Status
 from crdtkv.transport import MESSAGE_BYTES_MAX
 
 CALL_BYTES_MAX: Final = MESSAGE_BYTES_MAX - (64 << 10)
 """What one request may hold: it travels whole in one message."""
+BLOCK_REQUESTS_MAX: Final = 256
+BLOCK_BYTES_MAX: Final = 1 << 20
+"""What a block may hold. A request that is larger by itself is a call of its own."""
+GET_WEIGHT: Final = 64
+_PUT_WEIGHT: Final = 64
 INCREMENT_MAX: Final = 2**63 - 1
 DURABILITIES: Final = ("memory", "async", "sync")
 
@@ -40,7 +55,7 @@ class Sink(Protocol):
 
 
 class Call(msgspec.Struct, eq=False):
-    """One request. `sink`, `deadline` and what follows belong to the session that sends it.
+    """One request, or a block of them: a row of a message. `sink`, `deadline` and what follows belong to the session that sends it.
 
     Attributes:
         weight: bytes of the row, roughly.
@@ -63,6 +78,169 @@ class Call(msgspec.Struct, eq=False):
     deadline: float = 0.0
     sink: Any = None
     """A `Sink`."""
+
+    @property
+    def count(self) -> int:
+        """How many requests it stands for."""
+        return 1
+
+    @property
+    def name(self) -> str:
+        """What it asks, for people."""
+        return self.op
+
+    @property
+    def is_named(self) -> bool:
+        """It has a request id for each of its requests."""
+        return self.request_id is not None
+
+    def name_requests(self, ids: Iterator[bytes]) -> None:
+        """Take an id for each of its requests."""
+        self.request_id = next(ids)
+
+    def done(self) -> bool:
+        """Nobody waits for an answer any more."""
+        return bool(self.sink.done())
+
+    def answer(self, payload: Any, token: str) -> None:
+        """Hand on what the node answered; what cannot be read fails the call."""
+        sink = self.sink
+        if sink.done():
+            return
+        try:
+            result = self.decode(payload, token)
+        except CrdtkvError as e:
+            sink.set_exception(e)
+        except (TypeError, ValueError, IndexError, AttributeError) as e:
+            sink.set_exception(self._unreadable(e))
+        else:
+            sink.set_result(result)
+
+    def fail(self, error: CrdtkvError) -> None:
+        """Hand on an error, unless there is an outcome already."""
+        if not self.sink.done():
+            self.sink.set_exception(error)
+
+    def _unreadable(self, error: Exception) -> CorruptionError:
+        return CorruptionError(f"{self.name}: the answer has an unexpected form: {error}")
+
+
+class Block(Call, eq=False):
+    """Puts, or gets, that follow each other, in columns: one row that stands for all of them (`crdtkv.store.requests`).
+
+    Attributes:
+        op: "puts" or "gets"; `args` are the columns, those of the request ids (of puts) empty until it is first sent.
+        sinks: of each request, in order.
+        deadline: of the first; the others have it, too.
+        answered: places of those that the node has answered, while it has not answered all.
+    """
+
+    sinks: list[Any] = []
+    answered: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self.sinks)
+
+    @property
+    def name(self) -> str:
+        return self.op[:-1]
+
+    @property
+    def is_named(self) -> bool:
+        return bool(self.args[2])
+
+    def name_requests(self, ids: Iterator[bytes]) -> None:
+        self.args[2] = list(islice(ids, len(self.sinks)))
+
+    def takes(self, op: str, weight: int) -> bool:
+        """Whether there is room for such a request."""
+        return op == self.op and len(self.sinks) < BLOCK_REQUESTS_MAX and self.weight + weight <= BLOCK_BYTES_MAX
+
+    def add_put(self, key: str, data: bytes, weight: int, sink: Any) -> None:
+        """Add a put."""
+        args = self.args
+        args[0].append(key)
+        args[1].append(data)
+        self.weight += weight
+        self.sinks.append(sink)
+
+    def add_get(self, key: str, sink: Any) -> None:
+        """Add a get."""
+        self.args[0].append(key)
+        self.weight += GET_WEIGHT
+        self.sinks.append(sink)
+
+    def done(self) -> bool:
+        return all([sink.done() for sink in self.sinks])
+
+    def answer(self, payload: Any, token: str) -> None:
+        try:
+            results = self._results(payload, token)
+        except CrdtkvError as e:
+            self.fail(e)
+        except (TypeError, ValueError, IndexError, AttributeError) as e:
+            self.fail(self._unreadable(e))
+        else:
+            for sink, result in zip(self.sinks, results, strict=True):
+                if not sink.done():
+                    sink.set_result(result)
+
+    def _results(self, payload: Any, token: str) -> list[Any]:
+        count = len(self.sinks)
+        if self.op == "puts":
+            origin, seq, hlc = payload
+            return list(map(Commit, repeat(origin), range(seq, seq + count), range(hlc, hlc + count), repeat(token)))
+        if type(payload) is not list or len(payload) != count:
+            raise ValueError(f"not a list of {count} values")
+        return [None if value is None else decode_value(value) for value in payload]
+
+    def fail(self, error: CrdtkvError) -> None:
+        for sink in self.sinks:
+            if not sink.done():
+                sink.set_exception(error)
+                # Raised in several places, one exception would gather the traces of all of them.
+                error = error_from_parts(error.code, error.message, error.details, error.retryable, error.maybe_applied)
+
+    def single(self, at: int) -> Call:
+        """The request at a place, as a call of its own."""
+        request_id = None
+        if self.op == "puts":
+            keys, values, ids = self.args
+            call = Call("put", [keys[at], values[at]], _commit, _PUT_WEIGHT + len(keys[at]) + len(values[at]), True)
+            request_id = ids[at] if ids else None
+        else:
+            call = Call("get", [self.args[0][at]], _value_or_none, GET_WEIGHT)
+        call.request_id, call.sent_at, call.bound, call.deadline = request_id, self.sent_at, self.bound, self.deadline
+        call.sink = self.sinks[at]
+        return call
+
+    def drop_done(self) -> None:
+        """Drop the requests that are answered, or that nobody waits for any more."""
+        answered, self.answered = self.answered, set()
+        if answered or any([sink.done() for sink in self.sinks]):
+            left = [at for at, sink in enumerate(self.sinks) if at not in answered and not sink.done()]
+            self.args = [[column[at] for at in left] if column else column for column in self.args]
+            self.sinks = [self.sinks[at] for at in left]
+
+    def split(self, count: int) -> Block:
+        """Take the first so many requests off, as a block of their own."""
+        first = Block(self.op, [column[:count] for column in self.args], self.decode, 0, self.write)
+        first.sent_at, first.bound, first.deadline, first.sinks = self.sent_at, self.bound, self.deadline, self.sinks[:count]
+        first.weight = self.weight * count // len(self.sinks)
+        self.weight -= first.weight
+        self.args, self.sinks = [column[count:] for column in self.args], self.sinks[count:]
+        return first
+
+
+def puts() -> Block:
+    """An empty block of puts without expiry, at the node's durability."""
+    return Block("puts", [[], [], []], _commit, 0, True, sinks=[])
+
+
+def gets() -> Block:
+    """An empty block of gets that default to None."""
+    return Block("gets", [[]], _value_or_none, sinks=[])
 
 
 def new_request_ids(count: int) -> list[bytes]:
@@ -208,10 +386,15 @@ def _merged(payload: Any, token: str) -> MergeResult:
 # -- operations ---------------------------------------------------------------------------------------------------------
 
 
-def put(key: str, value: Any, ttl: float | None = None, durability: str | None = None) -> Call:
+def plain_put(key: str, value: Any) -> tuple[bytes, int]:
+    """Check a put; its value's bytes, and its weight."""
     encode_key(key)
     data = encode_value(value)
-    weight = 64 + len(key) + len(data)
+    return data, _PUT_WEIGHT + len(key) + len(data)
+
+
+def put(key: str, value: Any, ttl: float | None = None, durability: str | None = None) -> Call:
+    data, weight = plain_put(key, value)
     if ttl is None and durability is None and weight <= CALL_BYTES_MAX:
         return Call("put", [key, data], _commit, weight, True)
     args = [key, data] if ttl is None else [key, data, _seconds(ttl, "ttl")]
@@ -220,11 +403,11 @@ def put(key: str, value: Any, ttl: float | None = None, durability: str | None =
 
 def get(key: str, default: Any = None) -> Call:
     encode_key(key)
-    return Call("get", [key], _value_or(default), 64)
+    return Call("get", [key], _value_or(default), GET_WEIGHT)
 
 
 def get_item(key: str) -> Call:
-    return Call("get", [_key(key)], _value_or_raise(missing_key, key), 64)
+    return Call("get", [_key(key)], _value_or_raise(missing_key, key), GET_WEIGHT)
 
 
 def delete(key: str) -> Call:

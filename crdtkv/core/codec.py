@@ -36,6 +36,8 @@ decode_checked = _decode
 """`decode_value` for bytes that were checked when they came in, on the path of every read; raises whatever the decoder does."""
 _pack_header = msgpack.Packer(autoreset=True)
 _DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, TypeError, OverflowError)
+_ONE_FORM = frozenset({type(None), bool, int, str, bytes})
+"""Types of values that have one form, the encoder's."""
 _NAN = b"\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00"
 
 
@@ -179,6 +181,18 @@ def check_value(data: bytes) -> None:
         raise CorruptionError("value: not in canonical form")
 
 
+def are_plain_values(values: Sequence[bytes]) -> bool:
+    """Whether each is the canonical encoding of a text, bytes, a whole number, a boolean or None: a look at all of them at once.
+
+    If not, `check_value` of each decides.
+    """
+    try:
+        decoded = list(map(_decode, values))
+        return _ONE_FORM.issuperset(map(type, decoded)) and list(map(_encode, decoded)) == list(values)
+    except _DECODE_ERRORS:
+        return False
+
+
 def check_size(data: bytes, limit: int, what: str = "value") -> None:
     """Raise `ValueTooLargeError` if an encoded value is longer than `limit` bytes."""
     if len(data) > limit:
@@ -277,6 +291,17 @@ def register_slots_of(keys: Sequence[str]) -> list[bytes]:
     if "\x00" in "".join(keys):
         return [register_slot_of(key) for key in keys]
     return [f"{_SLOT_TEXT}{key}{_REGISTER_TEXT}".encode() for key in keys]
+
+
+def sure_register_slots(keys: Sequence[str]) -> list[bytes] | None:
+    """`register_slot_of` each key, checked all at once; None if that does not tell that each is one: then a look at each decides."""
+    try:
+        text = "".join(keys)  # raises for what is no text
+        if not text or not min(map(len, keys)) or max(map(len, keys)) > _KEY_CHARACTERS_SURE:
+            return None
+        return register_slots_of(keys)
+    except (TypeError, UnicodeEncodeError, InvalidKeyError):
+        return None
 
 
 def split_slot(slot: bytes) -> tuple[bytes, int, bytes]:

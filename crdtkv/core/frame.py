@@ -30,7 +30,7 @@ import msgspec
 
 from crdtkv.core.causality import SEQ_MAX, Origin, VersionVector, check_origin, check_region
 from crdtkv.core.clock import STAMP_MAX
-from crdtkv.core.codec import KEY_BYTES_MAX, TYPE_NAMES, SlotType, check_value, decode_checked, register_slots_of
+from crdtkv.core.codec import KEY_BYTES_MAX, TYPE_NAMES, SlotType, are_plain_values, check_value, register_slots_of
 from crdtkv.errors import ConfigError, CorruptionError, CrdtkvError, IncompatibleFormatError, ValueTooLargeError
 
 MAGIC: Final = b"\xc1"
@@ -116,8 +116,6 @@ _DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, TypeError, Ov
 
 
 _ARRAYS = frozenset({list, tuple})
-_ONE_FORM = frozenset({type(None), bool, int, str, bytes})
-"""Types of values that have one form, the encoder's."""
 _blake2b = hashlib.blake2b
 
 
@@ -433,11 +431,7 @@ def _is_surely_right(puts: Puts) -> bool:
         return False
     if puts.hlcs[0] == puts.hlcs[-1] and len(set(keys)) != len(keys):
         return False  # of one commit
-    try:
-        decoded = list(map(decode_checked, values))
-        return _ONE_FORM.issuperset(map(type, decoded)) and tuple(map(_encode, decoded)) == values
-    except _DECODE_ERRORS:
-        return False
+    return are_plain_values(values)
 
 
 def _check_row(row: Row, seq: int, base: int, control: bool) -> None:

@@ -402,35 +402,39 @@ class Replica:
             self._requests.note(request_id, origin, seq, hlc)
         return seq, hlc
 
-    def commit_puts(self, puts: Sequence[tuple[bytes, Delta, bytes | None]]) -> tuple[int, int]:
-        """`commit_put` of each `(slot, delta, request id)`, a commit each; the seq and stamp of the first.
+    def commit_puts(
+        self, slots: Sequence[bytes], keys: Sequence[str], values: Sequence[bytes], request_ids: Sequence[bytes | None]
+    ) -> tuple[int, int]:
+        """`commit_put` of each put of these columns, a commit each; the seq and stamp of the first.
 
         Those that follow have the next of both. What a commit costs beside its own bytes is paid once.
         """
         origin = self.origin
         if self.refusal is not None:
             raise self.refusal
-        count = len(puts)
+        count = len(slots)
         first_seq, first_hlc = self._vv.get(origin, 0) + 1, self.clock.issue_run(count)
         rows = self._rows
         if not rows:
             self._first_hlc = first_hlc
-        records: dict[bytes, bytes] = {}
-        made: list[Made] = []
-        seq, hlc, offset = first_seq, first_hlc, first_hlc - self._first_hlc
-        for slot, delta, request_id in puts:
-            records[slot] = encode_entries(((origin, seq, hlc, delta[2], None),))  # an `Entry`, as it is encoded
-            if request_id is None:
-                rows.append([offset, None, delta])
-            else:
-                rows.append([offset, {"r": request_id}, delta])
-                made.append(Made(request_id, origin, seq, hlc))
-            seq += 1
-            hlc += 1
-            offset += 1
-        self.state.put_all(records)
-        self._vv[origin] = seq - 1
-        self._requests.note_all(made)
+        seqs, hlcs = range(first_seq, first_seq + count), range(first_hlc, first_hlc + count)
+        offsets = range(first_hlc - self._first_hlc, first_hlc - self._first_hlc + count)
+        # An `Entry`, as it is encoded, for each.
+        records = [encode_entries(((origin, seq, hlc, value, None),)) for seq, hlc, value in zip(seqs, hlcs, values, strict=True)]
+        self.state.put_all(dict(zip(slots, records, strict=True)))
+        put = DeltaKind.REGISTER_PUT
+        rows += [
+            [offset, None if request_id is None else {"r": request_id}, [put, key, value]]
+            for offset, request_id, key, value in zip(offsets, request_ids, keys, values, strict=True)
+        ]
+        self._vv[origin] = first_seq + count - 1
+        self._requests.note_all(
+            [
+                Made(request_id, origin, seq, hlc)
+                for request_id, seq, hlc in zip(request_ids, seqs, hlcs, strict=True)
+                if request_id is not None
+            ]
+        )
         return first_seq, first_hlc
 
     def commit_add(self, slot: bytes, head: Head, delta: Delta) -> tuple[int, int]:

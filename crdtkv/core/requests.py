@@ -8,6 +8,7 @@ per fold of the state, not one per request.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import msgspec
 
@@ -60,6 +61,10 @@ class RequestWindow:
     def get(self, request_id: bytes) -> Made | None:
         """The commit that a request made, if it is remembered. O(1)."""
         return self._made.get(request_id)
+
+    def has_any(self, request_ids: Iterable[bytes]) -> bool:
+        """Whether one of these requests made a commit that is remembered. O(ids)."""
+        return not self._made.keys().isdisjoint(request_ids)
 
     def all(self) -> list[Made]:
         """Everything remembered, oldest first."""

@@ -40,6 +40,8 @@ from crdtkv.node.config import Limits
 from crdtkv.node.logging import event
 from crdtkv.node.worker import Row, StorageWorker, as_crdtkv_error
 from crdtkv.pb.v1 import kv_pb2, kv_pb2_grpc
+from crdtkv.results import ONE_BY_ONE
+from crdtkv.store.requests import BLOCKS
 from crdtkv.transport.errors import status_code, trailing_metadata
 
 Context = aio.ServicerContext[Any, Any]
@@ -47,6 +49,7 @@ S = TypeVar("S")
 R = TypeVar("R")
 
 PAGE_BYTES_MAX: Final = 256 << 10
+REPLIES_BYTES_MAX: Final = 4 * PAGE_BYTES_MAX
 WATCH_KEEPALIVE_S: Final = 5.0
 """An empty page after this much silence, so that a watcher can tell a quiet store from a lost one."""
 WATCH_ROWS_MAX: Final = 256
@@ -69,6 +72,26 @@ def encode_rows(rows: Sequence[Any], bytes_max: int = PAGE_BYTES_MAX) -> Iterato
         half = len(rows) // 2
         yield from encode_rows(rows[:half], bytes_max)
         yield from encode_rows(rows[half:], bytes_max)
+
+
+def encode_replies(replies: list[Any]) -> Iterator[bytes]:
+    """MessagePack lists that together hold `replies` in order, each under `REPLIES_BYTES_MAX` unless the answer to a single request is
+    larger. The answers to a block that come one by one may be in several of them."""
+    data = _encoder.encode(replies)
+    if len(data) <= REPLIES_BYTES_MAX:
+        yield data
+    elif len(replies) > 1:
+        half = len(replies) // 2
+        yield from encode_replies(replies[:half])
+        yield from encode_replies(replies[half:])
+    else:
+        number, status, payload = replies[0]
+        if status == ONE_BY_ONE and len(payload) > 1:
+            half = len(payload) // 2
+            yield from encode_replies([[number, status, payload[:half]]])
+            yield from encode_replies([[number, status, payload[half:]]])
+        else:
+            yield data
 
 
 def notifier(news: asyncio.Event) -> Callable[[], None]:
@@ -118,6 +141,7 @@ class _ClientSession:
         # Read and not yet handed to gRPC as a reply: replies that the client does not fetch count against its window.
         self._outstanding = 0
         self._replies: list[Any] = []
+        self._answered = 0  # requests that these answer
         self._token = ""
         self._changed = asyncio.Event()  # replies gathered, or nothing more will come
         self._room = asyncio.Event()  # the window has room
@@ -147,8 +171,7 @@ class _ClientSession:
                     rows = _requests.decode(data)
                 except msgspec.MsgspecError as e:
                     raise InvalidValueError(f"rows: not a list of requests [id, op, args, options]: {e}") from e
-                self._outstanding += len(rows)
-                self._worker.submit(rows, len(data), self._deliver, message.deadline_ms)
+                self._outstanding += self._worker.submit(rows, len(data), self._deliver, message.deadline_ms)
                 while self._outstanding > self._window_max:
                     self._room.clear()
                     await self._room.wait()
@@ -156,7 +179,8 @@ class _ClientSession:
             self._read_all = True
             self._changed.set()
 
-    def _deliver(self, replies: list[Any], token: str) -> None:
+    def _deliver(self, replies: list[Any], count: int, token: str) -> None:
+        self._answered += count
         if self._replies:
             self._replies.extend(replies)
         else:
@@ -171,10 +195,11 @@ class _ClientSession:
             self._changed.clear()
             while self._replies:
                 replies, self._replies = self._replies, []
+                answered, self._answered = self._answered, 0
                 token = self._token
-                for data in encode_rows(replies, PAGE_BYTES_MAX * 4):
+                for data in encode_replies(replies):
                     await self._context.write(kv_pb2.ReplyBatch(rows=data, token=token))
-                self._outstanding -= len(replies)
+                self._outstanding -= answered
                 self._room.set()
 
 
@@ -377,7 +402,7 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
         remaining_s = _remaining_s(context)
         answered: asyncio.Future[tuple[Any, str]] = asyncio.get_running_loop().create_future()
 
-        def deliver(replies: list[Row], token: str) -> None:
+        def deliver(replies: list[Row], count: int, token: str) -> None:
             if answered.done():  # the caller left
                 return
             _, status, payload = replies[0]
@@ -452,6 +477,8 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
             op, args, options = _row.decode(request.row)
         except msgspec.MsgspecError as e:
             raise InvalidValueError(f"row: not [op, args, options]: {e}") from e
+        if op in BLOCKS:
+            raise InvalidValueError(f"op: {op!r} stands for many requests, which a Session carries: send one, or open that", op=op)
         payload, token = await self._one(context, op, args, options)
         return kv_pb2.Row(row=_encoder.encode(payload), token=token)
 

@@ -55,7 +55,7 @@ from crdtkv.errors import (
     StoreClosedError,
 )
 from crdtkv.node.logging import LOGGER, event
-from crdtkv.store.requests import QUICK_OPS
+from crdtkv.store.requests import BLOCKS, QUICK_OPS, requests_of
 
 if TYPE_CHECKING:
     from crdtkv.results import Status
@@ -63,9 +63,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Row = Sequence[Any]
-"""A request `(id, op, args, options)` or a reply `[id, status, payload]`; see `proto/crdtkv/pb/v1/kv.proto`."""
-Deliver = Callable[[list[Any], str], None]
-"""Takes the replies to one message of requests, and the token that covers them; called in the loop."""
+"""Requests `(id, op, args, options)`, or their reply `[id, status, payload]`; see `proto/crdtkv/pb/v1/kv.proto`."""
+Deliver = Callable[[list[Any], int, str], None]
+"""Takes the replies to one message of requests, how many requests they answer, and the token that covers them; called in the loop."""
 Turn = Callable[[], float | None]
 """Runs in the writer after each turn; returns when it wants the next (`time.monotonic`), None: when there is work."""
 
@@ -117,14 +117,16 @@ class _Batch:
     ops: set[str]
     optioned: list[Row]
     """The requests whose options are a map."""
+    count: int
+    """How many requests its rows stand for."""
 
     @property
     def is_quick(self) -> bool:
         """Each of its requests touches a record or two and waits for nothing."""
-        return len(self.rows) <= QUICK_ROWS_MAX and self.ops <= QUICK_OPS and not any("durability" in row[3] for row in self.optioned)
+        return self.count <= QUICK_ROWS_MAX and self.ops <= QUICK_OPS and not any("durability" in row[3] for row in self.optioned)
 
     def expired(self, now: float) -> set[int]:
-        """The places of requests that are past their deadlines."""
+        """The places of rows that are past their deadlines."""
         waited_ms = (now - self.arrived) * 1000
         own = [row[3]["deadline_ms"] for row in self.optioned if "deadline_ms" in row[3]]
         if not own and not 0 < self.deadline_ms <= waited_ms:
@@ -224,37 +226,42 @@ class StorageWorker:
 
     # -- called by the loop ---------------------------------------------------------------------------------------
 
-    def submit(self, rows: Sequence[Row], size: int, deliver: Deliver, deadline_ms: int = 0) -> None:
-        """Execute one message's requests with the next group; `deliver` gets one reply row per request, in order.
+    def submit(self, rows: Sequence[Row], size: int, deliver: Deliver, deadline_ms: int = 0) -> int:
+        """Execute one message's requests with the next group; `deliver` gets one reply for each row, in order.
 
         Args:
             rows: well-formed request rows.
             size: bytes they had on the wire.
             deadline_ms: how long those that do not say so themselves may wait; 0: for ever.
+        Returns:
+            How many requests the rows stand for.
         """
         refusal: CrdtkvError
+        ops = {row[1] for row in rows}
+        count = len(rows) if ops.isdisjoint(BLOCKS) else sum(map(requests_of, rows))
         if self._stopping:
             refusal = StoreClosedError("the node is shutting down; use another endpoint", retryable=True)
-        elif self.queued and self.queued + len(rows) > self._queued_max:
+        elif self.queued and self.queued + count > self._queued_max:
             refusal = OverloadedError(
                 f"{self.queued} requests are waiting, the limit is {self._queued_max}; try again later",
                 limit=self._queued_max,
                 retry_after_ms=100,
             )
         elif not rows:
-            return
+            return 0
         else:
-            self.queued += len(rows)
+            self.queued += count
             self._idle.clear()
-            ops, optioned = {row[1] for row in rows}, [row for row in rows if type(row[3]) is dict]
-            batch = _Batch(rows, size, deliver, time.monotonic(), deadline_ms, ops, optioned)
-            cost = len(rows) if batch.is_quick else QUICK_ROWS_MAX + 1
+            optioned = [row for row in rows if type(row[3]) is dict]
+            batch = _Batch(rows, size, deliver, time.monotonic(), deadline_ms, ops, optioned, count)
+            cost = count if batch.is_quick else QUICK_ROWS_MAX + 1
             with self._work:
                 self._batches.append(batch)
                 self._ask(cost, size)
-            return
-        self.refused[refusal.code] += len(rows)
-        deliver([error_row(row[0], refusal) for row in rows], "")
+            return count
+        self.refused[refusal.code] += count
+        deliver([error_row(row[0], refusal) for row in rows], count, "")
+        return count
 
     def task(self, function: Callable[[], None], size: int | None = None) -> None:
         """Run something in a turn, in order, before the group. Any thread; dropped after `stop`.
@@ -488,10 +495,10 @@ class StorageWorker:
             while batches and (self._stopping or batches[0].arrived <= until):
                 group.append(batches.popleft())
             return group
-        while batches and (not group or (rows + len(batches[0].rows) <= GROUP_ROWS_MAX and size + batches[0].size <= GROUP_BYTES_MAX)):
+        while batches and (not group or (rows + batches[0].count <= GROUP_ROWS_MAX and size + batches[0].size <= GROUP_BYTES_MAX)):
             batch = batches.popleft()
             group.append(batch)
-            rows += len(batch.rows)
+            rows += batch.count
             size += batch.size
         return group
 
@@ -499,15 +506,15 @@ class StorageWorker:
         """What tells a group that waited for too long to come again."""
         text = f"{self.occupied}: try again in a moment, or use another endpoint"
         refusal = RegionUnavailableError(text, retry_after_ms=HELD_RETRY_MS)
-        self.errors[refusal.code] += sum(len(batch.rows) for batch in group)
-        return partial(self._deliver, [(batch.deliver, [error_row(row[0], refusal) for row in batch.rows]) for batch in group], "")
+        self.errors[refusal.code] += sum(batch.count for batch in group)
+        return partial(self._deliver, [(batch, [error_row(row[0], refusal) for row in batch.rows]) for batch in group], "")
 
-    def _deliver(self, parts: Sequence[tuple[Deliver, list[Any]]], token: str) -> None:
+    def _deliver(self, parts: Sequence[tuple[_Batch, list[Any]]], token: str) -> None:
         """In the loop: hand replies to whoever asked."""
-        for give, part in parts:
-            self.queued -= len(part)
-            self.answered += len(part)
-            give(part, token)
+        for batch, part in parts:
+            self.queued -= batch.count
+            self.answered += batch.count
+            batch.deliver(part, batch.count, token)
         if not self.queued:
             self._idle.set()
 
@@ -516,8 +523,10 @@ class StorageWorker:
         now = time.monotonic()
         expired = [batch.expired(now) for batch in group]
         requests: list[Row] = []
+        asked = 0
         for batch, late in zip(group, expired, strict=True):
             requests += [row for at, row in enumerate(batch.rows) if at not in late] if late else batch.rows
+            asked += batch.count - sum(requests_of(batch.rows[at]) for at in late)
         token = ""
         position = 0
         replies: list[Any] = []
@@ -530,7 +539,7 @@ class StorageWorker:
                 if executed.errors:
                     self.errors.update(executed.errors)
                     failed = sum(executed.errors.values())
-                self.reads += max(0, len(requests) - executed.commits - failed)
+                self.reads += max(0, asked - executed.commits - failed)
                 if self.status is not None and any("status" in batch.ops for batch in group):
                     status = self.status().to_wire()
                     replies = [[r[0], 0, status] if q[1] == "status" and not r[1] else r for q, r in zip(requests, replies, strict=True)]
@@ -541,20 +550,20 @@ class StorageWorker:
                     # The store answers nothing more until it is opened again, which recovers it to what its log holds.
                     self._post((self._on_failed,))
                 failure = as_crdtkv_error(e)
-                self.errors[failure.code] += len(requests)
+                self.errors[failure.code] += asked
                 replies = [error_row(row[0], failure) for row in requests]
         # One group holds the messages in order, and `replies` follows `requests`: so each message gets a slice.
-        parts: list[tuple[Deliver, list[Any]]] = []
+        parts: list[tuple[_Batch, list[Any]]] = []
         start = 0
         for batch, late in zip(group, expired, strict=True):
             end = start + len(batch.rows) - len(late)
             part = replies[start:end]
             start = end
             if late:
-                self.errors[DeadlineExceededError.code] += len(late)
+                self.errors[DeadlineExceededError.code] += sum(requests_of(batch.rows[at]) for at in late)
                 answered = iter(part)
                 part = [_too_late(row) if at in late else next(answered) for at, row in enumerate(batch.rows)]
-            parts.append((batch.deliver, part))
+            parts.append((batch, part))
 
         return position, partial(self._deliver, parts, token)
 

@@ -258,11 +258,13 @@ class Machine:
             self.fail(e)
             raise
 
-    def transact_puts(self, puts: Sequence[tuple[bytes, Delta, bytes | None]]) -> tuple[int, int]:
-        """`transact_put` of each `(slot, delta, request id)`; the seq and stamp of the first, those that follow have the next of both."""
+    def transact_puts(
+        self, slots: Sequence[bytes], keys: Sequence[str], values: Sequence[bytes], request_ids: Sequence[bytes | None]
+    ) -> tuple[int, int]:
+        """`transact_put` of each put of these columns; the seq and stamp of the first, those that follow have the next of both."""
         assert not self.replica.is_watched, "what a commit changes visibly is told commit by commit"
         try:
-            return self.replica.commit_puts(puts)
+            return self.replica.commit_puts(slots, keys, values, request_ids)
         except REFUSED:
             raise  # nothing has changed
         except BaseException as e:

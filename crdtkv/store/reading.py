@@ -6,7 +6,7 @@ reads are safe from any thread, because a record changes as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from crdtkv.core.causality import Origin
 from crdtkv.core.codec import TYPE_NAMES, SlotType, register_slot, slot_of, split_slot, type_range
@@ -39,6 +39,23 @@ class Reader:
         if len(entries) == 1 and entries[0].expiry is None:
             return entries[0]
         return visible(entries, self._replica.now_ms()) if entries else None
+
+    def values(self, slots: Sequence[bytes]) -> list[bytes | None]:
+        """What `entry` says of each slot, of which the value alone."""
+        if self._purges.active:
+            return [None if (entry := self.entry(slot)) is None else entry.value for slot in slots]
+        values: list[bytes | None] = []
+        for record in self._state.get_all(slots):
+            if record is None:
+                values.append(None)
+                continue
+            entries = decode_entries(record)
+            if len(entries) == 1 and entries[0].expiry is None:
+                values.append(entries[0].value)
+            else:
+                entry = visible(entries, self._replica.now_ms())
+                values.append(None if entry is None else entry.value)
+        return values
 
     def register(self, key: bytes) -> Entry | None:
         """The visible entry of a key's register."""

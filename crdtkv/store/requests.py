@@ -1,6 +1,6 @@
 """Requests as rows: what a node's clients ask, run as one group.
 
-A request is `[id, op, args, options]`, its reply `[id, 0, payload]` or `[id, 1, [code, message, details, retryable,
+A request is `[id, op, args, options]`, its reply `[id, OK, payload]` or `[id, FAILED, [code, message, details, retryable,
 maybe_applied]]`. All requests of a group run in order under one hold of the store's lock; each writing one is its own
 commit, and all the commits of the group are one frame and one append. Nothing here waits for the disk: whoever runs the
 group does, without the lock. A request that fails changes nothing and stops
@@ -8,6 +8,12 @@ nobody else. Values and elements are canonical bytes both ways; they are checked
 
 A writing request may carry an id (`options["rid"]`, or the id itself in place of options that hold nothing else): a second
 request with it makes no second commit.
+
+A *block* is a row that stands for many requests of one kind, with a column for each of their arguments: `puts` has `[keys, values, ids]`
+(`ids` null if they have none), `gets` has `[keys]`. It means what as many rows would mean, and one reply answers it: `[id, OK, [origin,
+seq, hlc]]`, the first put's commit, the others having the next seqs and stamps; `[id, OK, values]`, null where nothing is; `[id, FAILED,
+error]` if each failed alike; else `[id, ONE_BY_ONE, replies]`, those of its requests, numbered from 0. What a request costs beside its own
+bytes is paid once a block; one that needs a closer look (a collection is at a key, an id is known) is taken apart.
 
 Puts that follow each other, the commonest case by far, gather in a *run*, each checked as it comes; whatever else follows, or
 the end of the group, commits them in one step. So a put pays for its own bytes, and hardly for anything else.
@@ -21,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crdtkv.core.codec import (
     SlotType,
+    are_plain_values,
     check_size,
     check_value,
     decode_value,
@@ -29,9 +36,11 @@ from crdtkv.core.codec import (
     number_to_wire,
     register_slot_of,
     slot_of,
+    sure_register_slots,
 )
 from crdtkv.core.frame import Delta, DeltaKind
 from crdtkv.errors import CorruptionError, CrdtkvError, InvalidValueError, missing_element
+from crdtkv.results import FAILED, OK, ONE_BY_ONE
 from crdtkv.store.handles import encode_field
 from crdtkv.store.machine import REFUSED
 from crdtkv.store.settings import check_durability
@@ -40,12 +49,16 @@ from crdtkv.store.transaction import Transaction
 if TYPE_CHECKING:
     from crdtkv.store.store import Store
 
+BLOCKS = frozenset(("puts", "gets"))
+"""Operations whose row stands for as many requests as it has keys."""
+BLOCK_ANSWER_BYTES = 1 << 20
+"""The values of a block's reads are answered one by one if they hold more together: a reply can then be sent in parts."""
 REQUEST_ID_BYTES_MAX = 64
 SEAL_BYTES = 1 << 20
 """A group's frame is closed, and another begun, once its requests hold this many bytes."""
 
 QUICK_OPS = frozenset(
-    ("put", "get", "sadd", "sdiscard", "sremove", "scontains", "cincr", "cget", "hput", "hget", "hdel", "hcontains"),
+    ("put", "get", "puts", "gets", "sadd", "sdiscard", "sremove", "scontains", "cincr", "cget", "hput", "hget", "hdel", "hcontains"),
 )
 """Operations that read and write a few records, however much is stored: a group of a few of them is done in well under a
 millisecond, and needs no fold."""
@@ -66,38 +79,21 @@ class Executed(NamedTuple):
     errors: Mapping[str, int] = {}
 
 
+def requests_of(row: Sequence[Any]) -> int:
+    """How many requests a row stands for."""
+    args = row[2]
+    return max(1, len(args[0])) if row[1] in BLOCKS and args and type(args[0]) is list else 1
+
+
 def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
     """Run a group. Called with the store's lock held."""
     group = _Group(store)
     before = store._machine.own_seq()
     replies: list[list[Any]] = []
-    reply = replies.append
-    put, get = group.put, group.get
     for request in requests:
-        row: list[Any] = [0, 0, None]
-        reply(row)
-        try:
-            row[0], op, args, options = request
-            rid = None
-            if options:
-                if type(options) is bytes:
-                    rid = options
-                else:
-                    rid = options.get("rid")
-                    if "durability" in options:
-                        group.ask(check_durability(options["durability"]))
-            if op == "put":
-                put(row, rid, *args)
-            elif op == "get":
-                row[2] = get(*args)
-            else:
-                row[2] = group.run(op, args, rid)
-        except CrdtkvError as e:
-            group.refuse(row, e)
-        except (TypeError, ValueError, AttributeError) as e:
-            group.refuse(row, InvalidValueError(f"request: wrong arguments: {e}"))
-        if group.bytes >= SEAL_BYTES:
-            group.seal()
+        row: list[Any] = [0, OK, None]
+        replies.append(row)
+        group.answer(row, request)
     position = group.seal()
     made = store._machine.own_seq() - before
     return Executed(replies, store._watches.token(position), position, group.level, made, group.errors)
@@ -119,16 +115,50 @@ class _Group:
         self.sync = False
         self.level: str | None = None
         self._origin = store._machine.origin
-        self._puts: list[tuple[bytes, Delta, bytes | None]] = []
-        """The run: slot, delta and request id of puts that are checked and not committed."""
-        self._replies: list[list[Any]] = []
-        """Theirs, to be filled in."""
+        # The run, in columns: the puts that are checked and not committed. `ids` holds None for those without one.
+        self._slots: list[bytes] = []
+        self._keys: list[str] = []
+        self._values: list[bytes] = []
+        self._ids: list[bytes | None] = []
+        self._replies: list[tuple[list[Any], int, int | None]] = []
+        """To be filled in when it is: a row, the place of its first put, and how many those of a block are."""
         self.errors: Counter[str] = Counter()
 
-    def refuse(self, row: list[Any], error: CrdtkvError) -> None:
-        """Make a reply say that its request failed."""
-        row[1:] = 1, [error.code, error.message, error.details, error.retryable, error.maybe_applied]
-        self.errors[error.code] += 1
+    def answer(self, row: list[Any], request: Sequence[Any]) -> None:
+        """Run one request; its reply is filled in now, or when the run is committed."""
+        count = 1
+        try:
+            row[0], op, args, options = request
+            rid = None
+            if options:
+                if type(options) is bytes:
+                    rid = options
+                else:
+                    rid = options.get("rid")
+                    if "durability" in options:
+                        self.ask(check_durability(options["durability"]))
+            if op == "put":
+                self.put(row, rid, *args)
+            elif op == "get":
+                row[2] = self.get(*args)
+            elif op in BLOCKS:
+                if rid is not None:
+                    raise InvalidValueError(f"{op}: the ids of its requests are a column of it, not an option", field="rid")
+                count = requests_of(request)
+                self.puts(row, *args) if op == "puts" else self.gets(row, *args)
+            else:
+                row[2] = self.run(op, args, rid)
+        except CrdtkvError as e:
+            self.refuse(row, e, count)
+        except (TypeError, ValueError, AttributeError) as e:
+            self.refuse(row, InvalidValueError(f"request: wrong arguments: {e}"), count)
+        if self.bytes >= SEAL_BYTES:
+            self.seal()
+
+    def refuse(self, row: list[Any], error: CrdtkvError, count: int = 1) -> None:
+        """Make a reply say that its request failed, or so many that it answers."""
+        row[1:] = FAILED, [error.code, error.message, error.details, error.retryable, error.maybe_applied]
+        self.errors[error.code] += count
 
     def ask(self, level: str) -> None:
         """A request wants to be so durable."""
@@ -140,7 +170,7 @@ class _Group:
     def seal(self) -> int:
         """Close the frame in the making and append it; the log's end."""
         self.bytes = 0
-        if self._puts:
+        if self._slots:
             self._commit_puts()
         try:
             position = self._machine.seal(sync=self.sync)
@@ -155,7 +185,7 @@ class _Group:
         return position
 
     def run(self, op: str, args: list[Any], rid: bytes | None) -> Any:
-        if self._puts:
+        if self._slots:
             self._commit_puts()
         write = _WRITES.get(op)
         if write is not None:
@@ -187,36 +217,85 @@ class _Group:
             self._reader.require(encode_key(key), SlotType.REGISTER)
         self.bytes += len(value) + len(slot) + 32
         if ttl is None:
-            self._puts.append((slot, [DeltaKind.REGISTER_PUT, key, value], rid))
-            self._replies.append(row)
+            self._replies.append((row, len(self._slots), None))
+            self._slots.append(slot)
+            self._keys.append(key)
+            self._values.append(value)
+            self._ids.append(rid)
         else:
             delta = [DeltaKind.REGISTER_PUT, key, value, self.expiry(ttl)]
-            if self._puts:
+            if self._slots:
                 self._commit_puts()
             row[2] = self._write_one([delta], rid)
 
+    def puts(self, row: list[Any], keys: list[str], values: list[bytes], ids: list[bytes] | None = None) -> None:
+        """`put` of each, checked all at once if that will do."""
+        count = _columns("puts", keys, values, ids)
+        slots = sure_register_slots(keys)
+        if slots is None or not self._are_right(keys, values, ids):
+            rids = [None] * count if ids is None else ids
+            self._one_by_one(row, [("put", [key, value], rid) for key, value, rid in zip(keys, values, rids, strict=True)])
+            return
+        if self._machine.blocked:
+            self._machine.check_writable()
+        self.bytes += sum(map(len, values)) + sum(map(len, slots)) + 32 * count
+        self._replies.append((row, len(self._slots), count))
+        self._slots += slots
+        self._keys += keys
+        self._values += values
+        self._ids += [None] * count if ids is None else ids
+
+    def _are_right(self, keys: list[str], values: list[bytes], ids: list[bytes] | None) -> bool:
+        """Whether a look at all puts of a block at once finds nothing that is to be looked at more closely."""
+        if set(map(type, values)) != {bytes} or max(map(len, values)) > self._value_max or sum(map(len, values)) > SEAL_BYTES:
+            return False
+        if ids is not None:
+            if set(map(type, ids)) != {bytes} or not 0 < min(map(len, ids)) <= max(map(len, ids)) <= REQUEST_ID_BYTES_MAX:
+                return False
+            if self._replica.requests.has_any(ids):
+                return False
+        if self._heads.exist and any(self._heads.get(key.encode()) is not None for key in keys):
+            return False
+        return are_plain_values(values) or _are_values(values)
+
+    def _one_by_one(self, row: list[Any], requests: list[tuple[str, list[Any], bytes | None]]) -> None:
+        """Answer the requests of a block each by itself."""
+        replies: list[list[Any]] = [[at, OK, None] for at in range(len(requests))]
+        row[1:] = ONE_BY_ONE, replies
+        for reply, request in zip(replies, requests, strict=True):
+            self.answer(reply, (reply[0], *request))
+
     def _commit_puts(self) -> None:
         """Commit the run and fill in its replies."""
-        puts, self._puts = self._puts, []
-        replies, self._replies = self._replies, []
-        if self._replica.is_watched or _is_any_repeated([rid for _, _, rid in puts]):
-            for row, (_, delta, rid) in zip(replies, puts, strict=True):
-                try:
-                    row[2] = self._known(rid) or self._write_one([delta], rid)
-                except CrdtkvError as e:
-                    self.refuse(row, e)
+        slots, keys, values, ids, replies = self._slots, self._keys, self._values, self._ids, self._replies
+        self._slots, self._keys, self._values, self._ids, self._replies = [], [], [], [], []
+        if self._replica.is_watched or _is_any_repeated(ids):
+            puts = list(zip(keys, values, ids, strict=True))
+            for row, first, count in replies:
+                if count is None:
+                    self._put_alone(row, *puts[first])
+                    continue
+                alone: list[list[Any]] = [[at, OK, None] for at in range(count)]
+                row[1:] = ONE_BY_ONE, alone
+                for reply, put in zip(alone, puts[first : first + count], strict=True):
+                    self._put_alone(reply, *put)
             return
         try:
-            seq, hlc = self._machine.transact_puts(puts)
+            seq, hlc = self._machine.transact_puts(slots, keys, values, ids)
         except REFUSED as e:
-            for row in replies:
-                self.refuse(row, e)
+            for row, _, count in replies:
+                self.refuse(row, e, count or 1)
             return
         origin = self._origin
-        for row in replies:
-            row[2] = [origin, seq, hlc]
-            seq += 1
-            hlc += 1
+        for row, first, _ in replies:
+            row[2] = [origin, seq + first, hlc + first]
+
+    def _put_alone(self, row: list[Any], key: str, value: bytes, rid: bytes | None) -> None:
+        """Commit a put of the run by itself."""
+        try:
+            row[2] = self._known(rid) or self._write_one([[DeltaKind.REGISTER_PUT, key, value]], rid)
+        except CrdtkvError as e:
+            self.refuse(row, e)
 
     def _write_one(self, deltas: list[Delta], rid: bytes | None) -> list[Any]:
         seq, hlc = self._machine.transact(deltas, rid)
@@ -265,13 +344,25 @@ class _Group:
 
     def get(self, key: str) -> bytes | None:
         """The commonest read."""
-        if self._puts:
+        if self._slots:
             self._commit_puts()
         entry = self._reader.entry(register_slot_of(key))
         if entry is not None:
             return entry.value
         self._store._not_another_type(key, SlotType.REGISTER)
         return None
+
+    def gets(self, row: list[Any], keys: list[str]) -> None:
+        """`get` of each, all at once if that will do."""
+        _columns("gets", keys)
+        if self._slots:
+            self._commit_puts()
+        slots = sure_register_slots(keys)
+        values = None if slots is None else self._reader.values(slots)
+        if values is None or (self._heads.exist and None in values) or sum(len(v) for v in values if v is not None) > BLOCK_ANSWER_BYTES:
+            self._one_by_one(row, [("get", [key], None) for key in keys])
+        else:
+            row[2] = values
 
     def contains(self, key: str, element: Any) -> bool:
         self.check(element, "element")
@@ -313,9 +404,26 @@ class _Group:
         return self._store.status().to_wire()
 
 
-def _is_any_repeated(rids: list[bytes | None]) -> bool:
+def _columns(op: str, keys: object, *columns: object) -> int:
+    """How many requests a block stands for; each of its columns, if it is not None, must have an item for each."""
+    if type(keys) is not list or not keys or any(c is not None and (type(c) is not list or len(c) != len(keys)) for c in columns):
+        raise InvalidValueError(f"{op}: its columns must be lists of one length, at least 1", op=op)
+    return len(keys)
+
+
+def _are_values(values: list[bytes]) -> bool:
+    """Whether each passes `check_value`."""
+    try:
+        for value in values:
+            check_value(value)
+    except CorruptionError:
+        return False
+    return True
+
+
+def _is_any_repeated(ids: list[bytes | None]) -> bool:
     """Whether two of the requests are the same one."""
-    given = [rid for rid in rids if rid is not None]
+    given = [rid for rid in ids if rid is not None]
     return len(set(given)) < len(given)
 
 

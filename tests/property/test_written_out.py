@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from crdtkv.core.codec import encode_value
 from crdtkv.errors import CrdtkvError
+from crdtkv.results import FAILED, OK, ONE_BY_ONE
 from crdtkv.store import Settings, Store
 from crdtkv.store.batch import Batch
-from tests.plainly import Twins
+from tests.plainly import PlainReplica, Twins
 from tests.stores import Clock
 
 Call = tuple[Any, ...]
@@ -113,6 +115,34 @@ def group(store: Store, made: list[Call], name: str = "") -> object:
     return store.execute(rows)[0]
 
 
+def blocks(store: Store, made: list[Call]) -> list[Any]:
+    """Rows as a node's clients send them, blocks among them; what each request is answered. The plain twin is asked for each by itself."""
+    if isinstance(store._replica, PlainReplica):
+        alone = [one for op, columns in made for one in _alone(op, columns)]
+        return [(status, payload) for _, status, payload in store.execute([(0, *one) for one in alone]).replies]
+    executed = store.execute([(n, op, columns[:3] if op == "puts" else columns[:1], None) for n, (op, columns) in enumerate(made)])
+    answers: list[Any] = []
+    for (op, columns), (_, status, payload) in zip(made, executed.replies, strict=True):
+        count = len(columns[0])
+        if status == ONE_BY_ONE:
+            assert [at for at, *_ in payload] == list(range(count))
+            answers += [(status, payload) for _, status, payload in payload]
+        elif status == OK and op == "puts":
+            answers += [(OK, [payload[0], payload[1] + n, payload[2] + n]) for n in range(count)]
+        else:
+            answers += [(OK, value) for value in payload] if status == OK else [(FAILED, payload)] * count
+    assert executed.errors == Counter(payload[0] for status, payload in answers if status == FAILED)
+    return answers
+
+
+def _alone(op: str, columns: Any) -> list[tuple[str, list[Any], Any]]:
+    """The requests of a block, each by itself."""
+    if op == "gets":
+        return [("get", [key], None) for key in columns[0]]
+    keys, values, ids = columns
+    return [("put", [key, value], rid) for key, value, rid in zip(keys, values, ids or [None] * len(keys), strict=True)]
+
+
 def run(made: list[Any], regions: tuple[str, ...], gather: int, watched: bool) -> None:
     """Do all that was made on one region's twins each, and compare."""
     clock = Clock()
@@ -129,6 +159,8 @@ def run(made: list[Any], regions: tuple[str, ...], gather: int, watched: bool) -
                     ask = partial(batch, made=what[0], between=what[1])
                 case "group":
                     ask = partial(group, made=what[0], name=what[1])
+                case "blocks":
+                    ask = partial(blocks, made=what[0])
                 case "call":
                     ask = partial(call_on, one=what[0])
                 case "digest":
@@ -198,3 +230,33 @@ frames = st.one_of(
 @given(st.lists(frames, min_size=6, max_size=20), st.booleans())
 def test_frames_of_puts_are_applied_as_one_by_one(made: list[Any], watched: bool) -> None:
     run(made, ("ap", "eu", "us"), 1, watched)
+
+
+asked_keys: Any = st.sampled_from(["a", "b", "c", "é", "n\0l", "x" * 300, "", "\ud800", 5])
+plain_values = [encode_value(value) for value in ("one", 7, None, 2.5, {"m": [1.0]})]
+asked_values: Any = st.sampled_from([*plain_values, b"\xc1", b"\xcd\x00\x01", "text"])
+ids: Any = st.sampled_from([b"1", b"2", b"3", b"4", b"x" * 65])
+a_put = st.tuples(st.sampled_from(["a", "b", "c"]), st.sampled_from([encode_value("one"), encode_value(7)]), ids)
+any_put = st.tuples(asked_keys, asked_values, ids)
+columns_of_puts = st.one_of(st.lists(a_put, min_size=1, max_size=5), st.lists(any_put, min_size=1, max_size=5)).map(
+    lambda puts: [list(column) for column in zip(*puts, strict=True)]
+)
+rows = st.one_of(
+    st.tuples(st.just("puts"), columns_of_puts),
+    st.tuples(st.just("puts"), columns_of_puts.map(lambda columns: [*columns[:2], None])),
+    st.tuples(st.just("gets"), st.lists(asked_keys, min_size=1, max_size=4).map(lambda keys: [keys])),
+    st.tuples(st.just("gets"), st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=4).map(lambda keys: [keys])),
+)
+asked = st.one_of(
+    *[st.tuples(st.just("blocks"), sides, st.lists(rows, min_size=1, max_size=4))] * 4,
+    st.tuples(st.just("call"), sides, changes),
+    st.tuples(st.just("call"), sides, st.tuples(st.just("put_ttl"), few, values, ttls)),
+    st.tuples(st.just("merge"), sides, sides),
+    st.tuples(st.sampled_from(["tick", "wait"]), sides, st.integers(1, 10_000)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(asked, max_size=12), st.booleans())
+def test_a_block_is_answered_as_its_requests_are_one_by_one(made: list[Any], watched: bool) -> None:
+    run(made, ("eu", "us"), 1, watched)

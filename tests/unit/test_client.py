@@ -397,7 +397,7 @@ def test_waiting_requests_are_bounded(node: FakeNode, client: Client, monkeypatc
     wait_until(lambda: node.ops["get"] == 2)
     for thread in threads[2:]:
         thread.start()
-    wait_until(lambda: len(client._core.session.pending) == 3)
+    wait_until(lambda: client._core.session.pending.requests == 3)
     with pytest.raises(OverloadedError) as refused:
         client.get("k")
     assert refused.value.retryable and refused.value.details["limit"] == 3

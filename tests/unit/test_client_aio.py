@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from crdtkv.client import queues, wire
 from crdtkv.client import session as session_module
 from crdtkv.client.aio import AsyncClient, connect
 from crdtkv.errors import (
@@ -127,8 +128,10 @@ def test_what_gathers_behind_a_message_travels_in_the_next(node: FakeNode) -> No
 
 
 def test_messages_are_bounded(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "MESSAGE_ROWS_MAX", 10)
-    monkeypatch.setattr(session_module, "MESSAGE_TARGET_BYTES", 1000)
+    monkeypatch.setattr(queues, "MESSAGE_REQUESTS_MAX", 10)
+    monkeypatch.setattr(queues, "MESSAGE_TARGET_BYTES", 1000)
+    monkeypatch.setattr(session_module, "MESSAGE_REQUESTS_MAX", 10)
+    monkeypatch.setattr(wire, "BLOCK_BYTES_MAX", 1000)
 
     async def body(client: AsyncClient) -> None:
         await client.get("warm")
@@ -170,9 +173,9 @@ def test_what_a_node_that_stands_still_misses_waits_here_and_not_in_a_queue_of_m
         await wait_until(lambda: node.ops["put"] == messages_max)
         assert session.messages - before == messages_max
         node.hold = set()
-        last = session._in_flight[max(session._in_flight)]
-        session._receive(msgspec.msgpack.encode([(max(session._in_flight), 0, ["us@1-00000000", 1, 1])]), "")
-        assert last.sink.done()
+        last = session._in_flight.get(session._in_flight.ids[-1])
+        session._receive(msgspec.msgpack.encode([(session._in_flight.ids[-1], 0, ["us@1-00000000", 1, 1])]), "")
+        assert last is not None and last.done()
         await asyncio.gather(*calls[messages_max - 1 :])
         assert session.messages - before == messages_max + 1, "all that gathered went in one"
         for call in calls:

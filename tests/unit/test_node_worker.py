@@ -100,7 +100,7 @@ class Client:
     def send(self, *ids: int, options: dict[str, Any] | None = None, op: str = "echo", size: int = 10, deadline_ms: int = 0) -> None:
         self.worker.submit([(n, op, [n], options) for n in ids], size, self.deliver, deadline_ms)
 
-    def deliver(self, replies: list[Any], token: str) -> None:
+    def deliver(self, replies: list[Any], count: int, token: str) -> None:
         self.replies += replies
         self.token = token or self.token
         self.changed.set()
@@ -157,6 +157,24 @@ def test_a_group_has_a_bound_and_what_is_over_it_makes_the_next() -> None:
             store.gate.set()
             await client.until(1 + 3 * half)
             assert store.groups == [1, half, half, half]
+
+    run(check)
+
+
+def test_a_block_counts_as_many_requests_as_it_stands_for() -> None:
+    async def check() -> None:
+        store = FakeStore()
+        async with working(store, queued_max=5) as worker:
+            client = Client(worker)
+            client.send(1, 2)
+            await entered(store)
+            assert worker.submit([(3, "gets", [["a", "b", "c"]], None)], 10, client.deliver) == 3 and worker.queued == 5
+            assert worker.submit([(4, "gets", [["a", "b"]], None)], 10, client.deliver) == 2
+            ((number, status, payload),) = await client.until(1)
+            assert (number, status, payload[0]) == (4, 1, "OverloadedError") and worker.refused["OverloadedError"] == 2
+            store.gate.set()
+            await client.until(4)
+            assert worker.queued == 0 and worker.answered == 5
 
     run(check)
 
