@@ -12,10 +12,13 @@ from dataclasses import replace
 from typing import TypeVar
 from unittest.mock import patch
 
+import msgspec
+
 from crdtkv.core.causality import Origin, make_origin
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.heads import Head
-from crdtkv.core.replica import Replica, enters_digest
+from crdtkv.core.journal import JOURNAL_SPACE, Record
+from crdtkv.core.replica import META_KEY, Meta, Replica, enters_digest
 from crdtkv.core.state import hash_record
 from crdtkv.core.types.registry import APPLY
 from crdtkv.errors import CrdtkvError
@@ -159,12 +162,18 @@ class Twins:
             store.close()
 
 
-def _inside(store: Store) -> tuple[list[bytes], dict[bytes, bytes], dict[Origin, int], int]:
+def _inside(store: Store) -> tuple[list[bytes], dict[bytes, bytes], list[Record], dict[Origin, int], int]:
     machine = store._machine
     machine.seal()
     machine.fold()
     frames, _ = machine.log.read(machine.log.start(), bytes_max=1 << 30)
     records = dict(machine.engine.scan(b"", None))
+    journal = list(machine.replica.journal.records())  # what it keeps together, the plain one keeps one by one
+    records = {key: record for key, record in records.items() if key[:1] != JOURNAL_SPACE}
+    if META_KEY in records:
+        meta = msgspec.msgpack.decode(records[META_KEY], type=Meta)
+        meta.journal.size_bytes = meta.journal.oldest = 0
+        records[META_KEY] = msgspec.msgpack.encode(meta)
     digest = sum(hash_record(slot, r) for slot, r in records.items() if slot[:1] == b"d" and enters_digest(slot, r)) % (1 << 128)
     assert machine.replica.digest() == digest
-    return [frame.data for frame in frames], records, dict(machine.vv()), digest
+    return [frame.data for frame in frames], records, journal, dict(machine.vv()), digest

@@ -27,7 +27,7 @@ from crdtkv.core.journal import (
     RULE_LWW,
     RULE_WRITE_SURVIVES,
     Journal,
-    Met,
+    PutMet,
     Update,
 )
 from crdtkv.core.removals import Removal, Removals
@@ -224,8 +224,10 @@ class Applier:
         """
         removals, touched = self.removals, self.touched
         written: dict[bytes, bytes] = {}
-        met: list[Met] = []
-        for slot, key, value, seq, hlc, record in zip(*puts.columns, self.state.get_all(puts.slots), strict=True):
+        met: list[PutMet] = []
+        found = self.state.get_all(puts.slots)
+        for slot, row in zip(puts.slots, zip(puts.keys, puts.values, puts.seqs, puts.hlcs, found, strict=True), strict=True):
+            key, value, seq, hlc, record = row
             other = None  # the one that it meets
             is_rare = bool(removals) and bool(removals.get(slot))
             if record is not None:
@@ -238,7 +240,7 @@ class Applier:
                 elif other.expiry is not None:
                     is_rare = True
             if is_rare:
-                self.journal.record_all(SlotType.REGISTER, RULE_LWW, met)  # in order
+                self.journal.record_puts(origin, met)  # in order
                 met = []
                 seen[origin] = seq - 1
                 self.begin(origin, seq, hlc, seen, False)
@@ -251,13 +253,11 @@ class Applier:
             else:
                 written[slot] = encode_entries((other, mine) if other.origin < origin else (mine, other))
                 is_read = (hlc, origin) > (other.hlc, other.origin)
-                ours = (origin, seq, hlc, "put", value, None)  # each an `Update`
-                theirs = (other.origin, other.seq, other.hlc, "put", other.value, None)
-                met.append((key.encode(), ours, theirs, hlc) if is_read else (key.encode(), theirs, ours, hlc))
+                met.append(row)  # type: ignore[arg-type]  # its record is not None
             if touched is not None and is_read:
                 touched.append(Touched(key, SlotType.REGISTER, b"", "put", origin, seq, hlc, value))
         self.state.put_all(written)
-        self.journal.record_all(SlotType.REGISTER, RULE_LWW, met)
+        self.journal.record_puts(origin, met)
 
     def remove(self, key_text: str, type_code: int, subkey: bytes) -> None:
         """Drop the entries that the commit has seen; concurrent ones survive. Reads and writes one slot."""

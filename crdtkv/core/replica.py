@@ -972,7 +972,7 @@ class Replica:
             self.clock.mark,
             b"",
             self.position,
-            JournalCounts(counts.following, counts.first, counts.size_bytes, dict(counts.by_rule)),
+            JournalCounts(counts.following, counts.first, counts.size_bytes, dict(counts.by_rule), counts.oldest),
             dict(self._stamps),
         )
 

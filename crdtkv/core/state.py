@@ -157,10 +157,6 @@ class State:
                     return self._base.get(key)
         return record  # type: ignore[return-value]  # as above
 
-    def side_put_all(self, records: Mapping[bytes, bytes]) -> None:
-        """Replace bookkeeping records."""
-        self._side.update(records)
-
     def side_put(self, key: bytes, record: bytes | None) -> None:
         """Replace or (None) drop a bookkeeping record."""
         self._side[key] = record
