@@ -17,7 +17,7 @@ from crdtkv.store.store import Store
 from crdtkv.store.view import PAGE_BYTES, FramePage, View, pages
 from crdtkv.version import VERSION
 
-PACE: Final = 0.3
+PACE: Final = 0.32
 """How much of the time a backup of an embedded store keeps a processor busy: the interpreter is the writers' as well.
 
 Measured (`python -m bench goals --row backup`): about 100 k entries/s beside a writer that never pauses, and a fifth of its speed."""
