@@ -28,18 +28,19 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 from zlib import crc32
 
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.frame import Frame, peek
 from crdtkv.errors import CorruptionError, DiskFullError, StorageError, StoreClosedError
+from crdtkv.storage.commit_log import CommitLog, LogReader
 from crdtkv.storage.durations import Durations
 from crdtkv.storage.files import FileLayer, OsFiles, is_full, write_all, write_atomically
 from crdtkv.storage.memory_log import FrameWindow, MemoryLog, expired
 from crdtkv.storage.retention import LogPart
+from crdtkv.storage.segment_index import INDEX_INTERVAL_BYTES, Indexer, Segment
 from crdtkv.storage.segments import (
     RECORD_OVERHEAD,
     SUFFIX,
@@ -56,88 +57,11 @@ __all__ = ["CommitLog", "FileLog", "LogReader", "MemoryLog", "Recovery"]
 
 SEGMENT_BYTES = 64 << 20
 TAIL_CACHE_BYTES = 16 << 20
-INDEX_INTERVAL_BYTES = 64 << 10
 RECOVERED_BYTES = 1 << 20
 """About how much of the newest frames opening takes into memory."""
 _HINTS_MAX = 64
 _FLOOR_NAME = "FLOOR"
 _FLOOR_MAGIC = b"CRDTKVF1"
-
-
-class LogReader(Protocol):
-    """What replication may ask of a log. Cheap, except that `read` and `find` may go to the disk for what is old."""
-
-    def end(self) -> int:
-        """The position after the newest frame: how many were ever appended."""
-
-    def start(self) -> int:
-        """The first position that is kept."""
-
-    def floor(self) -> VersionVector:
-        """Per origin: from after this seq on, its frames are all here. An origin that is absent: all of its frames."""
-
-    def position_after(self, vv: VersionVector) -> int:
-        """A position >= `start` before which every frame kept is covered by `vv`: the best that is cheap to know."""
-
-    def read(self, position: int, *, bytes_max: int, until: int | None = None) -> tuple[list[Frame], int]:
-        """Frames from `position` on in log order, up to `until`, and the position after them.
-
-        At least one frame if there is any, and no more than fit in `bytes_max`.
-
-        Raises:
-            TokenExpiredError: `position` is before `start`.
-            CorruptionError: the log is damaged there.
-        """
-
-    def find(self, origin: Origin, seq: int) -> Frame | None:
-        """The frame that holds a commit, if it is kept."""
-
-
-class CommitLog(LogReader, Protocol):
-    """A log that can be written."""
-
-    def append(self, frames: Sequence[Frame], /) -> int:
-        """Add frames at the end, all or none; returns the new end. What is appended survives the process, not power loss.
-
-        Raises:
-            DiskFullError: nothing was appended; try again when there is room.
-            StorageError: nothing was appended.
-        """
-
-    def sync(self) -> int:
-        """Make what was appended before the call survive the loss of power; returns the position up to which all does.
-
-        Raises:
-            StorageError: it may not survive; the log takes no more.
-        """
-
-    def synced(self) -> int:
-        """The position up to which all survives the loss of power."""
-
-    def truncate(self, position: int, /) -> None:
-        """Drop frames before `position`, as many as is cheap, and raise the floor accordingly. One thread at a time, any one."""
-
-    def parts(self) -> Sequence[LogPart]:
-        """What `truncate` can drop, oldest first: all but what is written to. None of a log that bounds itself."""
-
-    def begun_ms(self) -> int | None:
-        """When the part that is written to was begun, by the wall clock; None while there is nothing in it."""
-
-    def roll(self, bytes_min: int = 0) -> None:
-        """End the part that is written to, if it holds anything and so many bytes: it can then be dropped one day, and opening
-        need not read it. Of the appender's thread."""
-
-    def reset_floor(self, origins: VersionVector) -> None:
-        """Raise the floor of these origins: their commits up to there came by a snapshot. Survives the loss of power."""
-
-    def vv(self) -> VersionVector:
-        """What all frames ever appended amount to, those dropped since included. O(origins)."""
-
-    def retained_bytes(self) -> int:
-        """Bytes that the log takes."""
-
-    def close(self) -> None:
-        """Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,50 +73,6 @@ class Recovery:
     cut_file: str | None = None
     cut_offset: int | None = None
     reason: str | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Segment:
-    """One file. `index` holds (position, offset, version vector before it), sparse, beginning with the first record.
-
-    `synced`: the offset up to which this process knows the file to be fsynced.
-    """
-
-    path: Path
-    first: int
-    end: int
-    size: int
-    begun_ms: int
-    index: list[tuple[int, int, VersionVector]] = field(default_factory=list)
-    is_indexed: bool = False
-    synced: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def before(self) -> VersionVector:
-        return self.index[0][2]
-
-
-class _Indexer:
-    """Extends a segment's sparse index as its frames go by."""
-
-    __slots__ = ("_index", "_next_at", "_seqs")
-
-    def __init__(self, index: list[tuple[int, int, VersionVector]]) -> None:
-        self._index = index
-        self._next_at = index[-1][1] + INDEX_INTERVAL_BYTES
-        self._seqs = dict(index[-1][2])
-
-    def add(self, position: int, offset: int, origin: Origin, last_seq: int) -> None:
-        """The frame at `position`, whose record begins at `offset`."""
-        if offset >= self._next_at:
-            self._index.append((position, offset, VersionVector(self._seqs)))
-            self._next_at = offset + INDEX_INTERVAL_BYTES
-        self._seqs[origin] = last_seq
-
-    def vv(self) -> VersionVector:
-        """The version vector after the frames that went by."""
-        return VersionVector(self._seqs)
 
 
 class FileLog:
@@ -234,8 +114,8 @@ class FileLog:
         self._is_closed = False
         self.fsyncs = Durations()
         """Of the segment that is written to, since the log was opened."""
-        self._hints: OrderedDict[int, tuple[_Segment, int]] = OrderedDict()  # position → where a reader stopped
-        self._segments: list[_Segment] = []
+        self._hints: OrderedDict[int, tuple[Segment, int]] = OrderedDict()  # position → where a reader stopped
+        self._segments: list[Segment] = []
         try:
             self.directory.mkdir(exist_ok=True)
             self._installed = self._load_floor()
@@ -266,7 +146,7 @@ class FileLog:
                 if not last.before <= header.before or header.first <= last.first:
                     raise CorruptionError(f"{path} does not continue {last.path.name}", path=str(path), offset=0)
             index = [(header.first, header.records_at, header.before)]
-            self._segments.append(_Segment(path, header.first, header.first, size, header.begun_ms, index))
+            self._segments.append(Segment(path, header.first, header.first, size, header.begun_ms, index))
         if self._segments:
             self._recover_last(self._segments[-1])
         else:
@@ -275,10 +155,10 @@ class FileLog:
             self._window = FrameWindow(self._tail_cache_bytes)
             self._begin_segment(0, EMPTY_VV)
 
-    def _recover_last(self, segment: _Segment) -> None:
+    def _recover_last(self, segment: Segment) -> None:
         """Read the last segment through, cut off what a crash tore, and fill the index from it; of each frame only what that takes is
         decoded, for there may be hundreds of thousands."""
-        indexer = _Indexer(segment.index)
+        indexer = Indexer(segment.index)
         position = segment.first
         torn: Damage | None = None
         file = self._files.open(segment.path, writable=True)
@@ -347,10 +227,10 @@ class FileLog:
                 self._files.remove(temporary)
             raise
         index = [(first, len(header), before)]
-        segment = _Segment(path, first, first, len(header), begun_ms, index, is_indexed=True, synced=len(header))
+        segment = Segment(path, first, first, len(header), begun_ms, index, is_indexed=True, synced=len(header))
         with self._lock:
             self._file = file
-            self._indexer = _Indexer(segment.index)
+            self._indexer = Indexer(segment.index)
             self._segments.append(segment)
 
     # -- errors -----------------------------------------------------------------------------------------------
@@ -360,14 +240,14 @@ class FileLog:
         kind = DiskFullError if is_full(error) and self._failure is None else StorageError
         return kind(f"cannot {verb} the commit log in {self.directory}: {error.strerror or error}", path=str(self.directory))
 
-    def _corruption(self, segment: _Segment, offset: int, reason: str) -> CorruptionError:
+    def _corruption(self, segment: Segment, offset: int, reason: str) -> CorruptionError:
         return CorruptionError(
             f"{segment.path} is damaged at offset {offset}: {reason}. `crdtkv repair --data DIR --from HOST:PORT` fills it from a peer",
             path=str(segment.path),
             offset=offset,
         )
 
-    def _decode(self, segment: _Segment, offset: int, data: bytes) -> Frame:
+    def _decode(self, segment: Segment, offset: int, data: bytes) -> Frame:
         try:
             return Frame.decode(data)
         except CorruptionError as e:
@@ -416,7 +296,7 @@ class FileLog:
                 raise
         return position
 
-    def _cut_back(self, segment: _Segment) -> None:
+    def _cut_back(self, segment: Segment) -> None:
         """Undo an append that failed half-way."""
         try:
             self._file.truncate(segment.size)
@@ -637,7 +517,7 @@ class FileLog:
                 return frame if frame.first_seq <= seq else None
         return None
 
-    def _segment_of(self, position: int) -> _Segment:
+    def _segment_of(self, position: int) -> Segment:
         """The segment that holds a position before the end."""
         at = bisect_right(self._segments, position, key=lambda s: s.first)
         if at == 0:
@@ -645,25 +525,25 @@ class FileLog:
         return self._segments[at - 1]
 
     @staticmethod
-    def _entry(segment: _Segment, key: Callable[[tuple[int, int, VersionVector]], bool]) -> tuple[int, int, VersionVector]:
+    def _entry(segment: Segment, key: Callable[[tuple[int, int, VersionVector]], bool]) -> tuple[int, int, VersionVector]:
         """The last index entry for which `key` is false (it is for a prefix of them, the first at least)."""
         index = segment.index
         return index[max(0, bisect_right(index, False, key=key) - 1)]
 
-    def _index(self, segment: _Segment) -> None:
+    def _index(self, segment: Segment) -> None:
         """Read a segment through once to index and verify it."""
         with segment.lock:
             if segment.is_indexed:
                 return
             index = [segment.index[0]]
-            indexer = _Indexer(index)
+            indexer = Indexer(index)
             for position, offset, data in self._records(segment, segment.first, index[0][1]):
                 frame = self._decode(segment, offset, data)
                 indexer.add(position, offset, frame.origin, frame.last_seq)
             segment.index = index
             segment.is_indexed = True
 
-    def _records(self, segment: _Segment, position: int, offset: int, *, read_bytes: int = 1 << 20) -> Iterator[tuple[int, int, bytes]]:
+    def _records(self, segment: Segment, position: int, offset: int, *, read_bytes: int = 1 << 20) -> Iterator[tuple[int, int, bytes]]:
         """The records of a segment from one of known position and offset on, verified; each as position, offset, frame's bytes."""
         with self._lock:
             size, end = segment.size, segment.end
