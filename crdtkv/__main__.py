@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from crdtkv.cli.main import main
+from crdtkv import interrupts
+
+
+def main() -> int:
+    """The command line; Ctrl-C is safe from here on, so it comes before the imports."""
+    interrupts.end_at_once_on_ctrl_c()
+    from crdtkv.cli.main import main as run
+
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

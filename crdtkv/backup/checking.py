@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from crdtkv import interrupts
 from crdtkv.backup.manifest import FULL, Manifest, chain, chosen, manifests
 from crdtkv.backup.reading import read_chunks, read_frames
 from crdtkv.backup.target import Target
@@ -47,7 +48,7 @@ def verify(target: Target, id: str | None = None, *, replay: bool = False) -> Ch
     if replay and frames:
         from crdtkv.backup.restoring import restore  # restoring checks too, by loading
 
-        with tempfile.TemporaryDirectory(prefix="crdtkv-verify-") as scratch:
+        with interrupts.held(), tempfile.TemporaryDirectory(prefix="crdtkv-verify-") as scratch:
             restore(target, Path(scratch) / "data", region="scratch", id=line[-1].id)
     return Checked(tuple(line), records, frames, sum(m.size for m in line), replay)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from crdtkv import interrupts
 from crdtkv.backup.chunks import FRAMES, STATE, checksum, decode_chunk
 from crdtkv.backup.manifest import FULL, Manifest
 from crdtkv.backup.target import Target
@@ -19,6 +20,7 @@ def read_chunks(target: Target, manifest: Manifest) -> Iterator[list[bytes]]:
     """
     kind = STATE if manifest.kind == FULL else FRAMES
     for file in manifest.files:
+        interrupts.check()
         where = f"{target}/{manifest.id}/{file.name}"
         data = target.get(f"{manifest.id}/{file.name}")
         if data is None:

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from crdtkv import interrupts
 from crdtkv.bench.schedule import Schedule
 from crdtkv.bench.target import ClientTarget, EmbeddedTarget
 from crdtkv.bench.ycsb import Kind, Operation, Operations, Workload, record_key
-from crdtkv.errors import CrdtkvError, DeadlineExceededError
+from crdtkv.errors import CrdtkvError, DeadlineExceededError, StoreClosedError
 
 if TYPE_CHECKING:
     from crdtkv.client.aio import AsyncClient
@@ -111,6 +112,7 @@ def preload_embedded(target: EmbeddedTarget, records: int) -> float:
     """Write the records; returns the seconds."""
     began = time.perf_counter()
     for start in range(0, records, PRELOAD_BATCH):
+        interrupts.check()
         with target.store.batch() as batch:
             for number in range(start, min(start + PRELOAD_BATCH, records)):
                 batch.put(target.names.records + record_key(number), target.names.value())
@@ -118,7 +120,7 @@ def preload_embedded(target: EmbeddedTarget, records: int) -> float:
 
 
 def run_embedded(target: EmbeddedTarget, settings: LoadSettings, on_progress: Callable[[float], None] = lambda _: None) -> Loaded:
-    """Load a store in this process; a thread a caller.
+    """Load a store in this process; a thread a caller. Callers end early when the store is closed.
 
     Raises:
         CrdtkvError: the records could not be written. Operations that failed are counted instead.
@@ -140,12 +142,13 @@ def run_embedded(target: EmbeddedTarget, settings: LoadSettings, on_progress: Ca
         except BaseException as e:
             faults.append(e)
 
-    threads = [threading.Thread(target=caller, args=(number,)) for number in range(settings.callers)]
+    threads = [threading.Thread(target=caller, args=(number,), daemon=True) for number in range(settings.callers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         while thread.is_alive():
             on_progress((time.perf_counter_ns() - began_ns) / 1e9)
+            interrupts.check()
             thread.join(1.0)
     if faults:
         raise faults[0]
@@ -162,6 +165,8 @@ def _closed_loop(target: EmbeddedTarget, operations: Operations, recorder: Recor
             return
         try:
             perform(operation)
+        except StoreClosedError:  # Ctrl-C
+            return
         except CrdtkvError as e:
             recorder.fail(operation.kind, e)
             continue
@@ -181,6 +186,8 @@ def _open_loop(
         operation = operations.next()
         try:
             target.perform(operation)
+        except StoreClosedError:  # Ctrl-C
+            return
         except CrdtkvError as e:
             recorder.fail(operation.kind, e)
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime
 import secrets
@@ -13,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from crdtkv import interrupts
 from crdtkv.bench.load import Loaded, LoadSettings, run_embedded, run_nodes
 from crdtkv.bench.load_results import build
 from crdtkv.bench.results import environment
 from crdtkv.bench.run import TIMEOUT_S
 from crdtkv.bench.target import ClientTarget, EmbeddedTarget, Names
+from crdtkv.transport import loop
 from crdtkv.transport.loop import precise_event_loop
 
 
@@ -32,7 +33,7 @@ def load_embedded(
     from crdtkv.store import open_store
 
     machine, started_at = environment(), _now()
-    with _directory(engine) as path, open_store(path, engine=engine if path else None, durability=durability) as store:
+    with interrupts.held(), _directory(engine) as path, open_store(path, engine=engine if path else None, durability=durability) as store:
         status = store.status()
         loaded = run_embedded(EmbeddedTarget(store, Names(_run_id(), settings.size)), settings, on_progress)
     options = {"engine": status.engine, "durability": status.durability}
@@ -51,7 +52,7 @@ def load_cluster(
     from crdtkv.cluster import LocalCluster
 
     machine, started_at = environment(), _now()
-    with LocalCluster(regions, latency_ms=delays_ms, **cluster_settings) as cluster:
+    with interrupts.held(), LocalCluster(regions, latency_ms=delays_ms, **cluster_settings) as cluster:
         loaded = _run(cluster.addresses(), settings, on_progress, {})
     target = "node" if len(regions) == 1 else "cluster"
     return build(loaded, settings, started_at=started_at, target=target, options=options, environment=machine)
@@ -85,8 +86,7 @@ def _run(
                 targets[region] = ClientTarget(client, Names(run_id, settings.size))
             return await run_nodes(targets, settings, on_progress)
 
-    with asyncio.Runner(loop_factory=precise_event_loop) as runner:
-        return runner.run(run())
+    return loop.run(run(), precise_event_loop)
 
 
 @contextlib.contextmanager

@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from crdtkv import interrupts
 from crdtkv.bench.laboratory import Laboratory, LagSettings, Measured, respond
 from crdtkv.bench.results import build, environment
 from crdtkv.bench.schedule import CutPlan
 from crdtkv.cluster import LocalCluster
+from crdtkv.transport import loop
 from crdtkv.transport.loop import precise_event_loop
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def measure_cluster(
         cluster_settings: as of `ClusterSpec`.
     """
     machine = environment()
-    with LocalCluster(regions, latency_ms=delays_ms, **cluster_settings) as cluster:
+    with interrupts.held(), LocalCluster(regions, latency_ms=delays_ms, **cluster_settings) as cluster:
         addresses = cluster.addresses()
         started_at, measured = _measure(addresses, ClusterNetwork(cluster), settings, on_progress, {})
     return build(
@@ -111,7 +113,7 @@ def respond_until_cancelled(addresses: Mapping[str, str], tls: Mapping[str, str 
             clients = await _clients(stack, addresses, tls)
             await asyncio.gather(*(respond(region, client, functools.partial(on_ready, region)) for region, client in clients.items()))
 
-    _run(run)
+    loop.run(run(), precise_event_loop)
 
 
 def _measure(
@@ -130,15 +132,10 @@ def _measure(
             return await Laboratory(writers, watchers, loaders, network, settings, run_id).run(on_progress)
 
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return started_at, _run(run)
+    return started_at, loop.run(run(), precise_event_loop)
 
 
 async def _clients(stack: contextlib.AsyncExitStack, addresses: Mapping[str, str], tls: Mapping[str, str | None]) -> dict[str, AsyncClient]:
     from crdtkv.client.aio import connect
 
     return {r: await stack.enter_async_context(connect([address], timeout=TIMEOUT_S, **tls)) for r, address in addresses.items()}
-
-
-def _run(work: Callable[[], Any]) -> Any:
-    with asyncio.Runner(loop_factory=precise_event_loop) as runner:
-        return runner.run(work())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from crdtkv import interrupts
 from crdtkv.cli.errors import DONE, INTERRUPTED
 from crdtkv.cli.output import JSON, emit, emit_json, output_option, table
 from crdtkv.cli.place import complete_region, directory_option
@@ -92,19 +95,19 @@ def up(
 def _detached(spec: ClusterSpec, output: str) -> int:
     from crdtkv.cluster.local import launch
 
-    _, addresses = launch(spec, owned=False)
-    _print_ready(spec, addresses, output)
-    if output != JSON:
-        emit(f"stop it: crdtkv cluster down{_dir_flag(spec.directory)}")
+    with interrupts.noted(signal.SIGINT):  # once it is ready, it is too late for Ctrl-C: it is told how to stop it
+        _, addresses = launch(spec, owned=False)
+        _print_ready(spec, addresses, output)
+        if output != JSON:
+            emit(f"stop it: crdtkv cluster down{_dir_flag(spec.directory)}")
+        sys.stdout.flush()
     return DONE
 
 
 def _foreground(spec: ClusterSpec, output: str) -> int:
     import asyncio
-    import signal
-    import sys
 
-    from crdtkv.cluster.supervisor import Supervisor, supervise
+    from crdtkv.cluster.supervisor import STOPPED_BY, Supervisor, supervise
     from crdtkv.transport.loop import precise_event_loop
 
     def on_ready(supervisor: Supervisor) -> None:
@@ -120,9 +123,9 @@ def _foreground(spec: ClusterSpec, output: str) -> int:
             emit(f"{time.strftime('%H:%M:%S')}  {line}")
         sys.stdout.flush()
 
-    with asyncio.Runner(loop_factory=precise_event_loop) as runner:
-        number = runner.run(supervise(spec, on_ready, report))
-    return INTERRUPTED if number == signal.SIGINT else DONE
+    with interrupts.noted(*STOPPED_BY) as signals, asyncio.Runner(loop_factory=precise_event_loop) as runner:
+        runner.run(supervise(spec, on_ready, report, signals))
+    return INTERRUPTED if signals.received[:1] == [signal.SIGINT] else DONE
 
 
 def _print_ready(spec: ClusterSpec, addresses: dict[str, str], output: str) -> None:

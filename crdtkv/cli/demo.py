@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
 
+from crdtkv import interrupts
 from crdtkv.cli.errors import DONE, FAILED
 
 
@@ -27,7 +27,9 @@ def demo(keep: bool, out: Path, seed: int, airports: int | None) -> int:
     Nodes run as processes on this machine, with published cloud delays between them. A verifier outside the cluster keeps every
     acknowledged write and looks for each in every region. The exit status is 0 only if all of it held.
     """
+    import asyncio
     import gc
+    import signal
 
     from rich.console import Console
 
@@ -37,6 +39,7 @@ def demo(keep: bool, out: Path, seed: int, airports: int | None) -> int:
     from crdtkv.demo.narrator import Narrator
     from crdtkv.demo.report import build_report, write_report
     from crdtkv.demo.run import Demo, DemoSettings
+    from crdtkv.transport import loop
     from crdtkv.version import VERSION
 
     # This process is short and keeps all that it makes: collections would only slow it, by whole seconds, and show up as lag.
@@ -51,11 +54,12 @@ def demo(keep: bool, out: Path, seed: int, airports: int | None) -> int:
             settings = DemoSettings(seed=seed, airports_max=airports)
             return await Demo(regions, cluster, cluster.geography(), dataset, settings, tell).run()
 
-    with demo_cluster(keep=keep) as cluster:
+    with interrupts.noted(signal.SIGINT), demo_cluster(keep=keep) as cluster:
         for place in cluster.geography().places:
             tell.say(f"{place.name} at {place.address} ({place.city})")
-        findings = asyncio.run(run(cluster))
+        findings = loop.run(run(cluster), asyncio.new_event_loop)
         page = write_report(build_report(findings, VERSION), out)
+        interrupts.check()  # from here on it is too late: what was found is told, and what is kept is kept
         tell.say("")
         tell.check(findings.ok, "the regions converged; no acknowledged write was lost" if findings.ok else "the demo FAILED: see above")
         tell.say(f"report: {page}")

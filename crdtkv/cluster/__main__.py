@@ -12,9 +12,10 @@ import os
 import sys
 import time
 
+from crdtkv import interrupts
 from crdtkv.cluster import control
 from crdtkv.cluster.spec import ClusterSpec
-from crdtkv.cluster.supervisor import Supervisor, supervise
+from crdtkv.cluster.supervisor import STOPPED_BY, Supervisor, supervise
 from crdtkv.errors import CrdtkvError
 from crdtkv.transport.loop import precise_event_loop
 
@@ -37,8 +38,8 @@ def main(spec_json: str, mode: str) -> int:
             log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
 
     try:
-        with asyncio.Runner(loop_factory=precise_event_loop) as runner:
-            runner.run(supervise(spec, on_ready, report, owner=0 if mode == "owned" else None))
+        with interrupts.noted(*STOPPED_BY) as signals, asyncio.Runner(loop_factory=precise_event_loop) as runner:
+            runner.run(supervise(spec, on_ready, report, signals, owner=0 if mode == "owned" else None))
     except CrdtkvError as e:
         say(control.encode_error(e))
         return 1

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from crdtkv import interrupts
 from crdtkv.cluster import control
 from crdtkv.cluster.control import ClusterError, ClusterNotRunningError
 from crdtkv.cluster.process import STOP_GRACE_S, child_environment
@@ -91,21 +92,25 @@ class LocalCluster:
         """
         assert self._supervisor is None, "started already"
         try:
-            self._supervisor, self._addresses = launch(self.spec, owned=True)
+            with interrupts.held():
+                self._supervisor, self._addresses = launch(self.spec, owned=True)
         except BaseException:
-            self._remove_temporary()
+            self.stop()
             raise
         return self
 
     def stop(self) -> None:
         """Stop everything; returns when nothing runs any more. Idempotent."""
-        supervisor, self._supervisor = self._supervisor, None
-        if supervisor is not None:
+        with interrupts.held():
+            supervisor, self._supervisor = self._supervisor, None
             try:
-                down(self._directory)
+                if supervisor is not None:
+                    try:
+                        down(self._directory)
+                    finally:
+                        _end(supervisor)
             finally:
-                _end(supervisor)
-        self._remove_temporary()
+                self._remove_temporary()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -215,6 +220,7 @@ def launch(spec: ClusterSpec, *, owned: bool) -> tuple[subprocess.Popen[bytes], 
     try:
         assert supervisor.stdout is not None
         with supervisor.stdout as stdout:
+            interrupts.wait_readable(stdout.fileno())
             line = stdout.readline()
         if not line:
             raise ClusterError(f"the supervisor ended with exit status {supervisor.wait()} before the cluster was ready")

@@ -29,8 +29,10 @@ from crdtkv.cluster.process import HOST, Lifeline, NodeProcess, choose_ports
 from crdtkv.cluster.spec import ClusterSpec, added, check_known, without
 from crdtkv.cluster.wan import Wan
 from crdtkv.errors import ConfigError, CrdtkvError, DeadlineExceededError, StorageError
+from crdtkv.interrupts import Signals
 
 CLUSTER_NAME: Final = "local"
+STOPPED_BY: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S: Final = 0.05
 _RESTART_BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -514,32 +516,23 @@ class Supervisor:
         return [(a, b) for a in names for b in names if a != b]
 
 
-async def supervise(spec: ClusterSpec, on_ready: Callable[[Supervisor], None], report: Report, *, owner: int | None = None) -> int | None:
-    """Run a cluster until a signal, `down`, or the end of the owner (EOF on the descriptor `owner`).
-
-    Returns: the number of the signal that ended it, or None.
-    """
+async def supervise(
+    spec: ClusterSpec, on_ready: Callable[[Supervisor], None], report: Report, signals: Signals, *, owner: int | None = None
+) -> None:
+    """Run a cluster until a signal (`STOPPED_BY`), `down`, or the end of the owner (EOF on the descriptor `owner`)."""
     supervisor = Supervisor(spec, report)
-    received: list[int] = []
     loop = asyncio.get_running_loop()
-
-    def on_signal(number: int) -> None:
-        received.append(number)
-        supervisor.stop()
 
     def on_owner_gone(descriptor: int) -> None:
         if not os.read(descriptor, 1):
             loop.remove_reader(descriptor)
             supervisor.stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            loop.add_signal_handler(number, on_signal, number)
     if owner is not None:
         loop.add_reader(owner, on_owner_gone, owner)
     try:
-        await supervisor.run(lambda: on_ready(supervisor))
+        with signals.told(lambda _: loop.call_soon_threadsafe(supervisor.stop)):
+            await supervisor.run(lambda: on_ready(supervisor))
     finally:
         if owner is not None:
             loop.remove_reader(owner)
-    return received[0] if received else None

@@ -36,6 +36,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from crdtkv import interrupts
 from crdtkv.errors import ConfigError
 from crdtkv.node.admin import AdminService
 from crdtkv.node.config import Limits, NodeConfig, Tls, parse_address
@@ -252,17 +253,15 @@ def run(config: NodeConfig) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return runner.run(_run(config))
+        with interrupts.noted(signal.SIGINT, signal.SIGTERM) as signals, asyncio.Runner(loop_factory=new_event_loop) as runner:
+            loop, asked = runner.get_loop(), asyncio.Event()
+            with signals.told(lambda _: loop.call_soon_threadsafe(asked.set)):
+                return runner.run(_run(config, asked))
     finally:
         logging.getLogger("crdtkv.node").removeHandler(handler)
 
 
-async def _run(config: NodeConfig) -> int:
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
+async def _run(config: NodeConfig, asked: asyncio.Event) -> int:
     node = NodeServer.of(config)
     store: Store | None = None
     try:

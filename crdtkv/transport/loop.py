@@ -21,8 +21,12 @@ import selectors
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from crdtkv import interrupts
+
+T = TypeVar("T")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -30,25 +34,15 @@ _owner_pid = 0
 
 
 def _built_whole(build: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
-    """What `build` returns; SIGINT meanwhile takes effect afterwards.
-
-    Python handles signals in the main thread only, so elsewhere there is nothing to hold. A mask of the main thread alone would
-    not do: another thread (gRPC has some) then takes the signal, and the main one handles it all the same.
-    """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        return build()  # None: not Python handles it but who embeds Python
-    held: list[tuple[int, FrameType | None]] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    """What `build` returns; Ctrl-C meanwhile takes effect afterwards."""
+    loop: asyncio.AbstractEventLoop | None = None
     try:
-        loop = build()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held and callable(before):
-        try:
-            before(*held[0])
-        except BaseException:
+        with interrupts.held():
+            loop = build()
+    except BaseException:
+        if loop is not None:
             loop.close()
-            raise
+        raise
     return loop
 
 
@@ -87,6 +81,42 @@ def precise_event_loop() -> asyncio.AbstractEventLoop:
         else:
             return _built_whole(PreciseLoop)
     return _built_whole(lambda: asyncio.SelectorEventLoop(_PreciseSelector()))
+
+
+def run(main: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] = new_event_loop) -> T:
+    """Run a coroutine in a loop of its own, as `asyncio.run` does. Ctrl-C cancels it, once, and strikes nowhere else.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came, be it before or after; the coroutine has ended and the loop is closed.
+    """
+
+    async def cancellable() -> T:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        cancelled = False
+
+        def cancel(_: int) -> None:
+            nonlocal cancelled
+            if not cancelled:  # who presses twice must not break off what the first one began
+                cancelled = True
+                loop.call_soon_threadsafe(task.cancel)
+
+        with signals.told(cancel):
+            return await main
+
+    try:
+        with interrupts.noted(signal.SIGINT) as signals, asyncio.Runner(loop_factory=loop_factory) as runner:
+            try:
+                result = runner.run(cancellable())
+            except asyncio.CancelledError:
+                if not signals.received:
+                    raise
+                raise KeyboardInterrupt from None
+    finally:
+        main.close()  # never awaited, if there was no loop to be had
+    if signals.received:
+        raise KeyboardInterrupt
+    return result
 
 
 def background_loop() -> asyncio.AbstractEventLoop:

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "crdtkv"
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "pb" not in p.relative_to(PACKAGE).parts)
 
 ROWS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "version"}),
+    frozenset({"errors", "version", "interrupts"}),
     frozenset({"core"}),
     frozenset({"results"}),
     frozenset({"storage"}),
