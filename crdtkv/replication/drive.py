@@ -484,7 +484,7 @@ class Drive:
             membership.announce(session.origin, session.peer_vv)
         durable, is_draining = self._port.durable_vv(), membership.is_draining
         peers = [(link, s.origin, s.peer_members, s.peer_durable if is_draining else None) for link, s in sessions]
-        as_of = self._agreed_as_of, self._port.origin, membership.heard, membership.rests_on(vv, durable), peers
+        as_of = self._agreed_as_of, self._port.origin, membership.changes, membership.rests_on(vv, durable), peers
         # This is asked at every tick, and most of them change nothing that matters here.
         is_known = as_of == self._reviewed_as_of
         if is_known and membership.present is self._checked_for:

@@ -76,7 +76,7 @@ class Membership:
         self._present: frozenset[Origin] = frozenset()
         self.message: Reports | None = None
         """What was last to be told."""
-        self.heard = 0
+        self.changes = 0
         """How often what is known of reports has changed."""
         self.steering = Steering()
         """What the I/O should have the replica do."""
@@ -86,7 +86,7 @@ class Membership:
     def receive(self, reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]]) -> None:
         """What a peer knows of what members told. What is told only grows, so it may come late and in any order."""
         own = self._port.origin
-        self.heard += 1
+        self.changes += 1
         for reporter, told in reports.items():
             if reporter == own or len(self._reports) >= ORIGINS_MAX:
                 continue
@@ -102,7 +102,7 @@ class Membership:
         if told:
             for origin in [o for o, (seq, _) in told.items() if seq < (self._port.control.last(o) or 0) <= vv.seq(o)]:
                 del told[origin]  # it was behind where that one ends, and no longer is
-                self.heard += 1
+                self.changes += 1
         if vv is self._last_announced.get(peer):
             return
         self._last_announced[peer] = vv
@@ -131,7 +131,9 @@ class Membership:
         ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
         freeze = tuple(o for o in ending if control.last(o) is None and o not in control.frozen)
         mine = self._tell(vv, durable, latest, is_handed_over)
-        self._reports[own] = mine
+        if mine != self._reports.get(own):
+            self._reports[own] = mine
+            self.changes += 1
         limits, close = {}, {}
         members = self.members(vv)
         for origin in dict.fromkeys((*control.frozen, *mine)):
@@ -276,6 +278,7 @@ class Membership:
         for reporter in list(self._reports):
             if not self._counts(reporter) or latest.get(region_of(reporter)) != reporter:
                 del self._reports[reporter]
+                self.changes += 1
                 continue
             told = self._reports[reporter]
             if reporter == self._port.origin:
@@ -284,6 +287,7 @@ class Membership:
                 last = control.last(origin)
                 if last is not None and (seq == last or (seq < last and not frozen)):
                     del told[origin]
+                    self.changes += 1
 
     # -- what is known ----------------------------------------------------------------------------------------------
 

@@ -180,13 +180,15 @@ class Auditor:
         for position, frame in enumerate(member.log.frames[len(followed.order) :], len(followed.order)):
             self._follow_jumps(member, followed, position)
             after = followed.vv.seq(frame.origin)
-            must(frame.first_seq == after + 1, f"{member.region} applied {frame} after {frame.origin}:{after}")
+            if frame.first_seq != after + 1:
+                raise Violation(f"{member.region} applied {frame} after {frame.origin}:{after}")
             if not frame.context <= followed.vv:
                 raise Violation(f"{member.region} applied {frame}, which rests on {frame.context}, at {followed.vv}")
             content = self._contents.setdefault((frame.origin, frame.first_seq), frame.data)
             if content != frame.data:
                 raise Violation(f"two contents of {frame}: another one at {member.region}")
-            must(frame.previous == followed.hashes.get(frame.origin, b""), f"{frame} does not follow the last frame of its origin")
+            if frame.previous != followed.hashes.get(frame.origin, b""):
+                raise Violation(f"{frame} does not follow the last frame of its origin")
             followed.order.append(frame)
             followed.hashes[frame.origin] = frame.hash
             followed.vv = followed.vv.advance(frame.origin, frame.last_seq)
@@ -272,16 +274,20 @@ class Auditor:
     def _check_ends(self, member: Member, vv: VersionVector) -> None:
         """An origin is closed once, and nobody has more of it than that; each vector says the same with and without what is closed."""
         control = member.machine.control
+        if control.closed and control.complete(control.show(vv)) != vv:
+            raise Violation(f"{member.region} shows {vv} as {control.show(vv)}")
         for origin, closes in control.closed.items():
             end = closes[-1].seq
             known = self._closed_at.get(origin, end)
-            must(known == end or self.ends_may_rise, f"{member.region}: {origin} is closed at {end} and at {known}")
+            if known != end and not self.ends_may_rise:
+                raise Violation(f"{member.region}: {origin} is closed at {end} and at {known}")
             self._closed_at[origin] = max(known, end)
-            must(vv.seq(origin) >= end, f"{member.region} has closed {origin} at {end} without having it: {vv}")
-            must(control.complete(control.show(vv)) == vv, f"{member.region} shows {vv} as {control.show(vv)}")
+            if vv.seq(origin) < end:
+                raise Violation(f"{member.region} has closed {origin} at {end} without having it: {vv}")
         if region_of(member.origin) not in self.removed_regions and not self.ends_may_rise:
             for origin, end in self._closed_at.items():
-                must(vv.seq(origin) <= end, f"{member.region} has {origin} up to {vv.seq(origin)}, which was closed at {end}")
+                if vv.seq(origin) > end:
+                    raise Violation(f"{member.region} has {origin} up to {vv.seq(origin)}, which was closed at {end}")
 
     def _check_heads(self, member: Member, followed: _Followed, changed: Sequence[bytes]) -> None:
         """3: the bookkeeping beside the state: heads count slots and name runs."""
@@ -291,7 +297,8 @@ class Auditor:
             head, should = heads.get(key), wanted.get(key) or Head()
             told = ([0, 0], set()) if head is None else ([head.set_slots, head.map_slots], set(heads.runs(key)))
             exists = member.machine.replica.state.side_get(head_key(key)) is not None
-            must(told == (should.slots, should.runs), f"{member.region}: the head of {key!r} is {head}")
+            if told != (should.slots, should.runs):
+                raise Violation(f"{member.region}: the head of {key!r} is {head}")
             must(exists == bool(should.runs or any(should.slots)), f"{member.region}: heads are kept for {key!r}: {exists}")
 
     def _check_requests(self, member: Member, followed: _Followed, vv: VersionVector) -> None:
@@ -372,7 +379,8 @@ class Auditor:
             case Frames(relayed=False):
                 last = max(peek(data)[1] for data in message.frames)
                 bound = durable if self._sync else log.vv_at[-1]
-                must(last <= bound.seq(member.origin), f"{member.region} sent {member.origin}:{last}, durable up to {bound}")
+                if last > bound.seq(member.origin):
+                    raise Violation(f"{member.region} sent {member.origin}:{last}, durable up to {bound}")
                 must(self._sync or last <= member.instance.bound, f"{member.region} sent {member.origin}:{last} above the sent bound")
             case Chunk(number=0):
                 header = Arrival()

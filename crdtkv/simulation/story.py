@@ -81,13 +81,13 @@ class Narrator(CaseWorld):
         self._say(f"{member.region} commits {short(commit.dot)}, having seen {seen(commit.past)}: {what}")
         super().committed(member, commit)
 
-    def changed(self, member: Member) -> None:
+    def changed(self, member: Member, *, wholly: bool = False) -> None:
         before, now = self._seen.get(member.index, EMPTY_VV), member.machine.vv()
         self._seen[member.index] = now
         news = [span(o, before.seq(o) + 1, seq) for o, seq in now.items() if o != member.origin and before.seq(o) < seq]
         if news:
             self._say(f"{member.region} applies {', '.join(news)}")
-        super().changed(member)
+        super().changed(member, wholly=wholly)
 
     def trace(self, *parts: object) -> None:
         text = self._in_words(parts)

@@ -171,10 +171,10 @@ class World:
         self.auditor.acknowledging(member, dots)
         self.acknowledged.update(dots)
 
-    def changed(self, member: Member) -> None:
+    def changed(self, member: Member, *, wholly: bool = False) -> None:
         """A step was done that may have changed a replica's state."""
         self.rare["clear_in_slices"] += bool(member.machine.replica.purges)
-        self.auditor.check(member)
+        self.auditor.check(member, wholly=wholly)
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class World:
         self.rare["stopped_in_the_middle"] += 1
         for member in self.members:
             if member.is_up:
-                self.auditor.check(member, wholly=True)
+                self.changed(member, wholly=True)
         self._judge_clients()
         self._finished = True
 
