@@ -464,7 +464,8 @@ class Drive:
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _begin(self, now_ms: float) -> None:
-        self._now = max(self._now, now_ms)
+        if now_ms > self._now:
+            self._now = now_ms
         self._rests = None
 
     def _refresh(self) -> None:
@@ -564,9 +565,17 @@ class Drive:
 
     def _review(self) -> None:
         """Find what does not come by itself; ask for it, go on to the next peer, or end what is no longer needed."""
-        live = [(link, peer.session) for link, peer in self._peers.items() if peer.session.state is State.LIVE]
+        live: list[tuple[Link, Session]] = []
+        rests = not self._needs and not self._snapshot_for
+        for link, peer in self._peers.items():
+            session = peer.session
+            if session.state is State.LIVE:
+                live.append((link, session))
+                rests = rests and session.relay not in (Relay.ASKED, Relay.OPEN) and session.peer_vv <= self._vv and not session.is_waiting
         self._direct = frozenset([session.origin for _, session in live if session.sends_own and session.origin is not None])
         self._relay_wake_ms = None
+        if rests:
+            return  # nothing is missing, nothing is being brought: so it is nearly always, and this is asked at every tick
         holders = self._find_needs([session for _, session in live])
         for origin, need in self._needs.items():
             if (due := need.since_ms + self._settings.relay_delay_ms) > self._now:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from crdtkv.core.causality import Origin, VersionVector, generation_of, region_of
 from crdtkv.core.control import MemberState, Steering
@@ -32,6 +33,9 @@ from crdtkv.replication.port import ReplicaPort
 
 Told = dict[Origin, tuple[int, bool]]
 """Per origin that ends: what a member has fsynced of it, and whether it takes no more."""
+
+
+NO_STEERING: Final = Steering()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +82,7 @@ class Membership:
         """What was last to be told."""
         self.changes = 0
         """How often what is known of reports has changed."""
-        self.steering = Steering()
+        self.steering = NO_STEERING
         """What the I/O should have the replica do."""
 
     # -- inputs -----------------------------------------------------------------------------------------------------
@@ -127,6 +131,10 @@ class Membership:
             self._present = present
         self._last_announced = {peer: told for peer, told in self._last_announced.items() if peer in present}
         told_of = [o for told in self._reports.values() for o in told]
+        known = {own, *live, *vv.origins(), *self._reports}
+        if not (told_of or control.has_limits or control.members or self.message) and len(set(map(region_of, known))) == len(known):
+            self._reports[own], self.steering = {}, NO_STEERING
+            return None  # no region has gone on as another, and nothing was told or recorded: there is nothing to agree on
         latest = self._latest((own, *live, *self._open((*vv, *self._reports, *told_of))), (*vv, *self._reports, *told_of))
         ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
         freeze = tuple(o for o in ending if control.last(o) is None and o not in control.frozen)
@@ -147,7 +155,7 @@ class Membership:
                 told_by = [self._told_by(latest.get(region), origin) for region in members]
                 if all(told == (end, True) for told in told_by):
                     close[origin] = end
-        self.steering = Steering(freeze, limits, close)
+        self.steering = Steering(freeze, limits, close) if freeze or limits or close else NO_STEERING
         self._prune(latest)
         told = {by: dict(told) for by, told in self._reports.items() if told}
         if not told and self.message is None:

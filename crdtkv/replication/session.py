@@ -230,7 +230,8 @@ class Session:
 
     def tick(self, now_ms: float) -> None:
         """Time has passed."""
-        self._now = max(self._now, now_ms)
+        if now_ms > self._now:
+            self._now = now_ms
         settings = self._settings
         if self._ended:
             return
@@ -238,6 +239,8 @@ class Session:
             self._end(Code.TIMEOUT, f"no hello within {settings.hello_timeout_ms} ms")
         elif self.state is State.LIVE and self._now - self._heard_ms >= settings.dead_after_ms:
             self._end(Code.TIMEOUT, f"silent for {settings.dead_after_ms} ms")
+        if not self.is_waiting:
+            return
         for incoming in (self.own_in, self.relay_in):
             if not incoming.waiting:
                 continue
@@ -249,8 +252,9 @@ class Session:
 
     def advance(self, vv: VersionVector, durable: VersionVector, now_ms: float) -> None:
         """What is applied here, and fsynced, by now. The only source of what acks and heartbeats say."""
-        self._now = max(self._now, now_ms)
-        if self._ended or (vv is self._vv and durable is self._durable):
+        if now_ms > self._now:
+            self._now = now_ms
+        if (vv is self._vv and durable is self._durable) or self._ended:
             return
         peer = self.origin
         if peer is not None:
@@ -335,7 +339,11 @@ class Session:
             return tuple(out), self._heard_ms + self._settings.hello_timeout_ms, ()
         out.extend(self._pending.values())
         show = self._port.control.show
-        plans, of_streams, wake_at_ms = self._plan_streams()
+        plans: list[Plan] = []
+        of_streams: list[Message] = []
+        wake_at_ms = float("inf")
+        if self.own_out.has_more or self.relay_out.is_open:
+            plans, of_streams, wake_at_ms = self._plan_streams()
         ack_due = self._ack.due_ms <= self._now + TIMER_MS
         carrier = None
         if of_streams and ACK_WITH_FRAMES in self.features:
@@ -460,8 +468,6 @@ class Session:
         Only that first one is looked at: by the order of streams (`progress`), nothing after it can be ready for long
         while it is not, so what it waits for is what this link waits for.
         """
-        if not self.own_in.waiting and not self.relay_in.waiting:
-            return None
         worst: tuple[VersionVector, float] | None = None
         for incoming in (self.own_in, self.relay_in):
             if incoming.waiting:
@@ -470,6 +476,11 @@ class Session:
                 if since <= arrived_by_ms and missing and (worst is None or since < worst[1]):
                     worst = (missing, since)
         return worst
+
+    @property
+    def is_waiting(self) -> bool:
+        """Frames that came over this link are not applied yet."""
+        return bool(self.own_in.waiting or self.relay_in.waiting)
 
     def waits_with(self, origin: str | int, seq: str | int) -> bool:
         """Whether the frame of an origin that begins at a seq came over this link and is not applied."""
