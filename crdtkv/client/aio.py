@@ -75,10 +75,16 @@ class AsyncClient:
     def _session(self) -> Session:
         """The session, with room for another request."""
         core = self._core
-        session = core.session
-        # In its thread and running, so it is the running loop: `get_running_loop` asks the system for the process's id each time.
-        is_here = core.loop is not None and core.thread == get_ident() and core.loop.is_running()
-        if session is None or not is_here or core.closed or core.generation != runtime.generation:
+        session, loop = core.session, core.loop
+        if (
+            session is None
+            or loop is None
+            # In its thread and running, so it is the running loop: `get_running_loop` asks the system for the process's id each time.
+            or core.thread != get_ident()
+            or not loop.is_running()
+            or core.closed
+            or core.generation != runtime.generation
+        ):
             session = core.check()
         if session.pending.requests >= session.pending_max:
             session.check_room()

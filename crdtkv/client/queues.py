@@ -47,8 +47,8 @@ class Waiting:
         self._calls.extendleft(reversed(calls))
         self.requests += sum([call.count for call in calls])
 
-    def gather(self, op: str, weight: int, deadline: float, tolerance: float) -> tuple[Block, bool]:
-        """The block to which the caller adds a request now, at the end of the queue; and whether it is a new one.
+    def gather(self, op: str, weight: int, deadline: float, tolerance: float) -> Block:
+        """The block to which the caller adds a request now, at the end of the queue. One that is new is empty.
 
         Args:
             op: "puts" or "gets".
@@ -59,11 +59,11 @@ class Waiting:
         self.requests += 1
         block = self._block
         if block is not None and 0 <= deadline - block.deadline <= tolerance and block.takes(op, weight):
-            return block, False
+            return block
         self._block = block = wire.puts() if op == "puts" else wire.gets()
         block.deadline = deadline
         self._calls.append(block)
-        return block, True
+        return block
 
     def take(self, requests_max: int) -> list[Call]:
         """All that waits, as far as one message holds it. What nobody waits for any more is dropped."""

@@ -163,10 +163,11 @@ class Session:
         if self.closed:
             raise closed_error()
         deadline = self.loop.time() + timeout
-        block, is_new = self.pending.gather(op, weight, deadline, timeout * DEADLINE_TOLERANCE)
-        if is_new:
+        pending = self.pending
+        block = pending.gather(op, weight, deadline, timeout * DEADLINE_TOLERANCE)
+        if not block.sinks:
             self._submitted(deadline)
-        elif self.pending.requests == MESSAGE_REQUESTS_MAX:
+        elif pending.requests == MESSAGE_REQUESTS_MAX:
             self._wake_writer()  # a full message does not wait for an answer
         return block
 

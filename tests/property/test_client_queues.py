@@ -64,7 +64,7 @@ def test_requests_leave_in_order_each_once_however_they_gather(made: list[tuple[
                     sink = Sink(len(sinks))
                     sinks.append(sink)
                     key, value = f"k{sink.number}", b"v%d" % sink.number
-                    block, _ = waiting.gather(f"{what}s", 80, now + 5.0, 1.0)
+                    block = waiting.gather(f"{what}s", 80, now + 5.0, 1.0)
                     assert 0 <= now + 5.0 - block.deadline <= 1.0
                     if what == "put":
                         block.add_put(key, value, 80, sink)
