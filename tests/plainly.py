@@ -18,7 +18,8 @@ from crdtkv.core.causality import Origin, make_origin
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.heads import Head
 from crdtkv.core.journal import JOURNAL_SPACE, Record
-from crdtkv.core.replica import META_KEY, Meta, Replica, enters_digest
+from crdtkv.core.meta import META_KEY, Meta
+from crdtkv.core.replica import Replica, enters_digest
 from crdtkv.core.state import hash_record
 from crdtkv.core.types.registry import APPLY
 from crdtkv.errors import CrdtkvError

@@ -18,7 +18,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from itertools import islice
 from typing import Any
 
@@ -31,7 +30,9 @@ from crdtkv.core.codec import SLOT_SPACE, SlotType, encode_value, register_slots
 from crdtkv.core.control import Agreed, Control, MemberState, removed_text
 from crdtkv.core.frame import CONTROL_KINDS, NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
 from crdtkv.core.heads import Head, Heads, head_key
+from crdtkv.core.held import Held
 from crdtkv.core.journal import Journal, JournalCounts
+from crdtkv.core.meta import META_KEY, Meta, read_meta
 from crdtkv.core.removals import Removal, Removals
 from crdtkv.core.requests import Made, RequestWindow
 from crdtkv.core.settings import CoreSettings
@@ -39,17 +40,15 @@ from crdtkv.core.state import Base, State
 from crdtkv.core.types.base import Entry, around_value, encode_entries, rank, winner
 from crdtkv.core.types.counter import DEAD_SPACE, decode_run, list_dead, run_name, run_slot
 from crdtkv.core.types.registry import APPLY
-from crdtkv.errors import CorruptionError, CrdtkvError, RegionRemovedError, RegionUnavailableError, StorageError, WrongClusterError
+from crdtkv.errors import CorruptionError, CrdtkvError, RegionRemovedError, RegionUnavailableError, WrongClusterError
 
-META_KEY = b"m"
 EXPIRIES_LOOKED_AT_MAX = 4096
 """Records of the index of expiries that one call of `due` looks at."""
 KEPT_HASHES_MAX = 1024
 """Hashes kept per origin, one per `HASH_INTERVAL` commits: forks up to a million commits back are found by hash."""
 
-_PARTS = {"control", "settings", "clock", "state", "heads", "journal", "purges", "_removals", "_requests", "_applier", "_vv"}
-_HELD = {"_held", "_held_frames", "_held_bytes", "_waiting", "_surfaced"}
-_STAYS = frozenset(_PARTS | _HELD)
+_PARTS = {"control", "settings", "clock", "state", "heads", "journal", "purges", "_removals", "_requests", "_applier", "_vv", "_held"}
+_STAYS = frozenset(_PARTS)
 """What `Replica.adopt` leaves in place, or takes over by its contents."""
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -78,26 +77,6 @@ class Applied:
     """Frames of this call that were neither applied nor held: the bound on held frames was reached. They are asked for again."""
 
 
-class Meta(msgspec.Struct, array_like=True):
-    """The replica's own record: what changes in one batch with the slots."""
-
-    format: int
-    cluster: str
-    shard: int
-    origin: str
-    vv: list[str | int]
-    hashes: dict[Origin, tuple[int, bytes]]
-    kept: dict[Origin, list[tuple[int, bytes]]]
-    mark: int
-    digest: bytes
-    position: int
-    journal: JournalCounts
-    stamps: dict[Origin, int] = {}  # added later
-
-
-_decode_meta = msgspec.msgpack.Decoder(Meta).decode
-
-
 def enters_digest(slot: bytes, record: bytes) -> bool:
     """Whether a slot's record counts as state: every entry does, a counter's run only while it is live."""
     end = slot.index(b"\x00\x00")
@@ -119,7 +98,7 @@ class Replica:
         self.settings = settings or CoreSettings()
         self.clock = clock
         raw = base.get(META_KEY)
-        meta = None if raw is None else _read_meta(raw)
+        meta = None if raw is None else read_meta(raw)
         self.origin = Origin(meta.origin) if meta else origin
         self.cluster = meta.cluster if meta else cluster
         self.shard = meta.shard if meta else shard
@@ -165,14 +144,7 @@ class Replica:
             self.purges,
             self.settings.clear_at_once_max,
         )
-        self._held: dict[Origin, dict[int, Frame]] = {}
-        """Frames not ready yet, by their place `(origin, first_seq)`."""
-        self._held_frames = 0
-        self._held_bytes = 0
-        self._waiting: dict[Origin, list[tuple[int, Origin, int]]] = {}
-        """Per origin a heap of `(seq, *place)`: the held frame there waits for that seq. One that is gone by then is passed over."""
-        self._surfaced: list[tuple[Origin, int]] = []
-        """A heap of the places of held frames that wait for nothing any more."""
+        self._held = Held(self._vv, self._is_beyond, self.settings.held_frames_max, self.settings.held_bytes_max)
         self._requests = RequestWindow(self.state, count_max=self.settings.requests_max, age_ms=self.settings.requests_age_s * 1000)
         self._rows: list[Row] = []
         self._first_hlc = 0
@@ -218,7 +190,7 @@ class Replica:
     def hold(self, frames: Iterable[Frame]) -> None:
         """Hold frames again that had been held and whose application was undone."""
         for frame in frames:
-            self._hold(frame)
+            self._held.add(frame)
 
     # -- what is applied ------------------------------------------------------------------------------------------
 
@@ -262,7 +234,7 @@ class Replica:
     @property
     def held(self) -> tuple[int, int]:
         """How many frames are held, and their bytes."""
-        return self._held_frames, self._held_bytes
+        return len(self._held), self._held.size_bytes
 
     def removals(self, slot: bytes) -> tuple[Removal, ...]:
         """The last removals of a slot (of a collection's first one: its clears) that are still in the index."""
@@ -275,15 +247,7 @@ class Replica:
 
     def held_needs(self) -> VersionVector:
         """What the held frames wait for and is not applied here."""
-        needs: dict[Origin, int] = {}
-        for origin, frames in self._held.items():
-            for frame in frames.values():
-                wanted = dict(frame.context.items())
-                wanted[origin] = frame.first_seq - 1
-                for o, n in wanted.items():
-                    if n > self._vv.get(o, 0):
-                        needs[o] = max(n, needs.get(o, 0))
-        return VersionVector.adopt(needs)
+        return self._held.needs()
 
     # -- local commits --------------------------------------------------------------------------------------------
 
@@ -298,12 +262,7 @@ class Replica:
             RegionUnavailableError, RegionRemovedError: the region is drained or removed; nothing changed.
         """
         origin = self.origin
-        if self.refusal is not None:
-            raise self.refusal
-        hlc = self.clock.issue()
-        seq = self._vv.get(origin, 0) + 1
-        if not self._rows:
-            self._first_hlc = hlc
+        seq, hlc = self._begin_commit()
         step = self._applier
         step.begin(origin, seq, hlc, self._vv, True)
         if len(deltas) > 1 and step.touched is None:
@@ -325,6 +284,15 @@ class Replica:
             self._requests.note(request_id, origin, seq, hlc)
         self._rows.append([hlc - self._first_hlc, meta, *deltas])
         return seq, hlc
+
+    def _begin_commit(self, count: int = 1) -> tuple[int, int]:
+        """The seq and stamp of the next commit, the first of so many; raises as `commit` says, and nothing has changed."""
+        if self.refusal is not None:
+            raise self.refusal
+        hlc = self.clock.issue() if count == 1 else self.clock.issue_run(count)
+        if not self._rows:
+            self._first_hlc = hlc
+        return self._vv.get(self.origin, 0) + 1, hlc
 
     def commit_control(self, deltas: list[Delta]) -> tuple[int, int]:
         """Make one commit of CLOSE and MEMBER deltas, the only one of its frame; its `(seq, hlc)`.
@@ -349,8 +317,7 @@ class Replica:
             self.control.apply(delta, by, at, hlc, hash_of_last if known == delta[2] else NO_HASH)
             self._kept.pop(origin, None)
             self._stamps.pop(origin, None)
-            for first in list(self._held.get(origin, ())):
-                self._release(origin, first)  # beyond the end: whoever should have more of it after all will send it
+            self._held.drop(origin)  # beyond the end: whoever should have more of it after all will send it
         else:
             self.control.apply(delta, by, at, hlc, NO_HASH)
         self._find_refusal()
@@ -386,13 +353,8 @@ class Replica:
         A local write has seen whatever is there, so nothing is read; see `Applier.write`. `slot` is the register's.
         """
         origin = self.origin
-        if self.refusal is not None:
-            raise self.refusal
-        hlc = self.clock.issue()
-        seq = self._vv.get(origin, 0) + 1
+        seq, hlc = self._begin_commit()
         rows = self._rows
-        if not rows:
-            self._first_hlc = hlc
         self.state.put(slot, encode_entries((Entry(origin, seq, hlc, delta[2], None),)))
         self._vv[origin] = seq
         if request_id is None:
@@ -410,20 +372,15 @@ class Replica:
         Those that follow have the next of both. What a commit costs beside its own bytes is paid once.
         """
         origin = self.origin
-        if self.refusal is not None:
-            raise self.refusal
         count = len(slots)
-        first_seq, first_hlc = self._vv.get(origin, 0) + 1, self.clock.issue_run(count)
-        rows = self._rows
-        if not rows:
-            self._first_hlc = first_hlc
+        first_seq, first_hlc = self._begin_commit(count)
         seqs, hlcs = range(first_seq, first_seq + count), range(first_hlc, first_hlc + count)
         offsets = range(first_hlc - self._first_hlc, first_hlc - self._first_hlc + count)
         # An `Entry`, as it is encoded, for each.
         records = [encode_entries(((origin, seq, hlc, value, None),)) for seq, hlc, value in zip(seqs, hlcs, values, strict=True)]
         self.state.put_all(dict(zip(slots, records, strict=True)))
         put = DeltaKind.REGISTER_PUT
-        rows += [
+        self._rows += [
             [offset, None if request_id is None else {"r": request_id}, [put, key, value]]
             for offset, request_id, key, value in zip(offsets, request_ids, keys, values, strict=True)
         ]
@@ -443,19 +400,13 @@ class Replica:
         `slot` is the element's, `head` its set's, from `Heads.counting`.
         """
         origin = self.origin
-        if self.refusal is not None:
-            raise self.refusal
-        hlc = self.clock.issue()
-        seq = self._vv.get(origin, 0) + 1
-        rows = self._rows
-        if not rows:
-            self._first_hlc = hlc
+        seq, hlc = self._begin_commit()
         state = self.state
         if state.get(slot) is None:
             head.set_slots += 1
         state.put(slot, encode_entries((Entry(origin, seq, hlc, b"", None),)))
         self._vv[origin] = seq
-        rows.append([hlc - self._first_hlc, None, delta])
+        self._rows.append([hlc - self._first_hlc, None, delta])
         return seq, hlc
 
     @property
@@ -517,7 +468,7 @@ class Replica:
         outcome = self.ready(frame)
         if outcome is Outcome.HELD and self.control.has_limits:
             self._follow(frame)
-            if self._surfaced:
+            if self._held.has_ready:
                 self.apply_held(applied)
                 outcome = self.ready(frame)
         if outcome is Outcome.HELD or (outcome is Outcome.APPLIED and self._is_beyond(frame)):
@@ -548,9 +499,8 @@ class Replica:
     def freeze(self, origin: Origin) -> None:
         """Take no more of an origin than is applied, or than what is held rests on. To be flushed before anybody is told."""
         self.control.freeze(origin, self._vv.get(origin, 0))
-        for frames in list(self._held.values()):
-            for frame in list(frames.values()):
-                self._follow(frame)
+        for frame in self._held:
+            self._follow(frame)
 
     def _follow(self, frame: Frame) -> None:
         """Take as much of a frozen or closed origin as the writer of a frame had: it is a member, so all will have that much.
@@ -564,8 +514,7 @@ class Replica:
     def raise_limit(self, origin: Origin, limit: int) -> None:
         """Take an origin that is frozen or closed up to `limit`, if that is more than before: what is held of it may be ready then."""
         if self.control.raise_limit(origin, limit):
-            for frame in self._held.get(origin, {}).values():
-                self._wait(frame)
+            self._held.look_at(origin)
 
     @staticmethod
     def _readiness(frame: Frame, applied: dict[Origin, int]) -> Outcome:
@@ -659,7 +608,7 @@ class Replica:
         self._keep_hash(frame)
         self.position += 1
         if self._held:
-            self._release_covered(origin, frame.first_seq, frame.last_seq)
+            self._held.drop_covered(origin, frame.first_seq, frame.last_seq)
         frame.release()
 
     def _apply_commits(self, frame: Frame, seen: dict[Origin, int]) -> int:
@@ -701,89 +650,17 @@ class Replica:
         return keys
 
     def _hold(self, frame: Frame) -> Outcome:
-        waiting = self._held.setdefault(frame.origin, {})
-        if frame.first_seq in waiting:
-            return Outcome.HELD
-        if self._held_frames >= self.settings.held_frames_max or self._held_bytes + frame.size > self.settings.held_bytes_max:
-            if not waiting:
-                del self._held[frame.origin]
-            return Outcome.DROPPED
-        waiting[frame.first_seq] = frame
-        self._held_frames += 1
-        self._held_bytes += frame.size
-        self._wait(frame)
-        return Outcome.HELD
-
-    def _wait(self, frame: Frame) -> None:
-        """List a held frame under the first thing that it waits for, or as ready; nowhere while it is beyond a limit."""
-        applied = self._vv
-        if self.control.limit(frame.origin) is not None and self._is_beyond(frame):
-            return
-        if frame.first_seq > applied.get(frame.origin, 0) + 1:
-            self._wait_for(frame.origin, frame.first_seq - 1, frame)
-            return
-        for origin, seq in frame.context.items():
-            if applied.get(origin, 0) < seq:
-                self._wait_for(origin, seq, frame)
-                return
-        heappush(self._surfaced, (frame.origin, frame.first_seq))
-
-    def _wait_for(self, origin: Origin, seq: int, frame: Frame) -> None:
-        heappush(self._waiting.setdefault(origin, []), (seq, frame.origin, frame.first_seq))
+        return Outcome.HELD if self._held.add(frame) else Outcome.DROPPED
 
     def apply_held(self, applied: list[Frame]) -> None:
-        """Apply the held frames that are ready now, the least origin's first.
-
-        Each is looked at once for each origin that it waits for, however many are held.
-        """
-        for origin in list(self._waiting):
-            self._wake(origin)
-        while self._surfaced:
-            origin, first = heappop(self._surfaced)
-            frame = self._release(origin, first)
-            if frame is not None:
-                self.apply(frame)
-                applied.append(frame)
-                self._wake(origin)
-
-    def _wake(self, origin: Origin) -> None:
-        """Look at the held frames that waited for what is applied of an origin by now."""
-        waiting, done = self._waiting.get(origin), self._vv.get(origin, 0)
-        while waiting and waiting[0][0] <= done:
-            _, waiter, first = heappop(waiting)
-            frame = self._held.get(waiter, {}).get(first)
-            if frame is not None:
-                self._wait(frame)
-        if waiting is not None and not waiting:
-            del self._waiting[origin]
-
-    def _release(self, origin: Origin, first_seq: int) -> Frame | None:
-        """Hold a frame no longer; None if it is not held."""
-        held = self._held.get(origin)
-        frame = None if held is None else held.pop(first_seq, None)
-        if held is None or frame is None:
-            return None
-        self._held_frames -= 1
-        self._held_bytes -= frame.size
-        if not held:
-            del self._held[origin]
-        return frame
-
-    def _release_covered(self, origin: Origin, first_seq: int, last_seq: int) -> None:
-        """Hold no longer what begins within commits that were applied by another way. O(the lesser of those and the held)."""
-        held = self._held.get(origin)
-        if held:
-            within = range(first_seq, last_seq + 1)
-            for first in [n for n in within if n in held] if len(within) < len(held) else [n for n in held if n in within]:
-                self._release(origin, first)
+        """Apply the held frames that are ready now, the least origin's first, and add them to `applied`."""
+        for frame in self._held.ready():
+            self.apply(frame)
+            applied.append(frame)
 
     def drop_held(self) -> None:
         """Forget every held frame: a restart does, and so may a session that subscribes anew."""
-        self._held = {}
-        self._held_frames = 0
-        self._held_bytes = 0
-        self._waiting = {}
-        self._surfaced = []
+        self._held.clear()
 
     # -- request ids ----------------------------------------------------------------------------------------------
 
@@ -921,7 +798,7 @@ class Replica:
                 self._stamps.pop(origin, None)
                 if stamps and origin in stamps:
                     self._stamps[origin] = stamps[origin]
-                self._release_covered(origin, before + 1, seq)
+                self._held.drop_covered(origin, before + 1, seq)
         self._context = None
         self._template = None
 
@@ -983,16 +860,6 @@ class Replica:
             kept.append((frame.last_seq, frame.hash))
             if len(kept) > KEPT_HASHES_MAX:
                 del kept[0]
-
-
-def _read_meta(raw: bytes) -> Meta:
-    try:
-        meta = _decode_meta(raw)
-    except (msgspec.DecodeError, ValueError) as e:
-        raise CorruptionError(f"state engine: the replica's own record does not decode: {e}") from e
-    if meta.format != 1:
-        raise StorageError(f"state engine: format {meta.format} is not known to this version of crdtkv (1): upgrade it")
-    return meta
 
 
 def _records_of(delta: Delta, frame: Frame) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from sortedcontainers import SortedDict
 
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.frame import Frame
-from crdtkv.core.replica import META_KEY, Meta
+from crdtkv.core.meta import META_KEY, Meta
 from crdtkv.errors import DiskFullError
 from crdtkv.storage.engine import EngineSnapshot
 from crdtkv.storage.memory_log import expired

@@ -15,7 +15,7 @@ import crdtkv
 from crdtkv.core.causality import make_origin
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import encode_value, register_slot
-from crdtkv.core.replica import META_KEY
+from crdtkv.core.meta import META_KEY
 from crdtkv.errors import DiskFullError, StorageError
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog, position_of
 from crdtkv.storage.engine import EngineSnapshot

@@ -13,7 +13,7 @@ import pytest
 import crdtkv
 from crdtkv import Settings, Store
 from crdtkv.core.codec import encode_value
-from crdtkv.core.replica import META_KEY
+from crdtkv.core.meta import META_KEY
 from crdtkv.storage.log import FileLog
 from tests.stores import Clock, store_at
 
