@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from crdtkv.cli.errors import DONE, FAILED
 from crdtkv.cli.output import JSON, emit, emit_json, output_option
-from crdtkv.simulation.case import FAULTS, MODES, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, run_case
-from crdtkv.simulation.options import SCENARIOS
-from crdtkv.simulation.programme import ALL, cases, explain, fields, parse_faults
-from crdtkv.simulation.recap import recap
-from crdtkv.simulation.rules import broken_rule
-from crdtkv.simulation.story import tell
-from crdtkv.simulation.world import Outcome
+
+if TYPE_CHECKING:
+    from crdtkv.simulation.case import Case
+    from crdtkv.simulation.world import Outcome
+
+# The names and bounds that help tells; a test compares them with crdtkv.simulation, whose import takes longer than help may.
+SCENARIOS: Final = (
+    "members",
+    "mixed",
+    "crowd",
+    "ties",
+    "counters",
+    "clears",
+    "relay",
+    "bridge",
+    "crashes",
+    "expiry",
+    "holding",
+    "full",
+    "snapshot",
+    "losses",
+    "disks",
+)
+FAULTS: Final = ("absences", "clocks", "connections", "crashes", "cuts", "disks", "slow", "truncations")
+MODES: Final = ("safety", "liveness")
+ALL: Final = "all"
+REGIONS_MIN, REGIONS_MAX, OPS_MAX = 2, 9, 1_000
 
 
 def _faults(_: click.Context, __: click.Parameter, text: str) -> frozenset[str]:
+    from crdtkv.simulation.programme import parse_faults
+
     try:
         return parse_faults(text)
     except ValueError as e:
@@ -56,6 +79,10 @@ def simulate(
     One seed is one run, on every machine. The first violation is shrunk to a small case that breaks the same rule, and told: who
     wrote what, what was cut, which rule broke, where states differ. Status 1 if there was any.
     """
+    from crdtkv.simulation.case import Case, run_case
+    from crdtkv.simulation.programme import cases, fields
+    from crdtkv.simulation.story import tell
+
     first = Case(seed=seed, regions=regions, ops=ops, faults=faults, mode=mode)
     failures = 0
     for case in cases(scenario, None if until_failure and seeds is None else seeds or 1, first):
@@ -84,6 +111,9 @@ def _begin(case: Case, output: str) -> None:
 
 
 def _show(outcome: Outcome, told: list[str], *, in_detail: bool) -> None:
+    from crdtkv.simulation.recap import recap
+    from crdtkv.simulation.rules import broken_rule
+
     found = f"VIOLATION of {broken_rule(outcome.violations[0])}" if outcome.violations else "every invariant held"
     emit(f": {outcome.events:,} events in {outcome.virtual_s:.1f} virtual s; {found}")
     for line in (*told, *outcome.violations):
@@ -97,6 +127,8 @@ def _show(outcome: Outcome, told: list[str], *, in_detail: bool) -> None:
 
 
 def _explained(case: Case, outcome: Outcome, *, shrinks: bool) -> dict[str, object]:
+    from crdtkv.simulation.programme import explain
+
     found, story, runs = explain(case, outcome, shrinks=shrinks)
     return {"command": found.command(), "runs": runs, "story": story.events, "broken": story.broken, "states": story.states}
 

@@ -37,7 +37,11 @@ class DirectoryLock:
             self.directory.mkdir(parents=True, exist_ok=True)
             fd = os.open(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as e:
-            raise StorageError(f"cannot use {self.directory} as a data directory: {e.strerror}", path=str(self.directory)) from e
+            why = "it is a file" if self.directory.is_file() else e.strerror
+            raise StorageError(
+                f"cannot use {self.directory} as a data directory: {why}; name a directory that may be made and written",
+                path=str(self.directory),
+            ) from e
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, 0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,7 +130,7 @@ def test_another_cluster_is_told_apart(api: Store | Client) -> None:
     assert isinstance(error, crdtkv.WrongClusterError) and "'shop'" in str(error)
 
 
-def test_what_is_closed_says_how_to_go_on(tmp_path: os.PathLike[str]) -> None:
+def test_what_is_closed_says_how_to_go_on(tmp_path: Path) -> None:
     store = crdtkv.open()
     store.close()
     assert str(refused(lambda: store.get("a"))) == "the store is closed"  # what it held is gone: there is nothing to open again
@@ -159,3 +159,10 @@ def test_a_pipeline_has_the_same_names(served: tuple[Store, Client]) -> None:
         p.counter("pipelined").increment(2)
         count, digest, vv = p.counter("pipelined").value, p.digest(), p.vv()
     assert (count.value, digest.value, vv.value) == (2, client.digest(), client.vv())
+
+
+def test_a_file_is_no_data_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    error = refused(lambda: crdtkv.open(tmp_path / "file"))
+    assert type(error) is crdtkv.StorageError and "it is a file; name a directory" in str(error)
+    assert (tmp_path / "file").read_text() == "mine"

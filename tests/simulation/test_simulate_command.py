@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from crdtkv.cli import simulate as command
 from crdtkv.cli.main import main
 from crdtkv.simulation import SCENARIOS, invariants, simulate
-from crdtkv.simulation.case import FAULTS, Case, run_case
+from crdtkv.simulation.case import FAULTS, MODES, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, run_case
 from crdtkv.simulation.rules import broken_rule
 from crdtkv.simulation.shrinking import shrink
 from crdtkv.simulation.story import tell
@@ -26,6 +27,15 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
     status = main(["simulate", *args])
     out, err = capsys.readouterr()
     return status, out, err
+
+
+def test_help_tells_what_there_is_without_loading_it() -> None:
+    assert list(SCENARIOS) == list(command.SCENARIOS) and FAULTS == command.FAULTS and MODES == command.MODES
+    bounds = (command.REGIONS_MIN, command.REGIONS_MAX, command.OPS_MAX)
+    assert bounds == (REGIONS_MIN, REGIONS_MAX, OPS_MAX)
+    loaded = "import sys; from crdtkv.cli import simulate; print([m for m in sys.modules if m.startswith('crdtkv.simulation')])"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_says_the_seed_first_and_that_all_held(capsys: pytest.CaptureFixture[str]) -> None:
