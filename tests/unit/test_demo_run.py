@@ -124,7 +124,7 @@ class MemoryRegion:
             yield await queue.get()
 
     async def explain(self, key: str) -> Explanation:
-        return Explanation(key, True, (), None, (), "the rule", self.origin)
+        return Explanation(key, True, ("register",), None, (), "the rule", self.origin)
 
     async def status(self) -> Status:
         peers = tuple(PeerLag(n, lag_ms=None if self.net.is_cut(self.name, n) else 1.0) for n in NAMES if n != self.name)
