@@ -10,6 +10,7 @@ import hashlib
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from crdtkv.core.causality import Origin, VersionVector, make_origin
 from crdtkv.core.codec import encode_value
@@ -54,7 +55,7 @@ class ToyReplica:
         self._hashes[frame.origin] = (frame.last_seq, frame.hash)
         self._vv = self._vv.advance(frame.origin, frame.last_seq)
 
-    snapshots = None
+    snapshots: Any = None
 
     def steer(self, steering: Steering) -> None:
         """Nothing ends here."""

@@ -584,7 +584,8 @@ class Drive:
                 self._meet(origin, need, [(link, s) for link, s in live if s in holders[origin]])
         self._snapshot_for.intersection_update(self._needs)
         if self._snapshot_for:
-            self.transfers.need(live, frozenset(self._snapshot_for), self._vv, self._now)
+            donors = [(link, s) for link, s in live if any(s in holders[origin] for origin in self._snapshot_for)]
+            self.transfers.need(donors, self._now)
         needed = set().union(*holders.values()) if holders else set()
         for _, session in live:
             if session.relay in (Relay.ASKED, Relay.OPEN) and session not in needed:
@@ -607,10 +608,13 @@ class Drive:
                             began.setdefault(origin, self._now)
             blocked = session.blocked_on(self._applied_by_ms)
             if blocked is not None:
-                # Whoever sent a frame had applied what it rests on.
-                for origin in blocked[0]:
-                    holders.setdefault(origin, set()).add(session)
-                    began[origin] = min(began.get(origin, self._now), blocked[1])
+                missing, since_ms, frame = blocked
+                # Whoever sent a frame, or has applied it, has what it rests on, also where its vector leaves that out: an origin that is
+                # closed there by a commit that is not here yet.
+                have = [s for s in live if s is session or s.peer_vv.covers((frame.origin, frame.last_seq))]
+                for origin in missing:
+                    holders.setdefault(origin, set()).update(have)
+                    began[origin] = min(began.get(origin, self._now), since_ms)
         needs: dict[Origin, _Need] = {}
         for origin, since_ms in began.items():
             old = self._needs.get(origin)

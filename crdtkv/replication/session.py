@@ -459,8 +459,8 @@ class Session:
         found, self._of_snapshots = self._of_snapshots, []
         return found
 
-    def blocked_on(self, arrived_by_ms: float) -> tuple[VersionVector, float] | None:
-        """What the first frame that waits here rests on and is not applied, and since when it waits.
+    def blocked_on(self, arrived_by_ms: float) -> tuple[VersionVector, float, Frame] | None:
+        """What the first frame that waits here rests on and is not applied, since when it waits, and the frame.
 
         Args:
             arrived_by_ms: frames that came later had no chance to be applied yet, and are not looked at.
@@ -468,13 +468,13 @@ class Session:
         Only that first one is looked at: by the order of streams (`progress`), nothing after it can be ready for long
         while it is not, so what it waits for is what this link waits for.
         """
-        worst: tuple[VersionVector, float] | None = None
+        worst: tuple[VersionVector, float, Frame] | None = None
         for incoming in (self.own_in, self.relay_in):
             if incoming.waiting:
                 frame, since = incoming.waiting[0]
                 missing = self._missing(frame)
                 if since <= arrived_by_ms and missing and (worst is None or since < worst[1]):
-                    worst = (missing, since)
+                    worst = (missing, since, frame)
         return worst
 
     @property

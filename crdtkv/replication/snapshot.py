@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
-from crdtkv.core.causality import Origin, VersionVector
+from crdtkv.core.causality import Origin
 from crdtkv.core.install import Installed
 from crdtkv.core.transfer import NO_LINK, next_link
 from crdtkv.errors import CorruptionError, CrdtkvError, IncompatibleFormatError, RegionUnavailableError
@@ -227,18 +227,16 @@ class Transfers:
 
     # -- receiver -------------------------------------------------------------------------------------------------
 
-    def need(self, live: Sequence[tuple[Hashable, Session]], missing: frozenset[Origin], vv: VersionVector, now_ms: float) -> None:
-        """Nobody's log reaches back to what is missing of these origins: have a snapshot that has it."""
+    def need(self, holders: Sequence[tuple[Hashable, Session]], now_ms: float) -> None:
+        """Nobody's log reaches back to something that is missing here, and these peers have it: have a snapshot of one of them."""
         self._now = now_ms
         snapshots, settings = self._port.snapshots, self._settings
-        if snapshots is None or not missing or self.is_active:
+        if snapshots is None or not holders or self.is_active:
             return
         staged = snapshots.staged
         fit = []
-        for link, session in live:
+        for link, session in holders:
             if session.state is not State.LIVE or FEATURE not in session.features:
-                continue
-            if not any(session.peer_vv.seq(o) > vv.seq(o) for o in missing):
                 continue
             again = self._tried.get(session.region, float("-inf"))
             if again > now_ms:

@@ -229,6 +229,7 @@ class Faults:
             world.auditor.renewed(member)
         # Nobody gets back what was on lost disks only; nothing else may be lost.
         kept = [m.log.vv() for m in world.members]
+        world.auditor.kept(kept)
         gone = {dot for dot in world.acknowledged if not any(vv.covers(dot) for vv in kept)}
         world.rare["acknowledged_and_lost"] += bool(gone)
         world.acknowledged -= gone
@@ -243,7 +244,7 @@ class Faults:
         stops = self.options.stops and dice.chance(0.5)
         world.trace("leave", member.index, stops)
         away_ms = dice.between(60, 250)
-        for _ in range(2):
+        for _ in range(4):
             world.after(dice.between(0, away_ms), world.clients.turn)
         if stops:
             before = member.origin

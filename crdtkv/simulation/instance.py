@@ -19,6 +19,7 @@ class SimulatedInstance:
         self.outside: Record | None = None
         self.boot = 0
         self._mark: tuple[Origin, Mark] = (Origin(""), Mark())
+        self._synced_mark = self._mark
         self._writes = 0
 
     @property
@@ -26,12 +27,12 @@ class SimulatedInstance:
         """The sent bound that is on the disk."""
         return 0 if self.outside is None else self.outside.bound
 
-    def evidence(self, origin: Origin, recovered: int, end: int, *, is_engine_ahead: bool = False) -> Evidence:
+    def evidence(self, origin: Origin, recovered: int, commits: int, *, is_engine_ahead: bool = False) -> Evidence:
         marked, mark = self._mark
         if marked != origin:
             mark = Mark()
         return Evidence(
-            origin=origin, recovered=recovered, end=end, inside=self.inside, outside=self.outside, mark=mark, boot=str(self.boot),
+            origin=origin, recovered=recovered, commits=commits, inside=self.inside, outside=self.outside, mark=mark, boot=str(self.boot),
             is_engine_ahead=is_engine_ahead,
         )  # fmt: skip
 
@@ -48,14 +49,16 @@ class SimulatedInstance:
             bound=bound, seq=seq, path="/", synced=synced,
         )  # fmt: skip
 
-    def note(self, origin: Origin, seq: int, synced: int) -> None:
+    def note(self, origin: Origin, seq: int, synced: int, *, sync: bool = False) -> None:
         self._mark = origin, Mark(seq, synced)
+        if sync:
+            self._synced_mark = self._mark
 
     def power_failed(self, *, keeps_mark: bool) -> None:
         """Another boot; what was noted without an fsync is gone."""
         self.boot += 1
         if not keeps_mark:
-            self._mark = Origin(""), Mark()
+            self._mark = self._synced_mark
 
     def wipe(self) -> None:
         """A new disk, of which nothing is known."""

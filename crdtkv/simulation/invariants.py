@@ -122,6 +122,10 @@ class Auditor:
         self._requests_of: dict[Origin, dict[int, bytes]] = {}
         self._done_for: dict[bytes, list[Dot]] = {}
         self._closed_at: dict[Origin, int] = {}
+        self._closings: dict[Origin, set[Dot]] = {}
+        """The commits that closed an origin at its present end."""
+        self._unsaid: set[Origin] = set()
+        """Origins of which every such commit was once on lost disks only, or that came back with more: they may be closed elsewhere."""
         self.removed_regions: set[str] = set()
         self.ends_may_rise = False
         self.siblings_max = 0
@@ -278,12 +282,16 @@ class Auditor:
             raise Violation(f"{member.region} shows {vv} as {control.show(vv)}")
         for origin, closes in control.closed.items():
             end = closes[-1].seq
+            if vv.seq(origin) < end:
+                raise Violation(f"{member.region} has closed {origin} at {end} without having it: {vv}")
+            if origin in self._unsaid:
+                continue
             known = self._closed_at.get(origin, end)
             if known != end and not self.ends_may_rise:
                 raise Violation(f"{member.region}: {origin} is closed at {end} and at {known}")
-            self._closed_at[origin] = max(known, end)
-            if vv.seq(origin) < end:
-                raise Violation(f"{member.region} has closed {origin} at {end} without having it: {vv}")
+            if end > self._closed_at.get(origin, 0):
+                self._closed_at[origin], self._closings[origin] = end, set()
+            self._closings[origin].update(Dot(c.by, c.at) for c in closes if c.seq == self._closed_at[origin])
         if region_of(member.origin) not in self.removed_regions and not self.ends_may_rise:
             for origin, end in self._closed_at.items():
                 if vv.seq(origin) > end:
@@ -441,6 +449,15 @@ class Auditor:
     def may_have_thawed(self, member: Member) -> None:
         """An earlier state of its disk may have come back: what it had frozen since is told again, and closed again if need be."""
         self._followed[member.index].frozen = set()
+
+    def kept(self, vvs: Sequence[VersionVector]) -> None:
+        """What is on all disks by now: a closing of which nothing is left was never said. A disk of an earlier time may also bring
+        back what its origin had written, and nobody else had seen when they closed it."""
+        for origin, dots in list(self._closings.items()):
+            is_beyond = any(vv.seq(origin) > self._closed_at[origin] for vv in vvs)
+            if is_beyond or not any(vv.covers(dot) for vv in vvs for dot in dots):
+                self._unsaid.add(origin)
+                del self._closings[origin], self._closed_at[origin]
 
     def renewed(self, member: Member) -> None:
         """8: it goes on under an id that nobody has seen, above every one seen; what its disk holds is followed anew."""

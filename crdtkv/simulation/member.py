@@ -123,6 +123,7 @@ class Member:
             fold_records_max=options.fold_records_max,
         )
         self._decide_incarnation()
+        self.machine.when_installed = self._note_installed
         if options.beside:
             self.machine.when_folding = self._fold_later
         if self.staging.is_marked:
@@ -147,16 +148,24 @@ class Member:
     def _decide_incarnation(self) -> None:
         """As the opening of a store does."""
         machine, instance = self.machine, self.instance
-        seq = machine.replica.seq(self.origin)
-        evidence = instance.evidence(self.origin, seq, self.log.end(), is_engine_ahead=machine.is_engine_ahead)
+        vv = machine.replica.vv()
+        evidence = instance.evidence(self.origin, vv.seq(self.origin), sum(vv.values()), is_engine_ahead=machine.is_engine_ahead)
         if machine.origin != self.origin or why_new(evidence) is not None:  # or a change of id was cut short
             known = (*machine.replica.vv(), self.origin)
             self.origin = make_origin(self.region, next_generation(self.region, known), self._world.dice.below(1 << 32))
             machine.begin_incarnation(self.origin)
-        instance.open(self.origin, machine.own_seq(), self.log.synced())
+        instance.open(self.origin, machine.own_seq(), machine.commits_durable())
         if not self._world.options.sync:
             machine.sent_bound = machine.own_seq()
             machine.when_beyond = self._raise_bound_later
+
+    def _note(self) -> None:
+        kept = self.log.vv_at[self.log.synced() if self._world.options.sync else self.log.end()]
+        self.instance.note(self.origin, kept.seq(self.origin), self.machine.commits_durable())
+
+    def _note_installed(self) -> None:
+        durable = self.machine.durable_vv()
+        self.instance.note(self.origin, durable.seq(self.origin), self.machine.commits_durable(), sync=True)
 
     def _raise_bound_later(self) -> None:
         if not self._bound_due:
@@ -166,7 +175,7 @@ class Member:
     def _raise_bound(self) -> None:
         self._bound_due = False
         bound = self.machine.own_seq() + LEAP
-        self.instance.set_bound(self.origin, self.machine.own_seq(), bound, self.log.synced())
+        self.instance.set_bound(self.origin, self.machine.own_seq(), bound, self.machine.commits_durable())
         self.machine.raise_bound(bound)
         self._released()
 
@@ -208,7 +217,7 @@ class Member:
         known = (*self.machine.replica.vv(), self.origin)
         self.origin = make_origin(self.region, next_generation(self.region, known), self._world.dice.below(1 << 32))
         self.machine.begin_incarnation(self.origin)
-        self.instance.open(self.origin, self.machine.own_seq(), self.log.synced())
+        self.instance.open(self.origin, self.machine.own_seq(), self.machine.commits_durable())
 
     def meet(self, peer: Member) -> None:
         """A region that was added: dial it."""
@@ -225,6 +234,8 @@ class Member:
         lost: list[Frame] = []
         if power and self.staging.arrival.chunks and not self.staging.is_marked and dice.chance(0.5):
             self.staging.discard()  # never synced
+        if not self.log.is_broken and self.machine.failed is None:
+            self._note()  # a snapshot that is sent syncs the log as well: what is noted some times a second in a store is noted by now
         if power:
             self.instance.power_failed(keeps_mark=self._world.options.sync)
         least = max(self.log.synced(), min(self.engine.positions()))
@@ -304,8 +315,7 @@ class Member:
             told = self.log.synced() if self._world.options.sync else self.log.end()
             self._world.acknowledge(self, [dot for end, dot in self._unacknowledged if end <= told])
             self._unacknowledged = [(end, dot) for end, dot in self._unacknowledged if end > told]
-        synced = self.log.vv_at[self.log.synced() if self._world.options.sync else self.log.end()]
-        self.instance.note(self.origin, synced.seq(self.origin), self.log.synced())
+        self._note()
         self.drive.local_commits(self._world.now_ms)
         self.poke()
 
@@ -322,7 +332,7 @@ class Member:
         machine = self.machine
         if machine.sent_bound is not None and machine.sent_bound > machine.own_seq() and self._world.dice.chance(0.3):
             machine.raise_bound(machine.own_seq())  # drawn back, as at rest
-            self.instance.set_bound(self.origin, machine.own_seq(), machine.own_seq(), self.log.synced())
+            self.instance.set_bound(self.origin, machine.own_seq(), machine.own_seq(), machine.commits_durable())
         self._released()
 
     def _housekeep(self) -> None:

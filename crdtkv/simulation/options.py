@@ -163,7 +163,7 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
         errors=dice.pick((0.0, 0.3)) if filed else 0.0,
         slows=dice.pick((0.0, 0.0, 0.3)),
         flaps=dice.pick((0.0, 0.0, 0.3)),
-        absences=dice.pick((2, 4, 6)),
+        absences=dice.pick((4, 6, 8)),
         late=dice.chance(0.5),
         safety=dice.chance(0.1),
         core_min=2 if dice.chance(0.25) else 0,
@@ -231,7 +231,7 @@ def _holding(options: Options) -> Options:
     """No room for frames that wait, and little for what is on its way."""
     core = replace(options.core, held_frames_max=1)
     replication = replace(options.replication, message_frames_max=1, own_credit_bytes=8 << 10, relay_credit_bytes=8 << 10)
-    return replace(options, regions=max(3, options.regions), core=core, replication=replication, jitter=5.0, hop=0.9, cuts=0.5, absences=6)
+    return replace(options, regions=max(3, options.regions), core=core, replication=replication, jitter=5.0, hop=0.9, cuts=0.5, absences=8)
 
 
 def _full(options: Options) -> Options:
@@ -253,7 +253,7 @@ def _snapshot(options: Options) -> Options:
     replication = replace(options.replication, tail_bytes_max=300, snapshot_chunk_bytes=100, snapshot_window=1 + options.keys)
     return replace(
         options, regions=max(3, options.regions), replication=replication, beyond=True, late=options.grain_ms > 1, install_crashes=0.1,
-        cuts=1.0, truncations=6.0, hop=0.9, transactions=25, absences=6, beside=True,
+        cuts=1.0, truncations=6.0, hop=0.9, transactions=25, absences=8, beside=True,
     )  # fmt: skip
 
 
@@ -269,7 +269,17 @@ def _disks(options: Options) -> Options:
     """Real logs on disks that tear and reorder what was not synced, refuse calls, run full, and forget bits of what was synced."""
     return replace(
         options, regions=max(3, options.regions), filed=True, errors=0.6, rots=0.3, fulls=0.6, crashes=0.8, disk_ms=30.0, truncations=2.0,
-        hop=0.9, transactions=32, core_min=0, absences=6,
+        hop=0.9, transactions=32, core_min=0, absences=8,
+    )  # fmt: skip
+
+
+def _removals(options: Options) -> Options:
+    """Removals that cross writes and other removals, and bookkeeping of them that is forgotten as soon as it may be."""
+    core = replace(options.core, journal_records_max=100_000, clear_at_once_max=1000)
+    return replace(
+        options, regions=max(3, options.regions), core=core, keys=1, elements=2, transactions=48, hop=0.9, jitter=5.0, cuts=0.4,
+        crashes=0.0, truncations=4.0, absences=0, late=False, safety=False, core_min=0, filed=False, errors=0.0,
+        weights={"put": 2, "add": 2, "hput": 2, "increment": 2, "delete": 3, "remove": 3, "reset": 1, "clear": 1},
     )  # fmt: skip
 
 
@@ -293,6 +303,7 @@ SCENARIOS: Final = {
     "holding": _holding,
     "full": _full,
     "snapshot": _snapshot,
+    "removals": _removals,
     "losses": _losses,
     "disks": _disks,
 }

@@ -13,7 +13,7 @@ the *sent bound*. What tells on whom:
     a copy on the same machine               the path outside still holds a directory of that id
     a copy on another machine                there is no token
     a power failure, commits lost            another boot, not closed in order, and the log ends before the sent bound
-    a log put back, own commits all there    it ends before the position up to which it was fsynced
+    put back, own commits all there          fewer commits, of all origins together, than were fsynced here
     SIGKILL                                  the same boot: what was written to files is there; the id is kept
 
 The last but one is as bad as the first: under the same id this replica has acknowledged, and reported of origins that end, what it
@@ -61,7 +61,7 @@ TOKEN_AGE_S: Final = 30 * 86_400
 _SLOT_BYTES: Final = 8192  # a path has up to 4096
 _MARK_AT: Final = 2 * _SLOT_BYTES
 _MARK: Final = Struct("<Q8sQ")
-"""Seq, name of the origin, position. The position came later: where a file ends before it, none was noted."""
+"""Seq, name of the origin, count. The count came later: where a file ends before it, none was noted."""
 _MAGIC: Final = b"CRDTKVI1"
 
 
@@ -72,7 +72,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         seq: the last own commit when it was written.
         bound: the same if `clean`, else up to where own commits may have left.
         path: the directory; "" if no token is kept.
-        synced: up to which position the log was fsynced by then.
+        synced: how many commits were fsynced here by then, of all origins together.
     """
 
     number: int
@@ -89,7 +89,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mark(NamedTuple):
-    """What is noted outside between two records: the last own seq, and up to which position the log was fsynced."""
+    """What is noted outside between two records: the last own seq, and how many commits of all origins are fsynced here.
+
+    The count grows by whatever way a vector does, by frames and by installs, and of one replica's states the earlier has the lesser.
+    """
 
     seq: int = 0
     synced: int = 0
@@ -103,7 +106,7 @@ class Evidence:
     """What is known of a directory when it is opened.
 
     Attributes:
-        origin: the id it would go on as. recovered: its last own seq in log and engine. end: the position at which its log ends.
+        origin: the id it would go on as. recovered: its last own seq in log and engine. commits: how many they hold of all origins.
         inside, outside: the records, None where there is none. trusted: none is kept outside.
         mark: what was noted outside since the record.
         boot: this boot of this machine; "" where that cannot be known, which counts as another one.
@@ -113,7 +116,7 @@ class Evidence:
 
     origin: Origin
     recovered: int
-    end: int
+    commits: int
     inside: Record | None
     outside: Record | None
     trusted: bool = False
@@ -149,9 +152,9 @@ def why_new(e: Evidence) -> str | None:
     had = max((r.seq for r in records), default=0)
     if kept < had:
         return f"it had own commits up to {had} and the log ends at {kept}: a part of it was lost or put back"
-    synced = max((r.synced for r in records), default=0)
-    if e.end < max(synced, e.mark.synced):
-        return f"its log was fsynced up to position {max(synced, e.mark.synced)} and ends at {e.end}: a part of it was lost or put back"
+    synced = max(e.mark.synced, *(r.synced for r in records), 0)
+    if e.commits < synced:
+        return f"it had fsynced {synced} commits of all regions and holds {e.commits}: a part of it was lost or put back"
     rebooted = not e.boot or any(r.boot != e.boot for r in records)
     bound = max((r.bound for r in records), default=0)
     if rebooted and kept < bound:
@@ -318,7 +321,7 @@ class Instance:
             self._outside.close()
             self._outside = None
 
-    def evidence(self, origin: Origin, recovered: int, end: int, *, is_engine_ahead: bool) -> Evidence:
+    def evidence(self, origin: Origin, recovered: int, commits: int, *, is_engine_ahead: bool) -> Evidence:
         """What is known before the directory is used."""
         outside, mark, original = None, Mark(), None
         if self._outside is not None:
@@ -332,7 +335,7 @@ class Instance:
         return Evidence(
             origin=origin,
             recovered=recovered,
-            end=end,
+            commits=commits,
             inside=self._record,
             outside=outside,
             trusted=self._tokens is None,
@@ -380,8 +383,8 @@ class Instance:
                 self._distrust(e)
 
     def set_bound(self, origin: Origin, seq: int, bound: int, synced: int) -> bool:
-        """Fsynced in both files when this returns True: own commits up to `bound` may have left, those up to `seq` are there, and all of
-        the log up to `synced` is fsynced.
+        """Fsynced in both files when this returns True: own commits up to `bound` may have left, those up to `seq` are there, and
+        `synced` commits of all origins are fsynced.
 
         False: the id is another by now, and nothing was written.
 
@@ -432,15 +435,15 @@ class Instance:
             except OSError as e:
                 self._distrust(e)
 
-    def note(self, origin: Origin, seq: int, synced: int) -> None:
-        """Own commits up to `seq` are there, fsynced if that is what lets them leave, and all of the log up to `synced` is fsynced.
-        Cheap; fsynced itself about once a second."""
+    def note(self, origin: Origin, seq: int, synced: int, *, sync: bool = False) -> None:
+        """Own commits up to `seq` are there, fsynced if that is what lets them leave, and `synced` commits of all origins are fsynced.
+        Cheap; fsynced itself about once a second, and if `sync`."""
         mark = Mark(seq, synced)
         with self._lock:
             if self._outside is None or mark == self._noted or self._record is None or self._record.origin != origin:
                 return
             now_s = time.monotonic()
-            sync = now_s - self._noted_s >= 1.0
+            sync = sync or now_s - self._noted_s >= 1.0
             try:
                 self._outside.note(origin, mark, sync=sync)
             except OSError as e:

@@ -133,6 +133,8 @@ class Machine:
         self._beyond: deque[tuple[int, int]] = deque()  # position and last seq of own frames above the bound
         self.folds = True
         """The engine is written once enough has gathered; False: it waits (`postpone_fold`)."""
+        self.when_installed: Callable[[], None] = lambda: None
+        """Called once something that the log has not is on the disk, before anything rests on it: what a directory had then is noted."""
         self.when_folding: Callable[[], None] | None = None
         """Called when a fold was begun: whoever is told calls `fold_some` until it is done. None: folds are done where they are due."""
         self.fold_guard: AbstractContextManager[object] = contextlib.nullcontext()
@@ -711,6 +713,7 @@ class Machine:
         self._logged.update(jumped.items())
         self._changes += 1
         self._durable = self._durable.join(jumped)
+        self.when_installed()
         waited: list[Frame] = []
         self.replica.apply_held(waited)
         if waited:
@@ -772,6 +775,10 @@ class Machine:
                     durable[frame.origin] = max(frame.last_seq, durable.get(frame.origin, 0))
             self._durable = VersionVector.adopt(durable)
         return self._durable
+
+    def commits_durable(self) -> int:
+        """How many commits of all origins are fsynced. Costs what `durable_vv` does."""
+        return sum(self.durable_vv().values())
 
     def released(self) -> int:
         synced = self.log.synced()

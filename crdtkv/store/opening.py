@@ -73,10 +73,17 @@ class Opened:
             _write_identity(self.path / IDENTITY_NAME, self.identity)
         machine.begin_incarnation(origin)
         if self.instance is not None:
-            self.instance.open(origin, 0, machine.log.synced(), is_new=True)
+            self.instance.open(origin, 0, machine.commits_durable(), is_new=True)
         self.incarnation_reason = reason
         LOGGER.warning("region %s takes a new incarnation, %s after %s: %s", self.region, origin, former, reason)
         return origin
+
+    def note(self) -> None:
+        """Note outside, fsynced, what the directory holds by now. With the store's lock held."""
+        machine = self.machine
+        if self.instance is not None:
+            durable = machine.durable_vv()
+            self.instance.note(machine.origin, durable.seq(machine.origin), machine.commits_durable(), sync=True)
 
     def close(self) -> None:
         try:
@@ -138,6 +145,7 @@ def open_machine(
             opened.append(instance)
         found = Opened(machine, region, name, directory, lock, instance, identity)
         _decide(found)
+        machine.when_installed = found.note
         if durability != "sync":
             machine.sent_bound = machine.own_seq()
         machine.engine_is_rebuilt = name == "memory"
@@ -191,7 +199,7 @@ def create_directory(directory: Path, origin: Origin, engine: str, settings: Set
         # As if it had been trusted so far: whoever opens it first keeps its token.
         instance = Instance(directory, TRUST)
         opened.append(instance)
-        instance.open(origin, 0, log.synced(), is_new=True)
+        instance.open(origin, 0, machine.commits_durable(), is_new=True)
         _make_identity(directory / IDENTITY_NAME, region_of(origin), engine, named, origin)
     finally:
         for part in reversed(opened):
@@ -212,12 +220,12 @@ def _decide(found: Opened) -> None:
         # A change of id was cut short: nothing was written under the new one, so whatever the reason was, it still holds.
         found.begin_incarnation("a change of incarnation was cut short")
         return
-    log = machine.log
-    reason = why_new(instance.evidence(origin, machine.replica.seq(origin), log.end(), is_engine_ahead=machine.is_engine_ahead))
+    commits = sum(machine.replica.vv().values())
+    reason = why_new(instance.evidence(origin, machine.replica.seq(origin), commits, is_engine_ahead=machine.is_engine_ahead))
     if reason is not None:
         found.begin_incarnation(reason)
     else:
-        instance.open(origin, machine.own_seq(), log.synced(), is_new=False)
+        instance.open(origin, machine.own_seq(), machine.commits_durable(), is_new=False)
 
 
 def new_origin(region: str, generation: int = 1) -> Origin:

@@ -170,8 +170,8 @@ class Store:
                         self._machine.fold()
                         self._machine.engine.flush()
                     if self._opened.instance is not None:
-                        log = self._machine.log
-                        self._opened.instance.close_clean(self.origin, self._machine.own_seq(), log.synced())
+                        machine = self._machine
+                        self._opened.instance.close_clean(self.origin, machine.own_seq(), machine.commits_durable())
             finally:
                 self._closed = "the store is closed"
                 self._record = self._closed_record
@@ -867,8 +867,9 @@ class Store:
                 self._check()
                 machine = self._machine
                 origin, seq, bound = machine.origin, machine.own_seq(), machine.sent_bound
+                durable = machine.commits_durable()
                 if bound is None:
-                    instance.note(origin, machine.durable_vv().seq(origin), machine.log.synced())
+                    instance.note(origin, machine.durable_vv().seq(origin), durable)
                     return
                 last, since_s = self._own_seen
                 if seq != last:
@@ -877,17 +878,17 @@ class Store:
                 if rests and machine.log.synced() == machine.log.end():
                     machine.raise_bound(seq)  # what is written from here on waits for the next raise
             if seq > bound or 0 < bound - seq < LEAP // 2:
-                if instance.set_bound(origin, seq, seq + LEAP, machine.log.synced()):
+                if instance.set_bound(origin, seq, seq + LEAP, durable):
                     with self._lock:
                         if machine.origin == origin:
                             machine.raise_bound(seq + LEAP)
                 for callback in self._callbacks:
                     callback()
             elif machine.sent_bound == seq < bound:
-                instance.set_bound(origin, seq, seq, machine.log.synced())
+                instance.set_bound(origin, seq, seq, durable)
             elif rests:
                 machine.log.sync()
-            instance.note(origin, seq, machine.log.synced())
+            instance.note(origin, seq, durable)
 
     def maintain(self) -> None:
         """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""

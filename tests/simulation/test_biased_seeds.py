@@ -13,6 +13,7 @@ MUST_MEET = {
     "ties": {"equal_stamps", "three_siblings"},
     "counters": {"held"},
     "clears": {"clear_in_slices"},
+    "removals": {"held", "log_truncated", "log_held_for_a_member", "histories_judged"},
     "relay": {"relay_asked", "relayed_frames", "relay_ended", "cannot_relay", "log_truncated", "cut_one_way", "cut_island"},
     "bridge": {"relay_asked", "relayed_frames", "held", "compressed"},
     "crashes": {

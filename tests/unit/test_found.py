@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,8 +18,10 @@ from crdtkv.core.replica import Replica
 from crdtkv.core.state import DictBase
 from crdtkv.core.transfer import Arrival, encode_header, next_link
 from crdtkv.core.types.counter import run_name
+from crdtkv.errors import DiskFullError
 from crdtkv.replication.membership import Membership
-from crdtkv.replication.messages import Frames
+from crdtkv.replication.messages import AskSnapshot, Frames
+from crdtkv.replication.settings import LOOPBACK
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog, position_of
 from crdtkv.storage.memory_log import MemoryLog
 from crdtkv.store.machine import Machine
@@ -222,6 +225,34 @@ def test_an_install_that_had_begun_was_refused_after_a_restart() -> None:
     assert again.vv() == eu.vv() and again.digest() == eu.digest()
 
 
+def test_what_was_held_is_held_again_when_a_full_disk_undoes_what_made_it_ready() -> None:
+    """A frame comes that others have waited for, and the log has no room for them together: none is applied. The one that came will come
+    again, for its sender keeps it; those that had waited nobody sends again.
+    """
+    us, eu, log = machine("us"), machine("eu"), SimulatedLog()
+    first = made(us, "k", 1)
+    eu.apply([first])
+    rests = made(eu, "l", 2)
+    ap = machine("ap", log)
+    assert ap.apply([rests]).held == 1
+    log.is_full = True
+    with pytest.raises(DiskFullError):
+        ap.apply([first])
+    assert ap.vv() == EMPTY_VV and ap.replica.held[0] == 1
+    log.is_full = False
+    ap.retry()
+    ap.apply([first])
+    assert ap.vv() == eu.vv() and ap.digest() == eu.digest()
+
+
+def made(at: Machine, key: str, value: int) -> Frame:
+    at.transact([[DeltaKind.REGISTER_PUT, key, encode_value(value)]])
+    at.seal()
+    frame = at.log.find(at.origin, at.own_seq())
+    assert frame is not None
+    return frame
+
+
 def machine(region: str, log: SimulatedLog | None = None, engine: SimulatedEngine | None = None) -> Machine:
     clock = HybridClock(lambda: 1_000)
     return Machine(log or SimulatedLog(), engine or SimulatedEngine(), origin=make_origin(region, 1, 0), cluster="c", clock=clock)
@@ -249,8 +280,8 @@ def test_who_was_far_was_never_asked_for_what_it_had_while_those_near_refused() 
     and over, nobody got to the far one, and as not all had refused at one time, no snapshot was asked for either.
     """
     near = [f"n{number}" for number in range(6)]
-    net = Network([ToyReplica(region) for region in ("us", "ap", "far", *near)])
-    net.settings = replace(net.settings, relay_retry_ms=50, relay_timeout_ms=400)
+    settings = replace(LOOPBACK, relay_retry_ms=50, relay_timeout_ms=400)
+    net = Network([ToyReplica(region) for region in ("us", "ap", "far", *near)], settings=settings)
     for region in near:
         net.delays[frozenset({"ap", region})] = 10.0
     net.delays[frozenset({"ap", "far"})] = 40.0
@@ -260,6 +291,26 @@ def test_who_was_far_was_never_asked_for_what_it_had_while_those_near_refused() 
     net.write("us")
     net.run_until(lambda: all(len(net.replicas[name].vv()) == 1 for name in (*near, "far")))
     for region in near:
-        net.replicas[region].log.truncate(net.replicas[region].log.end())
+        net.replicas[region].log.reset_floor(net.replicas[region].vv())  # (small logs are not truncated by the frame)
     net.cut("us", "ap")
     net.run_until(net.is_equal, 5_000)
+
+
+@pytest.mark.parametrize("donor", ["eu", "ap"])
+def test_what_a_closed_origin_wrote_was_asked_of_nobody_because_no_vector_named_it(donor: str) -> None:
+    """A region begins with nothing. eu closed an origin, and its logs no longer hold that one's commits: its frames wait for them here, and
+    no log gives them. Who has them does not say so: a closed origin is in no vector that is shown. So no donor of a snapshot was found.
+    """
+    gone, us, eu, ap = (ToyReplica(region) for region in ("br", "us", "eu", "ap"))
+    written = [gone.write()]
+    eu.apply(written)
+    ap.apply([*written, rests := eu.write()])
+    for replica in (eu, ap):
+        replica.log.reset_floor(VersionVector({gone.origin: 1}))
+        replica.control.apply(close_delta(gone.origin, 1), eu.origin, 1, 5, written[0].hash)
+    for replica in (us, eu if donor == "eu" else ap):
+        replica.snapshots = SimpleNamespace(staged=Arrival())
+    assert rests.context == VersionVector({gone.origin: 1})
+    net = Network([us, eu, ap])
+    net.mesh()
+    net.run_until(lambda: any(isinstance(m, AskSnapshot) and (a, b) == ("us", donor) for _, a, b, m in net.sent), 3_000)

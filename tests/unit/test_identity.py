@@ -70,7 +70,7 @@ def record(**changes: Any) -> Record:
 
 
 def evidence(inside: Record | None, outside: Record | None, recovered: int = 10, **more: Any) -> Evidence:
-    return Evidence(**{"origin": US, "recovered": recovered, "end": 20, "inside": inside, "outside": outside, "boot": "b", **more})
+    return Evidence(**{"origin": US, "recovered": recovered, "commits": 20, "inside": inside, "outside": outside, "boot": "b", **more})
 
 
 AHEAD = record(bound=100)
@@ -97,8 +97,8 @@ NEW = {
         "closed with own commits up to 11",
     ),
     "rolled back before anything was noted": (evidence(record(seq=11), record(seq=11)), "had own commits up to 11"),
-    "others' commits rolled back": (evidence(record(synced=21), record()), "fsynced up to position 21 and ends at 20"),
-    "others' commits rolled back, by the mark": (evidence(record(), record(synced=3), mark=Mark(10, 22)), "up to position 22"),
+    "others' commits rolled back": (evidence(record(synced=21), record()), "fsynced 21 commits of all regions and holds 20"),
+    "others' commits rolled back, by the mark": (evidence(record(), record(synced=3), mark=Mark(10, 22)), "fsynced 22 commits"),
     "power lost, and commits": (evidence(AHEAD, AHEAD, boot="c"), "up to 100 may have left"),
     "power lost, the bound outside is higher": (evidence(record(bound=10), AHEAD, boot="c"), "up to 100 may have left"),
     "no boot id": (evidence(record(bound=100, boot=""), record(bound=100, boot=""), boot=""), "may have left"),
@@ -392,11 +392,34 @@ def test_a_log_put_back_with_all_own_commits_had_told_others_what_it_lost(tmp_pa
     shutil.rmtree(data / "log")
     shutil.copytree(tmp_path / "log", data / "log")
     with opened(data) as store:
-        assert store.origin != before and "fsynced up to position 3 and ends at 2" in store.warnings[0]
+        assert store.origin != before and "fsynced 3 commits of all regions and holds 2" in store.warnings[0]
         assert store["k"] == 1 and "theirs" not in store
 
 
-def test_a_mark_of_before_positions_were_noted(data: Path, tokens: Path) -> None:
+@pytest.mark.parametrize("rebooted", [False, True])
+def test_an_install_is_noted_outside_before_anything_rests_on_it(tmp_path: Path, rebooted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves no position of the log, and adds nothing to it: a directory that was put back to before one looked like what it had been."""
+    data = tmp_path / "data"
+    store = opened(data, engine="lmdb")
+    before = store.origin
+    write(store, count=2)
+    store._machine.log.sync()
+    shutil.copytree(data, tmp_path / "copy")
+    with crdtkv.open(region="eu", settings=Settings(memory_log_bytes=1_000)) as other:
+        for _ in range(100):
+            other.put("theirs", "x" * 100)
+        store.merge(other.delta_since())  # its log no longer has all of it: a snapshot
+    assert "theirs" in store and store._machine.log.end() == 2
+    kill(store)
+    shutil.rmtree(data)
+    shutil.copytree(tmp_path / "copy", data)
+    if rebooted:
+        monkeypatch.setattr(identity, "boot_id", lambda: "another")
+    with opened(data, engine="lmdb") as store:
+        assert store.origin != before and "fsynced 102 commits of all regions and holds 2" in store.warnings[0]
+
+
+def test_a_mark_of_before_counts_were_noted(data: Path, tokens: Path) -> None:
     before = origin_of(data)
     (token,) = tokens.iterdir()
     os.truncate(token, 2 * 8192 + 16)

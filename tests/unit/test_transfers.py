@@ -11,7 +11,7 @@ import crdtkv
 from crdtkv.errors import RegionUnavailableError
 from crdtkv.replication.drive import Drive
 from crdtkv.replication.messages import AskSnapshot, Chunk, Message
-from crdtkv.replication.session import Session
+from crdtkv.replication.session import Session, State
 from crdtkv.replication.settings import LOOPBACK
 from crdtkv.store import Store
 
@@ -77,11 +77,16 @@ def test_a_receiver_that_comes_back_after_any_chunk_is_served_from_there(us: Sto
 def test_a_state_from_elsewhere_and_a_snapshot_are_not_staged_together(us: Store) -> None:
     drive = Drive(us.port, SETTINGS, now_ms=0.0, wall_ms=lambda: 0.0)
     transfers = drive.transfers
+    drive.connect("eu", 0.0, dialed=False)
+    session = drive._peers["eu"].session
+    session.state, session.features = State.LIVE, frozenset({"snapshot"})
     transfers.reserve("a backup")
     assert transfers.is_active
     with pytest.raises(RegionUnavailableError, match="on its way here"):
         transfers.reserve("a backup")
-    transfers.need([], frozenset({us.origin}), us.vv(), 1.0)
+    transfers.need([("eu", session)], 1.0)
     assert not transfers.messages() and not transfers.jobs
     transfers.release()
     assert not transfers.is_active
+    transfers.need([("eu", session)], 2.0)
+    assert [type(message).__name__ for _, message in transfers.messages()] == ["AskSnapshot"]
