@@ -5,9 +5,14 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 from hypothesis import HealthCheck, settings
+
+# A shell that runs this in the background, or nohup, may have Ctrl-C ignored, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Instance tokens of the stores that tests and their children open: not in the home of whoever runs them.
 if "CRDTKV_TESTS_STATE" not in os.environ:

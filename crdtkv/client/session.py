@@ -544,7 +544,8 @@ class Session:
             if call.done():
                 continue
             if call.deadline <= now:
-                silent = silent or self._heard_at < (call.sent_at or waits_since)  # it may wait behind what has no answer
+                since = call.sent_at or waits_since  # it may wait behind what has no answer
+                silent = silent or 0 < since >= self._heard_at  # equal: clocks of loops count whole milliseconds
                 self._in_flight.pop(id)  # its place is free; an answer that still comes is ignored
                 text = f"{call.name}: no answer from {self._where()} within the deadline"
                 may_have = _may_have(call)

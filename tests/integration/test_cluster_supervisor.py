@@ -21,7 +21,7 @@ from crdtkv.cluster.local import down, launch
 from crdtkv.cluster.spec import ClusterSpec, default_delays
 from crdtkv.errors import ConfigError, CrdtkvError
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 STUB = """
 import os, socket, sys, time
@@ -60,7 +60,7 @@ def listens(path: str) -> bool:
 def accepts(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=1).close()
+        socket.create_connection((host, int(port)), timeout=10).close()
     except OSError:
         return False
     return True

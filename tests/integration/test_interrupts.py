@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,14 +29,6 @@ COMMANDS = {
 }
 ORDERLY = ("node", "detach")
 """These end with 0 too: a node when it has stopped, a cluster that was ready first."""
-
-
-@pytest.fixture(autouse=True)
-def _default_handler() -> Iterator[None]:
-    """Whatever the tests were started by: one in the background ignores Ctrl-C, and so would its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def running(mark: Path) -> list[str]:

@@ -16,7 +16,7 @@ from crdtkv import Settings
 from crdtkv.cli.main import main
 
 TRUSTING = Settings(instance_dir="trust")
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def until(condition: Callable[[], Any], what: str) -> None:

@@ -24,7 +24,7 @@ from crdtkv.node.config import Tls
 from crdtkv.node.metrics import METRICS, REGIONS_MAX, table
 from tests.unit.documents import ROOT
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 NAMES = {row.shown for rows in METRICS.values() for row in rows}
 LOOPBACK = "127.0.0.1:0"
 

@@ -397,7 +397,7 @@ def test_a_watcher_gets_each_value_that_became_visible_though_several_came_at_on
 
 def test_watch_reports_changes_in_order_and_resumes(store: Store) -> None:
     store.put("before", 1)
-    watch = store.watch("k", timeout=5)
+    watch = store.watch("k", timeout=60)
     seen: list[Any] = []
 
     def collect() -> None:
@@ -415,7 +415,7 @@ def test_watch_reports_changes_in_order_and_resumes(store: Store) -> None:
     store.counter("kc").increment(3)
     store.map("km")["f"] = 1
     store.delete("k1")
-    thread.join(5)
+    thread.join(60)
     assert [(c.key, c.type, c.subkey, c.kind, c.value) for c in seen] == [
         ("k1", "register", None, "put", "a"),
         ("ks", "set", "e", "add", True),
@@ -433,7 +433,7 @@ def test_a_watch_that_catches_up_joins_the_live_stream_without_a_seam(store: Sto
     token = store.put("k0", 0).token
     for i in range(1, 500):
         store.put(f"k{i}", i)
-    watch = store.watch("k", since=token, timeout=5)
+    watch = store.watch("k", since=token, timeout=60)
     seen = [next(watch).value for _ in range(100)]
     for i in range(500, 600):
         store.put(f"k{i}", i)

@@ -181,7 +181,7 @@ def test_a_stream_that_nobody_reads_stops_its_sender(make_pair: MakePair) -> Non
         sent = 0
         while sent < 64:
             sending = asyncio.create_task(ours.send(chunk))
-            if not (await asyncio.wait({sending}, timeout=0.5))[0]:
+            if not (await asyncio.wait({sending}, timeout=0.5 if sent else 30))[0]:
                 break
             sent += 1
         assert 0 < sent < 64

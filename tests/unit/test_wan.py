@@ -15,7 +15,7 @@ import pytest
 from crdtkv.cluster import wan as wan_module
 from crdtkv.cluster.wan import Wan
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
