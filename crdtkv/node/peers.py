@@ -1,7 +1,7 @@
 """The links to other nodes: the I/O around `replication.Drive`.
 
 Two halves. In the *loop*: streams are dialled and accepted, messages read and written, dials repeated with jittered
-backoff. In the *writer* thread of the storage worker: `_Core` feeds the drive, applies what it says, and hands back what
+backoff; that is here. In *turns* of the storage worker: `replicating.Replicator` feeds the drive, applies what it says, and hands back what
 is to be sent. Between them go only whole messages and link names; neither half touches the other's state.
 
 **One link per pair.** Both sides may dial; whoever has a live link to a region does not. When two links cross, the
@@ -16,29 +16,25 @@ read and is not yet processed is bounded per link by `BACKLOG_BYTES_MAX`, on top
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
-import re
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from crdtkv.core.causality import region_of
-from crdtkv.core.control import Member, Steering
+from crdtkv.core.control import Member
 from crdtkv.core.install import Installed
-from crdtkv.errors import CrdtkvError, DiskFullError, RegionUnavailableError, StorageError
+from crdtkv.errors import CrdtkvError, RegionUnavailableError, StorageError
 from crdtkv.node.logging import event
+from crdtkv.node.replicating import Link, Replicator
 from crdtkv.node.worker import StorageWorker, as_crdtkv_error
-from crdtkv.replication import Backoff, Code, Drive, Event, EventKind, PeerStatistics, Relay, ReplicationSettings, State
+from crdtkv.replication import Backoff, Code, PeerStatistics, Relay, ReplicationSettings, State
 from crdtkv.replication.membership import Standing
 from crdtkv.replication.messages import weight
 from crdtkv.replication.packing import ZLIB
 from crdtkv.replication.snapshot import Job, Transfers
 from crdtkv.results import PeerLag
-from crdtkv.storage.retention import Acknowledgement
 from crdtkv.transport.base import PeerStream, Transport
 
 if TYPE_CHECKING:
@@ -52,8 +48,6 @@ UNWRITABLE_BYTES: Final = 4 << 20
 """A link with more than this on its way to the network takes no more until that is sent."""
 OPENING_MESSAGES: Final = 4
 """So many messages of a link begin it: they are left to the writer."""
-INSTALLING: Final = "a snapshot of another region is being installed"
-_NUMBERS: Final = re.compile(r" \d+")
 FLUSH_S: Final = 2.0
 """How long a node that stops waits for its peers to acknowledge what it wrote."""
 BYE_S: Final = 1.0
@@ -69,310 +63,9 @@ WHY: Final[Mapping[str, str]] = {
     Code.TIMEOUT: "it is silent",
     Code.SHUTDOWN: "it is shutting down",
 }
-ACKNOWLEDGE_MS: Final = 500
-"""How often the store is told what its peers have fsynced."""
-SAMPLE_MS: Final = 50
-"""How often it is noted what is missing of each peer, while there is traffic: the error of `lag_ms`."""
-ALARMS_MAX: Final = 16
 
 Lag = tuple[tuple[PeerLag, PeerStatistics | None], ...]
 """One row per region; the statistics are those of the drive, if it ever met the region."""
-
-_numbers = itertools.count(1)
-
-
-class _Link:
-    """One stream, as both halves name it. The fields are the loop's unless they say otherwise."""
-
-    def __init__(self, stream: PeerStream) -> None:
-        self.stream = stream
-        self.number = next(_numbers)
-        self.outgoing: deque[bytes] = deque()
-        self.outgoing_bytes = 0
-        self.changed = asyncio.Event()
-        self.finishing = False
-        self.code = ""
-        self.permanent = False
-        self.unwritable = False
-        self.read_bytes = 0
-        self.read_messages = 0
-        self.processed_bytes = 0  # the writer's
-        self.room_wanted = False
-        self.room = asyncio.Event()
-        self.writer: asyncio.Task[None] | None = None
-
-    def cut(self) -> None:
-        """End it without waiting for what is still to be sent."""
-        if self.writer is not None:
-            self.writer.cancel()
-
-
-def note_warning(warnings: deque[str], one: Event) -> None:
-    """Keep what stands: an event may be a warning, the same one again, or the end of some."""
-    said, needs = f"{one.kind.value}: {one.text}", f"{EventKind.NEEDS_SNAPSHOT.value}: "
-    if one.kind is EventKind.SNAPSHOT_INSTALLED:  # what was needed is here
-        ended = [text for text in warnings if text.startswith(needs)]
-    elif one.kind is EventKind.SNAPSHOT_BEGUN:  # what a peer needs is on its way
-        ended = [text for text in warnings if text.startswith(f"{needs}{one.origin} lacks")]
-    elif one.alarm or one.kind is EventKind.NEEDS_SNAPSHOT:  # the same again says only how far it is by now
-        ended = [text for text in warnings if _NUMBERS.sub("", text) == _NUMBERS.sub("", said)]
-    else:
-        return
-    for text in ended:
-        warnings.remove(text)
-    if one.alarm or one.kind is EventKind.NEEDS_SNAPSHOT:
-        warnings.append(said)
-
-
-class _Core:
-    """The drive and what surrounds it in the writer. Every method runs there."""
-
-    def __init__(
-        self,
-        store: Store,
-        worker: StorageWorker,
-        settings: ReplicationSettings,
-        members: Sequence[str],
-        *,
-        sync: bool,
-        send: Callable[[Sequence[tuple[Any, list[bytes]]]], None],
-        finish: Callable[[_Link, str, bool], None],
-        changed: Callable[[frozenset[str]], None],
-        recorded: Callable[[Mapping[str, Member]], None],
-    ) -> None:
-        self._port = store.port
-        self._store = store
-        self._members = tuple(members)
-        self._worker = worker
-        self._settings = settings
-        self._sync = sync
-        self._send = send
-        self._finish = finish
-        self._changed = changed
-        self._recorded = recorded
-        self._recorded_as_of: int | None = None
-        self._removed_ms: float | None = None
-        """When a peer last said that this region was removed."""
-        self._links: set[_Link] = set()
-        self._touched = False
-        """Links came or went since the last turn."""
-        self.drive = Drive(self._port, settings, now_ms=_now_ms(), wall_ms=_wall_ms, members=members)
-        self._wake_at_ms: float | None = None
-        self._behind_since: dict[str, float] = {}
-        self._sample_at_ms = 0.0
-        self._acknowledge_at_ms = 0.0
-        self._live: frozenset[str] = frozenset()
-        self.alarms: deque[str] = deque(maxlen=ALARMS_MAX)
-        self.events: Counter[str] = Counter()
-        """What happened to links, relays and snapshots since the start, by kind."""
-        self.acknowledge()
-
-    def connect(self, link: _Link) -> None:
-        self._links.add(link)
-        self._touched = True
-        self.drive.connect(link, _now_ms(), dialed=link.stream.dialled)
-
-    def receive(self, link: _Link, data: bytes) -> None:
-        self.drive.receive(link, data, _now_ms())
-        if self.drive.amnesia is not None:
-            self._begin_incarnation(self.drive.amnesia)
-        link.processed_bytes += len(data)
-        if link.room_wanted:
-            self._worker.emit(link.room.set)
-
-    def _begin_incarnation(self, reason: str) -> None:
-        """Before anything else is written: what was lost comes back under the former id."""
-        self._store.begin_incarnation(reason)
-        event(logging.WARNING, "new_incarnation", origin=self._store.origin, reason=reason)
-        self.drive.renewed(_now_ms())
-        self._touched = True
-
-    def disconnect(self, link: _Link, reason: str) -> None:
-        self._links.discard(link)
-        self._touched = True
-        self.drive.disconnect(link, _now_ms(), reason)
-
-    def set_writable(self, link: _Link, writable: bool) -> None:
-        self.drive.set_writable(link, writable, _now_ms())
-
-    def shutdown(self) -> None:
-        self.drive.shutdown(_now_ms())
-        self.drive.transfers.close()
-
-    def turn(self) -> float | None:
-        """Let the drive see what is new and do what it says; when the next turn is due, in `time.monotonic`."""
-        if (version := self._port.control.version) != self._recorded_as_of:
-            self._recorded_as_of, self._touched = version, True
-            self._worker.emit(partial(self._recorded, dict(self._port.control.members)))
-        if not self._links and not self._touched and not self.drive.transfers.holds and not self._port.control.frozen:
-            return None
-        drive, now_ms = self.drive, _now_ms()
-        if not self._sync and not self._touched and (until_ms := drive.rests_until(now_ms)) is not None:
-            return until_ms / 1000
-        self._touched = False
-        is_due = self._wake_at_ms is not None and self._wake_at_ms <= now_ms
-        first = None if is_due else drive.ready_to_apply()
-        if first is None:
-            drive.local_commits(now_ms)  # else the drive looks at them when `first` is applied
-        if is_due:
-            drive.tick(now_ms)
-        while True:
-            work, first = first or drive.ready(), None
-            drive.accept(work)
-            sends: list[tuple[Any, list[bytes]]] = [(link, work.encoded(link)) for link in work.messages]
-            if sends:
-                self._worker.emit(partial(self._send, sends))
-            for closed in work.closed:
-                link: Any = closed.link
-                self._links.discard(link)
-                self._worker.emit(partial(self._finish, link, closed.code, closed.permanent))
-            if work.events:
-                self._report(work.events)
-            for job in work.jobs:
-                self._worker.read_soon(partial(self._do, job))
-            if work.steering is not None and not drive.transfers.installing:  # else found due again at the next look
-                self._steer(work.steering)
-            if not work.apply and (work.steering is None or drive.transfers.installing):
-                break
-            if not work.apply:
-                continue
-            try:
-                drive.applied(self._port.apply(work.apply), _now_ms())
-            except DiskFullError:
-                drive.apply_deferred(_now_ms())
-                drive.local_commits(_now_ms())
-            except Exception as e:
-                if not isinstance(e, CrdtkvError):
-                    event(logging.ERROR, "apply_failed", error=f"{type(e).__name__}: {e}")
-                drive.apply_failed(as_crdtkv_error(e), _now_ms())
-        self._worker.occupied = INSTALLING if drive.transfers.installing else ""
-        if self._sync:
-            # What was received is acknowledged as fsynced, and what others wrote may leave, once this is done.
-            end = self._port.log.end()
-            if self._port.released() < end:
-                self._worker.sync_through(end)
-        if _now_ms() >= self._sample_at_ms:
-            self._sample()
-        self._wake_at_ms = work.wake_at_ms
-        if self._wake_at_ms is None and self._port.control.frozen:
-            self._wake_at_ms = _now_ms() + self._settings.heartbeat_ms  # with nobody connected, too, an origin may be closed
-        return None if self._wake_at_ms is None else self._wake_at_ms / 1000
-
-    def _steer(self, steering: Steering) -> None:
-        """Freeze, raise limits, close; what fails is found due again at the next look."""
-        try:
-            self._port.steer(steering)
-        except CrdtkvError as e:
-            event(logging.WARNING, "membership_waits", error=e.message)
-            return
-        if steering.freeze or steering.close:
-            closed = ", ".join(f"{origin} at {seq}" for origin, seq in steering.close.items())
-            event(logging.INFO, "membership", frozen=", ".join(steering.freeze), closed=closed)
-        self.drive.local_commits(_now_ms())
-
-    def _do(self, job: Job) -> None:
-        """In a reader thread: work for a snapshot, and back into a turn with what came of it."""
-        try:
-            result = job.run()
-        except Exception as e:
-            if not isinstance(e, CrdtkvError):
-                event(logging.ERROR, "snapshot_failed", job=job.kind, error=f"{type(e).__name__}: {e}")
-            self._worker.task(partial(self._job_failed, job, as_crdtkv_error(e)))
-        else:
-            self._worker.task(partial(self._job_done, job, result))
-
-    def _job_done(self, job: Job, result: Any) -> None:
-        self._touched = True
-        self.drive.job_done(job, result, _now_ms())
-
-    def _job_failed(self, job: Job, error: CrdtkvError) -> None:
-        self._touched = True
-        self.drive.job_failed(job, error, _now_ms())
-
-    def reserve_install(self) -> None:
-        self.drive.transfers.reserve("a backup")
-
-    def begin_install(self) -> Job:
-        snapshots = self._port.snapshots
-        incoming = None if snapshots is None else snapshots.staged.incoming
-        if incoming is not None and (incoming.cluster, incoming.shard) == (self._port.cluster, self._port.shard):
-            origin, seq = self._port.origin, self._port.vv().seq(self._port.origin)
-            if (known := incoming.vv.seq(origin)) > seq:
-                self._begin_incarnation(f"what is to be merged knows {origin} up to {known}, and here it ended at {seq}: commits were lost")
-        self._touched = True
-        return self.drive.transfers.begin_install()
-
-    def end_install(self, job: Job | None, result: Any = None, error: CrdtkvError | None = None) -> None:
-        """What came of it; no job: it did not come to that."""
-        self.drive.transfers.release()
-        if job is not None and error is not None:
-            self._job_failed(job, error)
-        elif job is not None:
-            self._job_done(job, result)
-
-    def _report(self, events: Sequence[Event]) -> None:
-        for one in events:
-            self.events[one.kind.value] += 1
-            quiet = one.details.get("code") in (Code.DUPLICATE, Code.REPLACED)
-            level = logging.ERROR if one.alarm else logging.DEBUG if quiet else logging.INFO
-            if one.kind in (EventKind.NEEDS_SNAPSHOT, EventKind.STALLED):
-                level = logging.WARNING
-            if one.kind is EventKind.LIVE and one.origin is not None and region_of(one.origin) in self._live:
-                level = logging.DEBUG  # a second link, of which one will be dropped
-            event(level, f"peer_{one.kind.value}", origin=one.origin, text=one.text, **one.details)
-            if one.kind is EventKind.REMOVED:
-                self._removed_ms = _now_ms()
-                self._store.refuse_writes(one.text)
-            note_warning(self.alarms, one)
-        self._live = frozenset(row.region for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE)
-        self._worker.emit(partial(self._changed, self._live))
-
-    def _sample(self) -> None:
-        """Note since when something that a peer announced is missing here."""
-        now_ms, vv = _now_ms(), self._port.vv()
-        self._sample_at_ms = now_ms + SAMPLE_MS
-        for row in self.drive.statistics(now_ms):
-            if row.state is State.LIVE and not row.vv <= vv:
-                self._behind_since.setdefault(row.region, now_ms)
-            else:
-                self._behind_since.pop(row.region, None)
-        if self._removed_ms is not None and now_ms - self._removed_ms > 2 * self._settings.backoff_max_ms and self._live:
-            # Whoever said so had not heard that the region was added again: others have gone on talking to it.
-            self._removed_ms = None
-            self._store.refuse_writes(None)
-        if now_ms >= self._acknowledge_at_ms:
-            self._acknowledge_at_ms = now_ms + ACKNOWLEDGE_MS
-            self.acknowledge()
-
-    def acknowledge(self) -> None:
-        """Tell the store who there is and what they have fsynced: it keeps its log for them."""
-        rows = {row.region: row for row in self.drive.statistics(_now_ms())}
-        found: dict[str, Acknowledgement | None] = {}
-        control = self._port.control
-        for region in {r for r in (*self._members, *rows, *control.members) if r != self._store.region and not control.is_removed(r)}:
-            row = rows.get(region)
-            is_live = row is not None and row.state is State.LIVE and row.durable
-            found[region] = Acknowledgement(row.origin, row.durable) if row is not None and is_live else None
-        self._store.acknowledged(found)
-
-    def rows(self) -> list[tuple[PeerStatistics, int, float | None]]:
-        """Per peer its statistics, how much of what it announced is missing here, and since when."""
-        self._sample()
-        now_ms, vv = _now_ms(), self._port.vv()
-        found = []
-        for row in self.drive.statistics(now_ms):
-            since = self._behind_since.get(row.region)
-            found.append((row, row.vv.missing_from(vv), None if since is None else now_ms - since))
-        return found
-
-    def standings(self) -> tuple[tuple[Standing, bool], ...]:
-        """Every region known, and whether it is connected."""
-        live = {row.region for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE} | {self._store.region}
-        return tuple((standing, standing.region in live) for standing in self.drive.membership.standings(self._port.vv()))
-
-    def is_flushed(self) -> bool:
-        """Every connected peer has acknowledged what was written here."""
-        return all(not row.behind_commits for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE)
 
 
 class Peers:
@@ -388,10 +81,10 @@ class Peers:
         self._own = ""
         self._transport = transport
         self._settings = settings
-        self._core: _Core | None = None
+        self._core: Replicator | None = None
         self._worker: StorageWorker | None = None
         self._dialers: dict[str, asyncio.Task[None]] = {}
-        self._links: set[_Link] = set()
+        self._links: set[Link] = set()
         self._live: frozenset[str] = frozenset()
         self._errors: dict[str, str] = {}
         self._changed = asyncio.Condition()
@@ -405,9 +98,9 @@ class Peers:
         self._worker = worker
         self._own = store.region
 
-        def build() -> _Core:
+        def build() -> Replicator:
             members = tuple(self._addresses)
-            return _Core(
+            return Replicator(
                 store,
                 worker,
                 self._settings,
@@ -484,7 +177,7 @@ class Peers:
         """Serve one accepted stream until it ends."""
         if self._core is None or self._closing:
             return
-        await self._run(_Link(stream))
+        await self._run(Link(stream))
 
     def _dial_soon(self, region: str) -> None:
         self._dialers[region] = asyncio.create_task(self._dial(region))
@@ -504,14 +197,14 @@ class Peers:
                 if self._closing:
                     stream.close()
                     return
-                link = _Link(stream)
+                link = Link(stream)
                 await self._run(link)
                 permanent = link.permanent
                 if region in self._live:  # the core has not yet said that it ended
                     backoff.reset()
             await asyncio.sleep(backoff.next_ms(permanent=permanent) / 1000)
 
-    async def _run(self, link: _Link) -> None:
+    async def _run(self, link: Link) -> None:
         """Serve a link until it ends; its stream is closed then, and the core knows."""
         core, worker = self._core, self._worker
         assert core is not None and worker is not None
@@ -538,7 +231,7 @@ class Peers:
                     self._errors[region] = WHY.get(link.code, link.code) or reason
             self._notify()
 
-    async def _read(self, link: _Link, core: _Core, worker: StorageWorker) -> None:
+    async def _read(self, link: Link, core: Replicator, worker: StorageWorker) -> None:
         while (data := await link.stream.receive()) is not None:
             link.read_bytes += len(data)
             link.read_messages += 1
@@ -553,7 +246,7 @@ class Peers:
                     await link.room.wait()
                 link.room_wanted = False
 
-    async def _write(self, link: _Link, core: _Core, worker: StorageWorker) -> None:
+    async def _write(self, link: Link, core: Replicator, worker: StorageWorker) -> None:
         while True:
             while link.outgoing:
                 data = link.outgoing.popleft()
@@ -569,11 +262,11 @@ class Peers:
 
     # -- from the core, in the loop -----------------------------------------------------------------------------------
 
-    def _send(self, sends: Sequence[tuple[_Link, list[bytes]]]) -> None:
+    def _send(self, sends: Sequence[tuple[Link, list[bytes]]]) -> None:
         for link, messages in sends:
             self._send_one(link, messages)
 
-    def _send_one(self, link: _Link, messages: list[bytes]) -> None:
+    def _send_one(self, link: Link, messages: list[bytes]) -> None:
         link.outgoing.extend(messages)
         link.outgoing_bytes += sum(map(len, messages))
         link.changed.set()
@@ -583,7 +276,7 @@ class Peers:
             link.unwritable = True
             worker.task(partial(core.set_writable, link, False))
 
-    def _finish(self, link: _Link, code: str, permanent: bool) -> None:
+    def _finish(self, link: Link, code: str, permanent: bool) -> None:
         link.code = code
         link.permanent = permanent
         link.finishing = True
@@ -636,7 +329,7 @@ class Peers:
         return result
 
     @staticmethod
-    async def _give_up_state(core: _Core, worker: StorageWorker, job: Job | None, error: CrdtkvError) -> None:
+    async def _give_up_state(core: Replicator, worker: StorageWorker, job: Job | None, error: CrdtkvError) -> None:
         snapshots = core.drive.transfers.snapshots
         if job is None and snapshots is not None:
             await worker.read(snapshots.discard)
@@ -727,11 +420,3 @@ async def _whole(work: Awaitable[T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait((task,))
         raise
-
-
-def _now_ms() -> float:
-    return time.monotonic() * 1000
-
-
-def _wall_ms() -> float:
-    return time.time() * 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from crdtkv.core.causality import Origin
-from crdtkv.node.peers import note_warning
+from crdtkv.node.replicating import note_warning
 from crdtkv.replication.status import Event, EventKind
 
 US, EU = Origin("us@1-00000001"), Origin("eu@1-00000002")
