@@ -17,10 +17,10 @@ from crdtkv.store.store import Store
 from crdtkv.store.view import PAGE_BYTES, FramePage, View, pages
 from crdtkv.version import VERSION
 
-PACE: Final = 0.32
+PACE: Final = 0.3
 """How much of the time a backup of an embedded store keeps a processor busy: the interpreter is the writers' as well.
 
-Measured (`python -m bench goals --row backup`): about 100 k entries/s beside a writer that never pauses, and a fifth of its speed."""
+Measured (`python -m bench goals --row backup`): about 100 k entries/s beside a writer that never pauses, and about a fifth of its speed."""
 _MASK: Final = (1 << 128) - 1
 Progress = Callable[[int, int], None]
 """Told now and then how many records (or frames) and bytes have been written."""
