@@ -35,11 +35,11 @@ from typing import Final, assert_never
 
 import msgspec
 
-from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
-from crdtkv.core.control import removed_text
+from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.frame import Frame
 from crdtkv.errors import CorruptionError, IncompatibleFormatError
 from crdtkv.replication import messages
+from crdtkv.replication.hello import ACK_WITH_FRAMES, SNAPSHOT, features_of, find_fork, make_hello, members_of, objection, refusal
 from crdtkv.replication.messages import (
     AboutSnapshots,
     Ack,
@@ -71,8 +71,6 @@ from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Relay, State
 from crdtkv.replication.streams import OwnStream, Plan, RelayStream
 
-ACK_WITH_FRAMES: Final = "ack_with_frames"
-"""A feature: what this version can do beyond protocol version 1; a link uses what both sides name. Others: `snapshot`, `packing.ZLIB`."""
 SAMPLES: Final = 8
 """Heartbeats whose answers are waited for, and clock samples of which the one with the shortest round trip counts (NTP's filter)."""
 
@@ -137,12 +135,7 @@ class Session:
         self._events = events
         self._arrived: list[tuple[bool, list[Frame]]] = []
         self.packing = Packing(settings)
-        offers = [ACK_WITH_FRAMES]
-        if settings.compression != "off":
-            offers.append(ZLIB)
-        if port.snapshots is not None:
-            offers.append("snapshot")
-        self._offers = tuple(offers)
+        self._offers = features_of(port, settings)
         self._of_snapshots: list[AboutSnapshots] = []
 
         self._vv = port.vv()
@@ -189,8 +182,7 @@ class Session:
         self.round_trip_ms: float | None = None
         self._clock_samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
         self._divergence: VersionVector | None = None
-        members = tuple(dict.fromkeys((*members, region_of(port.origin), *(region_of(o) for o in self._vv))))
-        self._members = members[:1_024]
+        self._members = members_of(port, members, self._vv)
 
     # -- inputs -----------------------------------------------------------------------------------------------
 
@@ -533,83 +525,40 @@ class Session:
     # -- the hello --------------------------------------------------------------------------------------------
 
     def _hello(self) -> Hello:
-        port = self._port
-        shown = port.control.show(self._vv)
-        return Hello(
-            version_min=messages.PROTOCOL_VERSION_MIN,
-            version_max=messages.PROTOCOL_VERSION_MAX,
+        return make_hello(
+            self._port,
+            self._vv,
             features=self._offers,
-            cluster=port.cluster,
-            shard=port.shard,
-            region=region_of(port.origin),
-            origin=port.origin,
             members=self._members,
-            vv=shown,
-            kept={o: kept for o, kept in port.kept_hashes().items() if o in shown},
-            wall_ms=max(0, int(self._wall_ms())),
-            hlc=port.hlc(),
+            wall_ms=self._wall_ms(),
             own_credit=self.own_in.granted_bytes,
             relay_credit=self.relay_in.granted_bytes,
         )
 
     def _receive_hello(self, hello: Hello) -> None:
-        port = self._port
-        if hello.cluster != port.cluster or hello.shard != port.shard:
-            there = f"cluster {hello.cluster!r}, shard {hello.shard}"
-            return self._end(Code.CLUSTER, f"the peer is of {there}; this is cluster {port.cluster!r}, shard {port.shard}")
-        if max(hello.version_min, messages.PROTOCOL_VERSION_MIN) > min(hello.version_max, messages.PROTOCOL_VERSION_MAX):
-            ours = f"{messages.PROTOCOL_VERSION_MIN} to {messages.PROTOCOL_VERSION_MAX}"
-            theirs = f"{hello.version_min} to {hello.version_max}"
-            return self._end(Code.VERSION, f"the peer speaks protocol {theirs}, this is {ours}: upgrade the older")
-        if region_of(hello.origin) != hello.region:
-            return self._end(Code.PROTOCOL, f"origin {hello.origin} is not of region {hello.region!r}")
-        if hello.origin == port.origin:
-            return self._end(Code.SELF, f"the peer is {port.origin} as well: a link to oneself, or a copied data directory")
+        if (why := objection(hello, self._port)) is not None:
+            return self._end(*why)
         self.origin, self.region, self.peer_members = hello.origin, hello.region, hello.members
         if (why := self._refusal()) is not None:
             return self._end(*why)
         self.features = frozenset(self._offers) & frozenset(hello.features)
         self.packing.agreed = ZLIB in self.features
-        if not self._learn(hello.vv) or self._find_fork(hello):
+        if not self._learn(hello.vv):
             return None
+        if (fork := find_fork(hello, self._port, self._vv)) is not None:
+            return self._alarm(Code.FORK, fork[0], **fork[1])
         self.own_out.flow.grant(hello.own_credit)
         self.relay_out.flow.grant(hello.relay_credit)
-        self.own_out.restart(self.peer_vv.seq(port.origin))
+        self.own_out.restart(self.peer_vv.seq(self._port.origin))
         self._last_received = self._vv.seq(hello.origin)
         self._heartbeat_at_ms = self._now
         self.state = State.LIVE
         self._event(EventKind.LIVE, f"{hello.origin} is connected", behind=self._vv.missing_from(hello.vv))
         return None
 
-    def _find_fork(self, hello: Hello) -> bool:
-        """Compare the peer's hash of each origin's last frame with ours of the same frame, if we have it."""
-        for origin, (seq, theirs) in hello.kept.items():
-            if not 0 < seq <= self._vv.seq(origin):
-                continue
-            ours = self._port.frame_hash(origin, seq)
-            if ours is None and (frame := self._port.log.find(origin, seq)) is not None:
-                # A frame that holds this commit but ends elsewhere is other content as well.
-                ours = frame.hash
-            if ours is not None and ours != theirs:
-                details: dict[str, str | int] = {"origin": origin, "seq": seq, "ours": ours.hex(), "theirs": theirs.hex()}
-                text = f"{origin}:{seq} has two contents, here and at {hello.origin}: a copied or rolled back disk"
-                self._alarm(Code.FORK, text, **details)
-                return True
-        return False
-
     def _refusal(self) -> tuple[Code, str] | None:
-        """Why the peer is not talked to: its region was removed, or its incarnation has ended; None if neither."""
-        control, origin = self._port.control, self.origin
-        assert origin is not None
-        limit = control.limit(origin)
-        if control.is_removed(self.region):
-            return Code.REMOVED, removed_text(origin, self._vv.seq(origin) if limit is None else limit)
-        is_former = self._is_former(origin)
-        if limit is not None and control.last(origin) is None and not is_former:
-            return Code.FROZEN, f"{origin} is being closed, for a reason that has not reached this replica yet"
-        if limit is not None or is_former:
-            return Code.ENDED, f"{origin} has ended: region {self.region} went on as another incarnation, and so must whoever was it"
-        return None
+        assert self.origin is not None
+        return refusal(self._port, self.origin, self._vv, is_former=self._is_former(self.origin))
 
     def check_removed(self) -> None:
         """End the link if the peer was removed since it was opened."""
@@ -699,7 +648,7 @@ class Session:
                 self.reports = message.reports
                 self._check_own_report(message)
             case AskSnapshot() | Chunk() | ChunkAck() | EndSnapshot() | CannotSnapshot():
-                if "snapshot" in self.features:
+                if SNAPSHOT in self.features:
                     self._of_snapshots.append(message)
                 else:
                     self._end(Code.PROTOCOL, "a message about snapshots, which were not agreed on")

@@ -12,6 +12,7 @@ from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.frame import FRAME_BYTES_MAX, Frame
 from crdtkv.errors import CorruptionError
 from crdtkv.replication import LAN, Code, Event, EventKind, Relay, ReplicationSettings, Session, State
+from crdtkv.replication.hello import ACK_WITH_FRAMES
 from crdtkv.replication.messages import (
     Ack,
     AskRelay,
@@ -29,7 +30,6 @@ from crdtkv.replication.messages import (
     Unknown,
 )
 from crdtkv.replication.progress import Outgoing, OwnTail
-from crdtkv.replication.session import ACK_WITH_FRAMES
 from tests.toy_replica import ToyReplica
 
 MIB = 1 << 20
