@@ -83,9 +83,9 @@ def test_a_story_names_what_happened() -> None:
 def test_every_check_of_the_auditor_has_its_rule() -> None:
     """A message that a new check brings must be given a rule, or shrinking could take one defect for another."""
     tree = ast.parse(Path(invariants.__file__).read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "must"]
-    messages = [call.args[1] for call in calls if not isinstance(call.args[1], ast.Name)]
-    assert len(messages) > 25
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("must", "Violation")]
+    messages = [call.args[-1] for call in calls if not isinstance(call.args[-1], ast.Name)]
+    assert len(messages) > 35
     for message in messages:
         parts = message.values if isinstance(message, ast.JoinedStr) else [message]
         text = "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in parts)
