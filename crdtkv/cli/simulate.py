@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -84,15 +85,26 @@ def simulate(
     from crdtkv.simulation.story import tell
 
     first = Case(seed=seed, regions=regions, ops=ops, faults=faults, mode=mode)
-    failures = 0
+    failures = runs = events = 0
+    spent_s = 0.0
     for case in cases(scenario, None if until_failure and seeds is None else seeds or 1, first):
         _begin(case, output)
+        began_s = time.process_time()
         outcome = run_case(case)
+        cpu_s = time.process_time() - began_s
+        runs, events, spent_s = runs + 1, events + outcome.events, spent_s + cpu_s
         told = list(tell(case).events) if story else []
         cause = outcome.violations and not failures and _explained(case, outcome, shrinks=not no_shrink)
         failures += bool(outcome.violations)
         if output == JSON:
-            emit_json({**fields(outcome), **({"story": told} if story else {}), **({"explanation": cause} if cause else {})})
+            emit_json(
+                {
+                    **fields(outcome),
+                    "cpu_s": round(cpu_s, 3),
+                    **({"story": told} if story else {}),
+                    **({"explanation": cause} if cause else {}),
+                }
+            )
         else:
             _show(outcome, told, in_detail=story or not (seeds or until_failure))
             if cause:
@@ -100,6 +112,9 @@ def simulate(
         sys.stdout.flush()
         if failures and until_failure:
             break
+    if output != JSON:
+        seeds_run = f"{runs:,} seeds, {events // runs:,} events a seed" if runs > 1 else f"{events:,} events"
+        emit(f"{seeds_run}; {spent_s:.1f} s of one core, {events / max(spent_s, 1e-3):,.0f} events a second.")
     return FAILED if failures else DONE
 
 
@@ -123,7 +138,7 @@ def _show(outcome: Outcome, told: list[str], *, in_detail: bool) -> None:
             emit(f"  {line}")
         emit(f"  Trace: {outcome.trace_sha256}")
     if in_detail and not told and not outcome.violations:
-        emit("  --story tells it event by event, -o json counts everything that was met.")
+        emit("  --story tells it event by event, -o json counts everything that was met; the same command runs it again, to the byte.")
 
 
 def _explained(case: Case, outcome: Outcome, *, shrinks: bool) -> dict[str, object]:

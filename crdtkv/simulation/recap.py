@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from crdtkv.simulation.options import SCENARIOS
 from crdtkv.simulation.world import Outcome
 
 _FAULTS: Final = {
@@ -49,8 +51,20 @@ _CLIENTS: Final = {
 
 
 def recap(outcome: Outcome) -> list[str]:
-    """The run in short, a line each; what did not happen is not named."""
+    """The run in short: who took part, what went wrong, how they got over it, what clients did, how it ended. What did not happen is not
+    named. Lines of about a hundred characters, a paragraph's later ones indented."""
+    return [line for paragraph in _paragraphs(outcome) for line in textwrap.wrap(paragraph, 100, subsequent_indent="    ")]
+
+
+def _paragraphs(outcome: Outcome) -> list[str]:
+    bias = " ".join((SCENARIOS[outcome.scenario].__doc__ or "Everything, as the seed draws it.").split())
+    who = f"{len(outcome.regions)} regions ({', '.join(outcome.regions)})"
     lines = [
+        f"Who: {who}, each with its own clock, disk and clients, made {outcome.commits:,} commits, and replicated them over one "
+        "network, all of it simulated. Everything that follows was drawn from the seed.",
+        f"Bias, by the scenario {outcome.scenario}: {bias}",
+    ]
+    lines += [
         f"{title}: {text}." for title, words in (("Faults", _FAULTS), ("Repairs", _CURES), ("Clients", _CLIENTS))
         if (text := ", ".join(_counted(words, outcome.rare)))
     ]  # fmt: skip
@@ -61,12 +75,12 @@ def recap(outcome: Outcome) -> list[str]:
     who = "the healthy regions" if outcome.rare.get("lame_region") else "all regions"
     return [
         *lines,
-        f"End: the faults stopped, and {who} became equal by themselves. Nothing is missing that a client was told was done,",
-        "  every write that lost against a concurrent one is in the journal, and after every step of every region all invariants held.",
+        f"End: the faults stopped, and {who} became equal by themselves. Nothing is missing that a client was told was done, every write "
+        "that lost against a concurrent one is in the journal, and after every step of every region all invariants held.",
     ]
 
 
 def _counted(words: Mapping[str, str], rare: Mapping[str, int]) -> Iterable[str]:
     for name, text in words.items():
         if count := rare.get(name, 0):
-            yield text if count == 1 else f"{text} ({count:,} times)"
+            yield text if count == 1 else f"{text} ({'twice' if count == 2 else f'{count:,} times'})"

@@ -42,6 +42,8 @@ def test_says_the_seed_first_and_that_all_held(capsys: pytest.CaptureFixture[str
     status, out, _ = run(capsys, "--seed", "7", "--regions", "5", "--ops", "12", "--faults", "all")
     assert status == 0
     assert out.startswith("seed 7 scenario ") and "every invariant held" in out.splitlines()[0]
+    assert "  Who: 5 regions (ap, br, ca, eu, us), each with " in out and out.splitlines()[-1].endswith(" events a second.")
+    assert max(map(len, out.splitlines())) <= 130
 
 
 def test_json_has_the_fields_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
