@@ -30,6 +30,7 @@ SCENARIOS: Final = (
     "holding",
     "full",
     "snapshot",
+    "removals",
     "losses",
     "disks",
 )
