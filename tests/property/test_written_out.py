@@ -236,11 +236,12 @@ asked_keys: Any = st.sampled_from(["a", "b", "c", "é", "n\0l", "x" * 300, "", "
 plain_values = [encode_value(value) for value in ("one", 7, None, 2.5, {"m": [1.0]})]
 asked_values: Any = st.sampled_from([*plain_values, b"\xc1", b"\xcd\x00\x01", "text"])
 ids: Any = st.sampled_from([b"1", b"2", b"3", b"4", b"x" * 65])
-a_put = st.tuples(st.sampled_from(["a", "b", "c"]), st.sampled_from([encode_value("one"), encode_value(7)]), ids)
+known = st.sampled_from([b"1", b"2", b"3"])
+a_put = st.tuples(st.sampled_from(["a", "b", "c"]), st.sampled_from([encode_value("one"), encode_value(7)]), known)
 any_put = st.tuples(asked_keys, asked_values, ids)
-columns_of_puts = st.one_of(st.lists(a_put, min_size=1, max_size=5), st.lists(any_put, min_size=1, max_size=5)).map(
-    lambda puts: [list(column) for column in zip(*puts, strict=True)]
-)
+columns_of_puts = st.one_of(
+    st.lists(a_put, min_size=1, max_size=3, unique_by=lambda put: put[2]), st.lists(any_put, min_size=1, max_size=5)
+).map(lambda puts: [list(column) for column in zip(*puts, strict=True)])
 rows = st.one_of(
     st.tuples(st.just("puts"), columns_of_puts),
     st.tuples(st.just("puts"), columns_of_puts.map(lambda columns: [*columns[:2], None])),

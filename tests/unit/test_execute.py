@@ -12,7 +12,7 @@ import crdtkv
 from crdtkv import Settings, Store
 from crdtkv.core.codec import encode_value as v
 from crdtkv.core.token import token_vv
-from crdtkv.results import Change, Explanation
+from crdtkv.results import OK, ONE_BY_ONE, Change, Explanation
 from tests.stores import Clock, store_at, sync
 
 
@@ -118,6 +118,17 @@ def test_an_id_may_stand_in_place_of_the_options(store: Store) -> None:
     assert again[0][2] == first[2] and again[1][2] == again[2][2] and store["k"] == 1 and store.counter("c").value == 1
     ((_, status, payload),) = store.execute([[1, "put", ["k", v(1)], b"x" * 65]]).replies
     assert status == 1 and payload[0] == "InvalidValueError"
+
+
+def test_a_request_of_a_block_that_is_known_makes_no_second_commit(store: Store) -> None:
+    block = [1, "puts", [["a", "b"], [v(1), v(2)], [b"one", b"two"]], None]
+    ((_, status, first),) = store.execute([block]).replies
+    assert status == OK and store.vv().seq(store.origin) == 2
+    ((_, status, again),) = store.execute([block]).replies
+    assert status == ONE_BY_ONE and again == [[0, OK, first], [1, OK, [first[0], first[1] + 1, first[2] + 1]]]
+    assert store.vv().seq(store.origin) == 2
+    mixed = store.execute([[1, "put", ["c", v(3)], b"three"], [2, "puts", [["d", "e"], [v(4), v(5)], [b"three", b"four"]], None]]).replies
+    assert mixed[1][2][0][2] == mixed[0][2] and "d" not in store and store["e"] == 5 and store.vv().seq(store.origin) == 4
 
 
 @pytest.mark.parametrize("watched", [False, True], ids=["alone", "watched"])
