@@ -5,8 +5,8 @@ An origin *ends* when its region goes on as a later incarnation, or is removed. 
     1  freeze    it takes no more of the origin than it has; that is on its disk before anybody hears of it, so a restart keeps it
     2  report    it tells its peers what it has fsynced of the origin; they pass that on, so that two who cannot meet hear of each other
     3  follow    it takes as much as any member had when it froze: the greatest of all reports is F, and nobody will ever have more
-    4  close     once *every* member is frozen and has fsynced up to F, the origin's own region (of a removed one: the least member by
-                 name) commits CLOSE; causal order does the rest
+    4  close     once *every* member is frozen and has fsynced up to F, the origin's own region (of one that is removed or drained: the
+                 least other member by name) commits CLOSE; causal order does the rest
 
 There are no rounds and no leader: reports only grow, everybody may compute F, and whoever crashes goes on from its disk. A member that
 cannot be reached blocks step 4 and nothing else: until then the origin stays in the vectors. Two may close the same origin (a driver
@@ -78,6 +78,8 @@ class Membership:
         """By peer, of those that are connected."""
         self._named: tuple[str, ...] = ()
         self._present: frozenset[Origin] = frozenset()
+        self._met: dict[str, Origin] = {}
+        """Per region the latest incarnation that was ever connected: it has ended former ones here, also if it never wrote anything."""
         self.message: Reports | None = None
         """What was last to be told."""
         self.changes = 0
@@ -129,6 +131,10 @@ class Membership:
         self._named = tuple(dict.fromkeys(region for names in live.values() for region in names))
         if (present := frozenset((own, *live))) != self._present:
             self._present = present
+            for origin in live:
+                met = self._met.setdefault(region_of(origin), origin)
+                if generation_of(met) < generation_of(origin):
+                    self._met[region_of(origin)] = origin
         self._last_announced = {peer: told for peer, told in self._last_announced.items() if peer in present}
         told_of = [o for told in self._reports.values() for o in told]
         known = {own, *live, *vv.origins(), *self._reports}
@@ -172,6 +178,9 @@ class Membership:
         So says who lost its disk, and begins at the first generation again, and who was put back to an earlier state. It takes a new
         incarnation then, and the greatest generation is the latest.
         """
+        met = self._met.get(region_of(origin))
+        if met is not None and met not in self._present and generation_of(met) > generation_of(origin):
+            return True
         return any(
             region_of(o) == region_of(origin) and o != origin and generation_of(o) >= generation_of(origin)
             for o in self._open((*self._port.vv(), *self._reports))
@@ -275,10 +284,14 @@ class Membership:
         )
 
     def _is_driver(self, origin: Origin, members: Sequence[str], latest: Mapping[str, Origin]) -> bool:
-        region = region_of(origin)
-        if not self._port.control.is_removed(region) and latest.get(region) != origin:
-            return region == region_of(self._port.origin)
-        return members[:1] == [region_of(self._port.origin)]
+        """Whether this region is the one to commit the closing. Not who is being drained: it may be removed as soon as all have told that
+        they have what it had, and what it committed after that would be lost."""
+        control, own, region = self._port.control, region_of(self._port.origin), region_of(origin)
+        draining = {name for name, record in control.members.items() if record.state == MemberState.DRAINING}
+        staying = [name for name in members if name not in draining] or members
+        if not control.is_removed(region) and region in staying and latest.get(region) != origin:
+            return region == own
+        return staying[:1] == [own]
 
     def _prune(self, latest: Mapping[str, Origin]) -> None:
         """Forget what former incarnations and removed regions told, and what was told of origins that are closed since."""

@@ -225,6 +225,38 @@ def test_an_install_that_had_begun_was_refused_after_a_restart() -> None:
     assert again.vv() == eu.vv() and again.digest() == eu.digest()
 
 
+def test_who_came_with_an_empty_disk_was_frozen_for_a_later_one_that_nobody_remembered() -> None:
+    """ca had gone on as another incarnation, which wrote nothing and lost its disk, and begins at the first generation again. A link to the
+    dead one was still thought live, so ap froze the new one. Then that link ended: nothing told of a later one any more, and ap answered
+    for ever that ca was being closed for a reason that it did not know.
+    """
+    ap, dead, new = ToyReplica("ap"), make_origin("ca", 2, 5), make_origin("ca", 1, 9)
+    ap._vv = VersionVector({new: 1})
+    membership = Membership(ap, ["ap", "ca"])
+    membership.review(ap.vv(), ap.vv(), {dead: ()})
+    assert membership.steering.freeze == (new,)
+    membership.review(ap.vv(), ap.vv(), {})
+    assert membership.is_former(new), "it must take a new incarnation"
+    assert not membership.is_former(dead), "who was met may come again"
+
+
+@pytest.mark.parametrize("at", ["eu", "us"])
+def test_a_region_that_was_drained_closed_an_origin_after_all_had_told_that_they_have_what_it_had(at: str) -> None:
+    """The commit was in no other region when it was removed a moment later. Another closes what a drained region leaves."""
+    former, present = make_origin("eu", 1, 0), ToyReplica("eu", generation=2)
+    replica = present if at == "eu" else ToyReplica("us")
+    other = present.origin if at == "us" else ToyReplica("us").origin
+    replica._vv = VersionVector({former: 3})
+    replica.control.freeze(former, 3)
+    membership = Membership(replica, ["eu", "us"])
+    membership.receive({other: {former: (3, True)}})
+    membership.review(replica.vv(), replica.vv(), {other: ()})
+    assert membership.steering.close == ({former: 3} if at == "eu" else {})
+    replica.control.apply(member_delta("eu", MemberState.DRAINING, "", 1), other, 1, 5, b"")
+    membership.review(replica.vv(), replica.vv(), {other: ()})
+    assert membership.steering.close == ({former: 3} if at == "us" else {})
+
+
 def test_what_was_held_is_held_again_when_a_full_disk_undoes_what_made_it_ready() -> None:
     """A frame comes that others have waited for, and the log has no room for them together: none is applied. The one that came will come
     again, for its sender keeps it; those that had waited nobody sends again.
