@@ -144,9 +144,10 @@ def _show(outcome: Outcome, told: list[str], *, in_detail: bool) -> None:
 
 def _explained(case: Case, outcome: Outcome, *, shrinks: bool) -> dict[str, object]:
     from crdtkv.simulation.programme import explain
+    from crdtkv.simulation.story import gist
 
     found, story, runs = explain(case, outcome, shrinks=shrinks)
-    return {"command": found.command(), "runs": runs, "story": story.events, "broken": story.broken, "states": story.states}
+    return {"command": found.command(), "runs": runs, "story": gist(story), "broken": story.broken, "states": story.states}
 
 
 def _show_cause(cause: dict[str, object]) -> None:

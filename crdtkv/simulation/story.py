@@ -5,6 +5,7 @@ The narrator only listens: it draws nothing and traces nothing, so a told run is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -62,6 +63,42 @@ def tell(case: Case) -> Story:
     if not any("it should" in line for line in states):  # else that says it better than the check's own words
         broken += tuple(f"Found: {short_names(narrator, text)}" for text in outcome.violations)
     return Story(outcome, tuple(narrator.lines), broken, states)
+
+
+SHORT: Final = 12
+"""A story of so many lines is told as it is."""
+_SPAN: Final = re.compile(r"([a-z0-9]+):(\d+)(?:-(\d+))?")
+
+
+def gist(story: Story) -> tuple[str, ...]:
+    """The events of a run that broke a rule, without what has nothing to do with the first place where a state is wrong.
+
+    What is left: the operations on that place and on the collection that it is in, who applied their commits, and the faults since the
+    first of them. All events, where no place is known to be wrong or there are few.
+    """
+    wrong = next((line for line in story.states if "; it should " in line), None)
+    if wrong is None or len(story.events) <= SHORT:
+        return story.events
+    place = re.split(r" holds | is ", wrong.strip())[0]
+    whole = f"clears {place.rpartition(' of ')[2]}"
+    kept: list[str] = []
+    dots: set[tuple[str, int]] = set()
+    for line in story.events:
+        head, is_commit, operations = line.partition(": ")
+        if is_commit and " commits " in head:
+            about = [operation for operation in operations.split("; ") if place in operation or operation == whole]
+            if about:
+                region, seq = head.split(" commits ")[1].split(",")[0].split(":")
+                dots.add((region, int(seq)))
+                kept.append(f"{head}: {'; '.join(about)}{'; …' if len(about) < len(operations.split('; ')) else ''}")
+        elif " applies " in line:
+            spans = _SPAN.findall(line.split(" applies ")[1])
+            if any((region, seq) in dots for region, first, last in spans for seq in range(int(first), int(last or first) + 1)):
+                kept.append(line)
+        elif dots:
+            kept.append(line)
+    left_out = len(story.events) - len(kept)
+    return (*kept, f"{'':>15}({left_out} events that do not concern {place} are left out; --story tells all)") if left_out else story.events
 
 
 class Narrator(CaseWorld):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from crdtkv.simulation import SCENARIOS, invariants, simulate
 from crdtkv.simulation.case import FAULTS, MODES, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, run_case
 from crdtkv.simulation.rules import broken_rule
 from crdtkv.simulation.shrinking import shrink
-from crdtkv.simulation.story import tell
+from crdtkv.simulation.story import Story, gist, tell
 from crdtkv.store.reading import Reader
 from tests.mutants.planting import MUTANTS
 
@@ -80,6 +81,24 @@ def test_a_story_names_what_happened() -> None:
     text = "\n".join(tell(Case(seed=6, scenario="crashes", ops=10)).events)
     for words in ("commits ap:1, having seen nothing: ", "is killed", "starts again", "applies ", "nobody writes any more"):
         assert words in text
+
+
+def test_a_long_story_is_told_by_what_concerns_the_wrong_place() -> None:
+    """A removal that wins against a concurrent write was told in 45 lines, of which 4 mattered."""
+    events = (
+        *(f"   {at}.0 ms  us commits us:{at}, having seen nothing: sets register r to {at}" for at in range(1, 14)),
+        "  20.0 ms  us commits us:14, having seen us:13: sets field 'f' of map m to 1; sets register r to 2",
+        "  21.0 ms  eu applies us:1-13",
+        "  22.0 ms  eu is killed",
+        "  23.0 ms  eu applies us:12-14",
+        "  24.0 ms  eu commits eu:1, having seen us:14: clears map m",
+    )
+    wrong = "    field 'f' of map m holds 1 of us:14; it should hold nothing"
+    story = Story(simulate(1), events, ("Broken: invariant 5.",), ("us has applied eu:1, us:14, but", wrong))
+    *told, last = gist(story)
+    assert told == ["  20.0 ms  us commits us:14, having seen us:13: sets field 'f' of map m to 1; …", *events[-3:]]
+    assert "14 events that do not concern field 'f' of map m" in last
+    assert gist(replace(story, states=())) == events, "no place is known to be wrong"
 
 
 def test_every_check_of_the_auditor_has_its_rule() -> None:
