@@ -65,7 +65,7 @@ def tell(case: Case) -> Story:
     return Story(outcome, tuple(narrator.lines), broken, states)
 
 
-SHORT: Final = 12
+SHORT: Final = 6
 """A story of so many lines is told as it is."""
 _SPAN: Final = re.compile(r"([a-z0-9]+):(\d+)(?:-(\d+))?")
 
