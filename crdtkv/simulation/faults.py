@@ -419,27 +419,36 @@ class Faults:
         return None
 
     def _drained(self, victim: Member, by: Member) -> None:
-        """Once it says that all others have what it has, it goes."""
-        standing = (
-            next((s for s in by.drive.membership.standings(by.machine.vv()) if s.region == victim.region), None) if by.is_up else None
-        )
-        if standing is not None and standing.is_drained and self._removed(victim, by):
-            self.world.rare["drained_and_removed"] += 1
-        else:
-            self.world.idle()
-            self.world.after(50, self._drained, victim, by)
+        """Once it says that all others have what it has, it goes. Whom the operator asked may have a clock that refuses, or a disk that
+        fails it in the middle: then another is asked, or the same again."""
+        world = self.world
+        if victim.index in world.removed:
+            return world.idle()
+        world.after(50, self._drained, victim, by)  # first: this step may end with a process that its disk has failed
+        for asked in (by, *(m for m in world.survivors if m not in (by, victim))):
+            if asked.is_up:
+                if asked.machine.control.is_removed(victim.region):
+                    return self._gone(victim, asked)
+                standings = asked.drive.membership.standings(asked.machine.vv())
+                if any(s.is_drained for s in standings if s.region == victim.region) and self._removed(victim, asked):
+                    world.rare["drained_and_removed"] += 1
+                    return None
+        return world.idle()
 
     def _removed(self, victim: Member, by: Member) -> bool:
-        world = self.world
         if not by.record([member_delta(victim.region, MemberState.REMOVED, "", by.machine.control.next_epoch())]):
             return False
+        self._gone(victim, by)
+        return True
+
+    def _gone(self, victim: Member, by: Member) -> None:
+        world = self.world
         world.rare["region_removed"] += 1
         world.trace("removed", victim.index, by.index)
         world.removed.add(victim.index)
         world.auditor.removed_regions.add(victim.region)
         if victim.machine.replica.refusal is None:
             self.forced.add(victim.index)
-        return True
 
     def add(self) -> None:
         """A region is added: it begins with nothing, and the others dial it."""
