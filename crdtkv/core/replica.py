@@ -18,37 +18,50 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import msgspec
 
-from crdtkv.core.apply import EXPIRY_SPACE, Applier, Purges, Touched
+from crdtkv.core.apply import Applier, Purges, Touched
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.clock import HybridClock, ms_of
-from crdtkv.core.codec import SLOT_SPACE, SlotType, encode_value, register_slots_of, slot_of, split_slot
+from crdtkv.core.codec import SlotType, register_slots_of
 from crdtkv.core.control import Agreed, Control, MemberState, removed_text
 from crdtkv.core.frame import CONTROL_KINDS, NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
-from crdtkv.core.heads import Head, Heads, head_key
+from crdtkv.core.heads import Head, Heads
 from crdtkv.core.held import Held
 from crdtkv.core.journal import Journal, JournalCounts
 from crdtkv.core.meta import META_KEY, Meta, read_meta
 from crdtkv.core.removals import Removal, Removals
 from crdtkv.core.requests import Made, RequestWindow
+from crdtkv.core.retirement import Retirement
 from crdtkv.core.settings import CoreSettings
 from crdtkv.core.state import Base, State
-from crdtkv.core.types.base import Entry, around_value, encode_entries, rank, winner
-from crdtkv.core.types.counter import DEAD_SPACE, decode_run, list_dead, run_name, run_slot
-from crdtkv.core.types.registry import APPLY
+from crdtkv.core.types.base import Entry, around_value, encode_entries
+from crdtkv.core.types.counter import decode_run
+from crdtkv.core.types.registry import APPLY, records_of
 from crdtkv.errors import CorruptionError, CrdtkvError, RegionRemovedError, RegionUnavailableError, WrongClusterError
 
-EXPIRIES_LOOKED_AT_MAX = 4096
-"""Records of the index of expiries that one call of `due` looks at."""
 KEPT_HASHES_MAX = 1024
 """Hashes kept per origin, one per `HASH_INTERVAL` commits: forks up to a million commits back are found by hash."""
 
-_PARTS = {"control", "settings", "clock", "state", "heads", "journal", "purges", "_removals", "_requests", "_applier", "_vv", "_held"}
-_STAYS = frozenset(_PARTS)
+_STAYS = frozenset(
+    {
+        "control",
+        "settings",
+        "clock",
+        "state",
+        "heads",
+        "journal",
+        "purges",
+        "_removals",
+        "_requests",
+        "_applier",
+        "_vv",
+        "_held",
+        "_retirement",
+    }
+)
 """What `Replica.adopt` leaves in place, or takes over by its contents."""
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -133,8 +146,6 @@ class Replica:
         )
         self.purges = Purges(self.state)
         self._removals = Removals(self.state, self.settings.removals_max)
-        self._seen_by: dict[Origin, VersionVector] = {}
-        """What each other origin had applied when it made its last frame that was applied here, since the start."""
         self._applier = Applier(
             self.state,
             self._vv,
@@ -148,7 +159,7 @@ class Replica:
         self._requests = RequestWindow(self.state, count_max=self.settings.requests_max, age_ms=self.settings.requests_age_s * 1000)
         self._rows: list[Row] = []
         self._first_hlc = 0
-        self._due_from = EXPIRY_SPACE
+        self._retirement = Retirement(self, self._removals)
         self._context: VersionVector | None = None
         self._template: FrameTemplate | None = None  # both hold until a frame of another origin, or a control frame, is applied
 
@@ -184,6 +195,7 @@ class Replica:
         for name, value in vars(other).items():
             if name not in _STAYS:
                 setattr(self, name, value)
+        self._retirement.adopt(other._retirement)
         if self._applier.touched is not None:
             self._applier.touched.clear()
 
@@ -599,7 +611,7 @@ class Replica:
             self.clock.restore(hlc)
         else:
             self.clock.absorb(hlc)
-            self._seen_by[origin] = past
+            self._retirement.seen_by[origin] = past
         if frame.is_control or not own:
             self._context = None
             self._template = None
@@ -646,7 +658,7 @@ class Replica:
             if puts is not None:
                 keys += puts.slots
             else:
-                keys += [key for _, _, _, deltas in frame.commits() for delta in deltas for key in _records_of(delta, frame)]
+                keys += [key for _, _, _, deltas in frame.commits() for delta in deltas for key in records_of(delta, frame)]
         return keys
 
     def _hold(self, frame: Frame) -> Outcome:
@@ -680,42 +692,8 @@ class Replica:
         return max(self.clock.wall_ms(), ms_of(self.clock.mark))
 
     def due(self, limit: int) -> Iterator[Delta]:
-        """Removals of expired entries that this replica should issue now, of a size that one commit may have.
-
-        The region that wrote the winner issues the removal; the others, in the order of their origins, wait one
-        grace more each, so that an expiry is removed even if its writer is gone. The removal names the dots of the
-        winner and of the siblings that it beat: a refreshed or concurrent entry survives, and a second removal of
-        the same does nothing.
-        """
-        if self.refusal is not None:
-            return
-        now = self.now_ms()
-        end = EXPIRY_SPACE + (now + 1).to_bytes(8, "big")
-        members = sorted({*self.control.show(self._vv), self.origin})
-        issued = size = 0
-        # So many at a time, from where the last call stopped: the records of other regions' expiries may be many.
-        found = list(islice(self.state.scan(self._due_from, end), EXPIRIES_LOOKED_AT_MAX))
-        self._due_from = EXPIRY_SPACE if len(found) < EXPIRIES_LOOKED_AT_MAX else found[-1][0] + b"\x00"
-        for where, _ in found:
-            if issued == limit or size >= self.settings.commit_bytes_max // 2:
-                self._due_from = where
-                return
-            expiry, slot = int.from_bytes(where[1:9], "big"), where[9:]
-            record = self.state.get(slot)
-            entries = [] if record is None else self._applier.entries(slot, record)
-            chosen = winner(entries) if entries else None
-            if chosen is None or chosen.expiry != expiry:
-                self.state.side_put(where, None)  # superseded or removed since
-                continue
-            mine = region_of(chosen.origin) == region_of(self.origin)
-            grace = 0 if mine else (1 + members.index(self.origin)) * self.settings.expiry_grace_ms
-            if now < expiry + grace:
-                continue
-            key, type_code, subkey = split_slot(slot)
-            dots = [[e.origin, e.seq] for e in sorted(entries, key=rank)]
-            issued += 1
-            size += len(slot) + 64 * len(dots)
-            yield [DeltaKind.EXPIRE, key.decode(), type_code, subkey, dots]
+        """Removals of expired entries that this replica should issue now: see `Retirement.due`."""
+        return self._retirement.due(limit) if self.refusal is None else iter(())
 
     def maintain(self, now_ms: int) -> None:
         """Trim what is kept only for a time."""
@@ -725,44 +703,8 @@ class Replica:
     def forget_stable(
         self, stable: VersionVector, acknowledged: Mapping[Origin, VersionVector], runs_max: int, cursor: bytes = b""
     ) -> bytes:
-        """Forget what only mattered to commits that can no longer come: removals, and counter runs that are not live.
-
-        Local in its effect: neither value nor digest change, and replicas may do it at different times. Of a crash that
-        goes back behind it nothing is left but that it is due again.
-
-        Args:
-            stable: what every member has applied.
-            acknowledged: what origins say they have applied; an origin's own seq in it says when.
-            runs_max: how many dead runs to look at; go on with the cursor that is returned, until it is empty.
-        Returns:
-            Where to go on.
-        """
-        if not cursor:
-            self._removals.drop_stable(stable)
-        found = list(islice(self.state.scan(cursor or DEAD_SPACE, bytes([DEAD_SPACE[0] + 1])), runs_max))
-        for where, record in found:
-            by, slot = VersionVector.from_bytes(record), SLOT_SPACE + where[1:]
-            key, _, subkey = split_slot(slot)
-            origin, run = run_name(subkey)
-            if by <= stable and self._has_seen(origin, by, acknowledged.get(origin)):
-                self.state.put(slot, None)
-                list_dead(self.state, slot, None)
-                self.heads.drop_run(key, origin, run)
-        return found[-1][0] + b"\x00" if len(found) == runs_max else b""
-
-    def _has_seen(self, origin: Origin, what: VersionVector, acknowledged: VersionVector | None) -> bool:
-        """Whether an origin is known to have applied something, and all that it made before is applied here."""
-        if origin == self.origin or not what.without(origin):
-            return what <= self.vv()
-        closed_at = self.control.last(origin)
-        if closed_at is not None and closed_at <= self.seq(origin):
-            return True  # it will never write again
-        if self.control.last(origin) is not None:
-            return True  # closed, so all that it ever made is applied here
-        if acknowledged is not None and what <= acknowledged and acknowledged.seq(origin) <= self.seq(origin):
-            return True
-        seen = self._seen_by.get(origin)
-        return seen is not None and what.without(origin) <= self.control.complete(seen)
+        """Forget what only mattered to commits that can no longer come: see `Retirement.forget_stable`."""
+        return self._retirement.forget_stable(stable, acknowledged, runs_max, cursor)
 
     def watch_changes(self, into: list[Touched] | None) -> None:
         """Gather what changes visibly into a list from now on; None stops."""
@@ -860,24 +802,3 @@ class Replica:
             kept.append((frame.last_seq, frame.hash))
             if len(kept) > KEPT_HASHES_MAX:
                 del kept[0]
-
-
-def _records_of(delta: Delta, frame: Frame) -> Iterator[bytes]:
-    kind, key = delta[0], delta[1].encode()
-    if kind in CONTROL_KINDS:
-        return
-    if kind in (DeltaKind.REGISTER_PUT, DeltaKind.REGISTER_DELETE):
-        yield slot_of(key, SlotType.REGISTER)
-        return
-    if kind == DeltaKind.EXPIRE:
-        yield slot_of(key, delta[2], delta[3])
-    elif kind in (DeltaKind.SET_ADD, DeltaKind.SET_REMOVE):
-        yield slot_of(key, SlotType.SET, delta[2])
-    elif kind in (DeltaKind.MAP_PUT, DeltaKind.MAP_DELETE):
-        yield slot_of(key, SlotType.MAP, encode_value(delta[2]))
-    elif kind == DeltaKind.COUNTER_ADD:
-        yield run_slot(key, frame.origin, delta[2])
-    elif kind == DeltaKind.COUNTER_RESET:
-        for origin, run, _, _ in delta[2]:
-            yield run_slot(key, Origin(origin), run)
-    yield head_key(key)
