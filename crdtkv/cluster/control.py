@@ -90,12 +90,13 @@ class ClusterFile:
 
 
 def socket_path(directory: Path) -> Path:
-    """Where the supervisor of a directory listens: in it, or, if that path is too long for a socket, in the temporary directory."""
+    """Where the supervisor of a directory listens: in it, or, if that is too long for a socket, in the temporary directory, or /tmp."""
     path = directory.absolute() / _SOCKET_NAME
     if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES_MAX:
         return path
     name = hashlib.sha256(os.fsencode(directory.resolve())).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"crdtkv-{os.getuid()}-{name}.sock"
+    path = Path(tempfile.gettempdir()) / f"crdtkv-{os.getuid()}-{name}.sock"
+    return path if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES_MAX else Path("/tmp") / path.name
 
 
 @contextlib.contextmanager

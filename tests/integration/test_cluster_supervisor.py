@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -303,3 +304,10 @@ def test_an_error_keeps_its_class_across_the_control_socket(cluster: LocalCluste
     with pytest.raises(CrdtkvError) as caught:
         cluster.partition("us", "eu", one_way=True, half_open=True)
     assert type(caught.value) is ConfigError
+
+
+def test_a_temporary_directory_whose_path_is_too_long_for_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 120)
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    path = control.socket_path(long)
+    assert len(os.fsencode(path)) <= 100 and path != control.socket_path(tmp_path / ("y" * 120))
