@@ -154,7 +154,7 @@ def as_cell(value: Any) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Rows under headings: drawn where a person reads, aligned with spaces in a pipe."""
+    """Rows under headings: drawn where a person reads, aligned with spaces in a pipe; what a terminal is too narrow for, cell by cell."""
     texts = [["–" if cell is None else str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
@@ -166,7 +166,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
             drawn.add_column(column, overflow="fold")
         for row in texts:
             drawn.add_row(*(Text(cell) for cell in row))
-        Console().print(drawn)
+        console = Console()
+        needed = drawn.__rich_measure__(console, console.options.update(max_width=10_000)).maximum
+        if needed <= console.width or len(columns) < 4:
+            console.print(drawn)
+        else:  # folded to a letter a line nobody reads it: a line for each cell, and an empty one between rows
+            heading = max(map(len, columns))
+            emit("\n\n".join("\n".join(f"{c:<{heading}}  {cell}" for c, cell in zip(columns, row, strict=True)) for row in texts))
         return
     widths = [max(len(row[i]) for row in [list(columns), *texts]) for i in range(len(columns))]
     for row in [list(columns), *texts]:

@@ -342,3 +342,14 @@ def test_no_color_is_honoured_and_pipes_get_plain_text(run: Any, store: crdtkv.S
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     assert "\x1b[3" not in run("lag").out
+
+
+def test_a_table_too_wide_is_told_cell_by_cell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from crdtkv.cli import output
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    for width in (300, 70):
+        monkeypatch.setenv("COLUMNS", str(width))
+        output.table(("peer", "link", "lag", "last heard"), [("eu", "x" * 30, "y" * 30, "z" * 30), ("ap", 1, 2, None)])
+        said = capsys.readouterr().out
+        assert ("peer        eu\nlink        xxx" in said) == ("last heard  –\n" in said) == (width == 70)
