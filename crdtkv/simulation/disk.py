@@ -123,6 +123,10 @@ class SimulatedLog:
         assert position >= self._synced
         lost = self.frames[position:]
         del self.frames[position:], self.vv_at[position + 1 :]
+        # Damage may take even what was synced before an install: that is in the engine, and the floor, kept elsewhere, says so.
+        for _, origins in [jump for jump in self.jumps if jump[0] > position]:
+            self.vv_at[-1] = self.vv_at[-1].join(origins)
+        self.jumps = [(min(at, position), origins) for at, origins in self.jumps]
         return lost
 
 

@@ -257,6 +257,15 @@ def test_a_region_that_was_drained_closed_an_origin_after_all_had_told_that_they
     assert membership.steering.close == ({former: 3} if at == "us" else {})
 
 
+def test_a_log_damaged_before_an_install_amounts_to_what_was_installed() -> None:
+    """The simulator's own log forgot an install once damage had taken the frames before it, and blamed the replica, which had it all."""
+    us, log = machine("us"), SimulatedLog()
+    log.append([made(us, "k", 1)])
+    log.reset_floor(VersionVector({us.origin: 3}))
+    log.lose(0)
+    assert log.vv() == log.floor() == VersionVector({us.origin: 3})
+
+
 def test_what_was_held_is_held_again_when_a_full_disk_undoes_what_made_it_ready() -> None:
     """A frame comes that others have waited for, and the log has no room for them together: none is applied. The one that came will come
     again, for its sender keeps it; those that had waited nobody sends again.
