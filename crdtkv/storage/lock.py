@@ -37,7 +37,7 @@ class DirectoryLock:
             self.directory.mkdir(parents=True, exist_ok=True)
             fd = os.open(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as e:
-            why = "it is a file" if self.directory.is_file() else e.strerror
+            why = "it is a file" if isinstance(e, FileExistsError) else e.strerror
             raise StorageError(
                 f"cannot use {self.directory} as a data directory: {why}; name a directory that may be made and written",
                 path=str(self.directory),
