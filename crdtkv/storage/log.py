@@ -297,9 +297,10 @@ class FileLog:
         return position
 
     def _cut_back(self, segment: Segment) -> None:
-        """Undo an append that failed half-way."""
+        """Undo an append that failed half-way, for good: unsynced, a loss of power could bring back whole records of it."""
         try:
             self._file.truncate(segment.size)
+            self._file.sync()
         except OSError as e:
             self._failure = f"a failed append could not be undone: {e.strerror or e}"
 

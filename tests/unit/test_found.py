@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +25,10 @@ from crdtkv.replication.membership import Membership
 from crdtkv.replication.messages import AskSnapshot, Frames
 from crdtkv.replication.settings import LOOPBACK
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog, position_of
+from crdtkv.simulation.files import FaultyFiles
+from crdtkv.storage.log import FileLog
 from crdtkv.storage.memory_log import MemoryLog
+from crdtkv.storage.segments import RECORD_OVERHEAD
 from crdtkv.store.machine import Machine
 from crdtkv.store.reading import Reader
 from crdtkv.store.snapshots import MemoryStaging, Snapshots
@@ -264,6 +269,22 @@ def test_a_log_damaged_before_an_install_amounts_to_what_was_installed() -> None
     log.reset_floor(VersionVector({us.origin: 3}))
     log.lose(0)
     assert log.vv() == log.floor() == VersionVector({us.origin: 3})
+
+
+def test_what_found_no_room_came_back_after_a_loss_of_power() -> None:
+    """Of two frames the disk took the first whole. Both were refused, and the file cut back; but that was not synced, so when the power
+    failed a commit that its client had been told of as refused could stand in the log again.
+    """
+    us = machine("us")
+    frames = [made(us, "k", 1), made(us, "l", 2)]
+    for seed in range(40):
+        files = FaultyFiles()
+        log = FileLog(Path("/"), files=files)
+        log.sync()
+        files.room = frames[0].size + RECORD_OVERHEAD + 5
+        with pytest.raises(DiskFullError):
+            log.append(frames)
+        assert FileLog(Path("/"), files=files.lose_power(Random(seed).random)).end() == 0
 
 
 def test_what_was_held_is_held_again_when_a_full_disk_undoes_what_made_it_ready() -> None:
