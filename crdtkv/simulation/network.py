@@ -34,6 +34,7 @@ class Scheduler(Protocol):
     now_us: int
 
     def after(self, delay_ms: float, what: Callable[..., None], *args: object) -> None: ...
+    def at(self, at_us: int, what: Callable[..., None], *args: object) -> None: ...
     def idle(self) -> None: ...
 
 
@@ -189,7 +190,7 @@ class Network:
             return
         at_us = max(self._scheduler.now_us + int(self._delay(sender, receiver) * 1000), way.busy_until_us)
         way.busy_until_us = at_us
-        self._scheduler.after((at_us - self._scheduler.now_us) / 1000, self._arrive, connection, receiver, data)
+        self._scheduler.at(at_us, self._arrive, connection, receiver, data)
 
     def _arrive(self, connection: _Connection, receiver: int, data: bytes | None) -> None:
         host = connection.ends[receiver]

@@ -130,8 +130,12 @@ class World:
 
     def after(self, delay_ms: float, what: Callable[..., None], *args: object) -> None:
         """Have something done later; in the order of asking, if at the same instant."""
+        self.at(self.now_us + int(delay_ms * 1000), what, *args)
+
+    def at(self, at_us: int, what: Callable[..., None], *args: object) -> None:
+        """Have something done at an instant: through a delay in ms one may be off by a microsecond, and what is sent in order is not."""
         self._count += 1
-        heapq.heappush(self._events, (self.now_us + int(delay_ms * 1000), self._count, what, args))
+        heapq.heappush(self._events, (at_us, self._count, what, args))
 
     def idle(self) -> None:
         """What is being run found nothing to do: it is no event."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ import sys
 
 from crdtkv.simulation import SCENARIOS, simulate
 from crdtkv.simulation.dice import Dice
+from crdtkv.simulation.network import Network
+from crdtkv.simulation.world import World
 
 
 def test_dice_fall_the_same_on_every_version_of_python() -> None:
@@ -22,6 +25,37 @@ def test_certain_outcomes_cost_no_randomness() -> None:
     one, two = Dice(1), Dice(1)
     assert not one.chance(0.0) and one.chance(1.0)
     assert one.random() == two.random()
+
+
+class _End:
+    """A host that notes what comes."""
+
+    def __init__(self, index: int) -> None:
+        self.index, self.is_up, self.link = index, True, -1
+        self.came: list[int] = []
+
+    def connected(self, link: int, peer: int, dialed: bool) -> None:
+        self.link = link
+
+    def received(self, link: int, data: bytes) -> None:
+        self.came.append(int.from_bytes(data))
+
+    def disconnected(self, link: int) -> None: ...
+    def writable(self, link: int, is_writable: bool) -> None: ...
+    def dial_failed(self, peer: int) -> None: ...
+
+
+def test_a_stream_keeps_its_order_whatever_the_delays_round_to() -> None:
+    """An instant was turned into a delay in ms and back. Of messages that arrive together the later one could come a microsecond before."""
+    world, ends = World(1), (_End(0), _End(1))
+    network = Network(world, Dice(1), delay_ms=1.0, jitter=2.0)
+    network.dial(*ends)
+    for number in range(2_000):
+        world.after(100 + number * 0.137, lambda n: network.send(ends[0], ends[0].link, n.to_bytes(2)), number)
+    while world._events:
+        world.now_us, _, what, args = heapq.heappop(world._events)
+        what(*args)
+    assert ends[1].came == list(range(2_000))
 
 
 def test_a_seed_gives_one_trace_in_one_process() -> None:
