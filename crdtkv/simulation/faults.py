@@ -420,7 +420,7 @@ class Faults:
 
     def _drained(self, victim: Member, by: Member) -> None:
         """Once it says that all others have what it has, it goes. Whom the operator asked may have a clock that refuses, or a disk that
-        fails it in the middle: then another is asked, or the same again."""
+        fails it in the middle: then another is asked, or the same again; and what it recorded may lose against another's record."""
         world = self.world
         if victim.index in world.removed:
             return world.idle()
@@ -429,6 +429,10 @@ class Faults:
             if asked.is_up:
                 if asked.machine.control.is_removed(victim.region):
                     return self._gone(victim, asked)
+                record = asked.machine.control.members.get(victim.region)
+                if record is not None and record.state == MemberState.ACTIVE:  # it was added at the same moment, by whoever's record counts
+                    asked.record([member_delta(victim.region, MemberState.DRAINING, "", asked.machine.control.next_epoch())])
+                    return None
                 standings = asked.drive.membership.standings(asked.machine.vv())
                 if any(s.is_drained for s in standings if s.region == victim.region) and self._removed(victim, asked):
                     world.rare["drained_and_removed"] += 1
