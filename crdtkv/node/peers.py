@@ -16,6 +16,7 @@ read and is not yet processed is bounded per link by `BACKLOG_BYTES_MAX`, on top
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -202,7 +203,18 @@ class Peers:
                 permanent = link.permanent
                 if region in self._live:  # the core has not yet said that it ended
                     backoff.reset()
-            await asyncio.sleep(backoff.next_ms(permanent=permanent) / 1000)
+            await self._pause(backoff.next_ms(permanent=permanent) / 1000, cut_short=not permanent)
+
+    async def _pause(self, seconds: float, *, cut_short: bool) -> None:
+        """Sleep; a link with another region that comes up meanwhile ends it: what cut that one off was likely the same.
+
+        So after a partition all links of a node are there with its first. Else one region could apply, and write upon, what another
+        would be told of a second later, and hold back what rests on it until then.
+        """
+        before = self._live
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._changed:
+                await self._changed.wait_for(lambda: cut_short and bool(self._live - before))
 
     async def _run(self, link: Link) -> None:
         """Serve a link until it ends; its stream is closed then, and the core knows."""
