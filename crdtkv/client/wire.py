@@ -104,25 +104,27 @@ class Call(msgspec.Struct, eq=False):
 
     def answer(self, payload: Any, token: str) -> None:
         """Hand on what the node answered; what cannot be read fails the call."""
-        sink = self.sink
-        if sink.done():
+        if self.done():
             return
         try:
-            result = self.decode(payload, token)
+            result = self._read(payload, token)
         except CrdtkvError as e:
-            sink.set_exception(e)
+            self.fail(e)
         except (TypeError, ValueError, IndexError, AttributeError) as e:
-            sink.set_exception(self._unreadable(e))
+            self.fail(CorruptionError(f"{self.name}: the answer has an unexpected form: {e}"))
         else:
-            sink.set_result(result)
+            self._succeed(result)
 
     def fail(self, error: CrdtkvError) -> None:
         """Hand on an error, unless there is an outcome already."""
         if not self.sink.done():
             self.sink.set_exception(error)
 
-    def _unreadable(self, error: Exception) -> CorruptionError:
-        return CorruptionError(f"{self.name}: the answer has an unexpected form: {error}")
+    def _read(self, payload: Any, token: str) -> Any:
+        return self.decode(payload, token)
+
+    def _succeed(self, result: Any) -> None:
+        self.sink.set_result(result)
 
 
 class Block(Call, eq=False):
@@ -174,19 +176,7 @@ class Block(Call, eq=False):
     def done(self) -> bool:
         return all([sink.done() for sink in self.sinks])
 
-    def answer(self, payload: Any, token: str) -> None:
-        try:
-            results = self._results(payload, token)
-        except CrdtkvError as e:
-            self.fail(e)
-        except (TypeError, ValueError, IndexError, AttributeError) as e:
-            self.fail(self._unreadable(e))
-        else:
-            for sink, result in zip(self.sinks, results, strict=True):
-                if not sink.done():
-                    sink.set_result(result)
-
-    def _results(self, payload: Any, token: str) -> list[Any]:
+    def _read(self, payload: Any, token: str) -> list[Any]:
         count = len(self.sinks)
         if self.op == "puts":
             origin, seq, hlc = payload
@@ -194,6 +184,11 @@ class Block(Call, eq=False):
         if type(payload) is not list or len(payload) != count:
             raise ValueError(f"not a list of {count} values")
         return [None if value is None else decode_value(value) for value in payload]
+
+    def _succeed(self, result: list[Any]) -> None:
+        for sink, of_one in zip(self.sinks, result, strict=True):
+            if not sink.done():
+                sink.set_result(of_one)
 
     def fail(self, error: CrdtkvError) -> None:
         for sink in self.sinks:

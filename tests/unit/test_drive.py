@@ -78,12 +78,18 @@ def test_short_cuts_of_a_hasty_mesh_send_the_same_commits_no_later(delay_ms: flo
     assert bool(net.rested) == (delay_ms > 1)  # on a short link nothing waits for its pace
 
 
-def test_a_turn_for_a_commit_that_may_not_leave_is_saved_and_one_for_anything_else_is_not() -> None:
+def us_that_greeted_eu() -> tuple[ToyReplica, ToyReplica, Drive]:
+    """Two replicas, and the drive of us with a link "a" on which both said hello."""
     us, eu = ToyReplica("us"), ToyReplica("eu")
     drive = Drive(us, LAN, now_ms=0, wall_ms=lambda: 0.0)
     drive.connect("a", 0, dialed=False)
     drive.receive("a", hello_of(eu), 0)
     drive.accept(drive.ready())
+    return us, eu, drive
+
+
+def test_a_turn_for_a_commit_that_may_not_leave_is_saved_and_one_for_anything_else_is_not() -> None:
+    us, eu, drive = us_that_greeted_eu()
     drive.receive("a", HeartbeatReply(0, 0, 0), 80)
     drive.accept(drive.ready())
     pace_ms = 80 / LAN.flushes_per_round_trip
@@ -108,11 +114,7 @@ def test_a_turn_for_a_commit_that_may_not_leave_is_saved_and_one_for_anything_el
 
 
 def test_what_takes_long_to_apply_does_not_hold_up_what_is_to_be_sent() -> None:
-    us, eu = ToyReplica("us"), ToyReplica("eu")
-    drive = Drive(us, LAN, now_ms=0, wall_ms=lambda: 0.0)
-    drive.connect("a", 0, dialed=False)
-    drive.receive("a", hello_of(eu), 0)
-    drive.accept(drive.ready())
+    _, eu, drive = us_that_greeted_eu()
     drive.receive("a", Frames(False, (eu.write(size=SHORT_BYTES_MAX).data,)), 1)
     drive.receive("a", Heartbeat(0, 0, eu.vv(), 0), 1)
     assert drive.ready_to_apply() is None
