@@ -57,7 +57,7 @@ class Batch:
         if kind is None and calls:
             self.commit = self._store._transact(partial(_repeat, calls), self._durability, tried)
             if self._store._replica.purges:
-                self._store._keep_house()
+                self._store._upkeep.start()
 
     def _write(self, call: Callable[[Transaction], bool]) -> bool:
         """Check a call against the batch so far and keep it; whether it changes anything."""

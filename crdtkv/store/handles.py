@@ -218,5 +218,5 @@ def _size(store: Store, key: str, raw: bytes, type_code: int) -> int:
 def _cleared(store: Store, commit: Commit | None) -> Commit | None:
     """After a clear: see that what is left of it gets done."""
     if store._replica.purges:
-        store._keep_house()
+        store._upkeep.start()
     return commit

@@ -181,7 +181,7 @@ class _Group:
         if self._store._watches.active:
             self._store._watches.publish(position)
         if self._replica.purges:
-            self._store._keep_house()
+            self._store._upkeep.start()
         return position
 
     def run(self, op: str, args: list[Any], rid: bytes | None) -> Any:

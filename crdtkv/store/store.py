@@ -42,17 +42,14 @@ from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.install import Installed
 from crdtkv.core.replica import Applied
 from crdtkv.core.types.base import decode_entries
-from crdtkv.errors import ClockSkewError, DiskFullError, InvalidValueError, StorageError, StoreClosedError, missing_key
+from crdtkv.errors import DiskFullError, InvalidValueError, StorageError, StoreClosedError, missing_key
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
-from crdtkv.storage.files import space_of
 from crdtkv.storage.retention import Acknowledgement, RetentionPolicy
 from crdtkv.store.batch import Batch
 from crdtkv.store.durability import BackgroundSync
 from crdtkv.store.exchange import decode, delta_since, known_of_own, merge
 from crdtkv.store.folding import Folder
 from crdtkv.store.handles import CounterHandle, MapHandle, SetHandle
-from crdtkv.store.housekeeping import Housekeeper
-from crdtkv.store.identity import LEAP
 from crdtkv.store.machine import Machine
 from crdtkv.store.opening import Opened
 from crdtkv.store.port import StorePort
@@ -64,20 +61,15 @@ from crdtkv.store.settings import Settings, check_durability
 from crdtkv.store.snapshots import Snapshots
 from crdtkv.store.story import conflicts, explain, siblings
 from crdtkv.store.transaction import Transaction, check_commit_size, delete_all
+from crdtkv.store.upkeep import Upkeep
 from crdtkv.store.watching import Subscription, Watches
 
 LOGGER = logging.getLogger("crdtkv.store")
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
-REST_S = 30.0
-"""After so long without an own commit the sent bound is drawn back, so that a power failure at rest costs no incarnation."""
 DELETE_PREFIX_KEYS = 1000
+"""How many keys one commit of `delete_prefix` removes."""
 ROLL_BYTES_MIN = 1 << 20
 """A log's last file of this size is ended when a store is closed: opening reads the last file through."""
-RETRY_S = 0.5
-"""How often a store that found the disk full looks whether it can write again."""
-RETENTION_MS = 1000
-"""How often it is asked what of the log may go."""
-"""How many keys one commit of `delete_prefix` removes."""
 
 
 class Store:
@@ -107,14 +99,10 @@ class Store:
         self._value_max = settings.value_bytes_max
         self._callbacks: tuple[Callable[[], None], ...] = ()
         self._watches = Watches(self._machine, self._reader)
-        self._housekeeper: Housekeeper | None = None
         self._background: BackgroundSync | None = None
         self._port: StorePort | None = None
         policy = RetentionPolicy(settings.log_keep_s * 1000, settings.log_keep_bytes, settings.log_bytes_max)
         self._retention = Retention(self._machine, policy)
-        self._space = space_of
-        self._retry_at = 0.0
-        self._retained_ms = wall_ms()  # a node that is about to open says who the members are
         self.settings = settings
         self.durability = durability
         self.path: Path | None = opened.path
@@ -130,9 +118,7 @@ class Store:
             self._installed(*opened.installed)
         if opened.staging is not None:
             self._machine.offer(Snapshots(self._machine, opened.staging, self._lock, self._installing, self._installed))
-        self._own_seen = (self._machine.own_seq(), time.monotonic())
-        """The last own commit that `_keep_bound` saw, and since when it is the last."""
-        self._bound_lock = threading.Lock()  # of `keep_bound`; taken before `_lock`
+        self._upkeep = Upkeep(self, opened.instance, wall_ms)
         _stores.add(self)
         if self.path is not None and not self._machine.engine_is_rebuilt:
             Folder(self._machine)
@@ -144,18 +130,15 @@ class Store:
             if self._async_default:
                 self._background.start()
         if self.path is not None or self._replica.purges:
-            self._keep_house()
-            assert self._housekeeper is not None
-            self._machine.when_beyond = self._housekeeper.wake
+            self._upkeep.start()
+            self._machine.when_beyond = self._upkeep.wake
 
     # -- life -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Fsync, write the state engine, release the directory. Idempotent."""
-        housekeeper = self._housekeeper
-        if housekeeper is not None:
-            housekeeper.stop()
-        with self._bound_lock, self._lock:
+        self._upkeep.stop()
+        with self._upkeep.bound_lock, self._lock:
             if self._closed is not None:
                 return
             self._watches.close()
@@ -252,7 +235,6 @@ class Store:
             self._settled()
             origin = self._opened.begin_incarnation(reason)
             self.origin = origin
-            self._own_seen = (0, time.monotonic())
         for callback in self._callbacks:
             callback()
         return origin
@@ -573,7 +555,7 @@ class Store:
     def _expiry(self, ttl: float) -> int:
         if type(ttl) not in (int, float) or not 0 < ttl <= 10**10:
             raise InvalidValueError(f"ttl: must be a number of seconds above 0 and at most 10^10, got {ttl!r}", field="ttl")
-        self._keep_house()
+        self._upkeep.start()
         return self._replica.now_ms() + max(1, math.ceil(ttl * 1000))
 
     # -- scans and watches ----------------------------------------------------------------------------------------
@@ -730,7 +712,7 @@ class Store:
             self.begin_incarnation(f"what was given to merge knows {origin} up to {known}, and here it ended at {seq}: commits were lost")
         found = merge(self._machine, given, self._watches)
         if self._replica.purges:
-            self._keep_house()
+            self._upkeep.start()
         return found
 
     # -- for nodes ------------------------------------------------------------------------------------------------
@@ -781,7 +763,7 @@ class Store:
                 if self._watches.active and self._machine.failed is None:
                     self._watches.publish(self._machine.log.end())
                 if self._replica.purges:
-                    self._keep_house()
+                    self._upkeep.start()
 
     def commit_control(self, deltas: list[Delta]) -> None:
         """Commit members' records (`core.control.member_delta`). Returns when it is as durable as a write."""
@@ -845,130 +827,19 @@ class Store:
 
     # -- housekeeping ---------------------------------------------------------------------------------------------
 
-    def _keep_house(self) -> None:
-        """Start the thread that fsyncs, expires and purges, if it is not running yet."""
-        if self._housekeeper is None:
-            self._housekeeper = Housekeeper(self)
-
-    def keep_bound(self) -> None:
-        """`_keep_bound`; for which there may be no room: then what is above the bound waits."""
-        try:
-            self._keep_bound()
-        except DiskFullError as e:
-            self._machine.refuse(e)
-
-    def _keep_bound(self) -> None:
-        """Keep the sent bound ahead of what is written, and draw it back at rest; see `identity`. The store's thread calls it."""
-        instance = self._opened.instance
-        if instance is None:
-            return
-        with self._bound_lock:
-            with self._lock:
-                self._check()
-                machine = self._machine
-                origin, seq, bound = machine.origin, machine.own_seq(), machine.sent_bound
-                durable = machine.commits_durable()
-                if bound is None:
-                    instance.note(origin, machine.durable_vv().seq(origin), durable)
-                    return
-                last, since_s = self._own_seen
-                if seq != last:
-                    self._own_seen = seq, time.monotonic()
-                rests = seq == last and bound > seq and time.monotonic() - since_s >= REST_S
-                if rests and machine.log.synced() == machine.log.end():
-                    machine.raise_bound(seq)  # what is written from here on waits for the next raise
-            if seq > bound or 0 < bound - seq < LEAP // 2:
-                if instance.set_bound(origin, seq, seq + LEAP, durable):
-                    with self._lock:
-                        if machine.origin == origin:
-                            machine.raise_bound(seq + LEAP)
-                for callback in self._callbacks:
-                    callback()
-            elif machine.sent_bound == seq < bound:
-                instance.set_bound(origin, seq, seq, durable)
-            elif rests:
-                machine.log.sync()
-            instance.note(origin, seq, durable)
-
-    def maintain(self) -> None:
-        """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""
-        self._look_for_room()
-        with contextlib.suppress(DiskFullError):  # the machine knows, and refuses writes from now on
-            self._maintain()
-        now_ms = self._wall_ms()
-        if not 0 <= now_ms - self._retained_ms < RETENTION_MS:
-            self._retained_ms = now_ms
-            with contextlib.suppress(DiskFullError):
-                self._retain(now_ms)
-
-    def _look_for_room(self) -> None:
-        """Refuse writes while there is less room than the reserve, and take them again when there is more."""
-        machine = self._machine
-        if self.path is None:
-            return
-        try:
-            free, total = self._space(self.path)
-        except OSError:
-            return  # what it is about, the next write will tell
-        reserve = min(self.settings.disk_reserve_bytes, total // 20)
-        if free < reserve:
-            if machine.full is None:
-                text = f"{self.path} has {free:,} bytes free, less than the {reserve:,} kept in reserve: free some"
-                machine.refuse(DiskFullError(text, path=str(self.path), free=free, reserve=reserve))
-        elif machine.full is not None and free >= reserve + reserve // 4 and time.monotonic() >= self._retry_at:
-            self._retry_at = time.monotonic() + RETRY_S
-            with self._lock:
-                self._check()
-                machine.retry()
-
     @property
     def read_only(self) -> str:
         """Why no writes are taken at present (a full disk); empty if they are."""
         full = self._machine.full
         return "" if full is None else full.message
 
-    def _maintain(self) -> None:
-        callbacks: tuple[Callable[[], None], ...] = ()
-        with self._lock:
-            self._open_for_reads()
-            machine, replica = self._machine, self._replica
-            position = machine.log.end()
-            due = list(replica.due(1000)) if machine.full is None else []
-            # While the clock may not be read, expired entries stay hidden as they are; their removal is issued later.
-            if due and self._try_transact(due):
-                position = machine.seal(sync=self._sync_default)
-                callbacks = self._callbacks
-                if self._watches.active:
-                    self._watches.publish(position)
-            if machine.full is None:
-                if replica.purges:
-                    machine.purge_slice(self.settings.purge_slots)
-                replica.maintain(self._wall_ms())
-        if self._sync_default and machine.log.synced() < position:
-            machine.log.sync()
-        for callback in callbacks:
-            callback()
+    def maintain(self) -> None:
+        """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""
+        self._upkeep.round()
 
-    def _retain(self, now_ms: int) -> None:
-        """Drop what of the log may go. Files are removed, and the engine flushed, beside the writers."""
-        retention = self._retention
-        if retention.roll_due(now_ms):
-            with self._lock:
-                self._begin()
-                self._machine.log.roll()
-        due = retention.due(now_ms)
-        if not due.position:
-            return
-        cursor: bytes | None = None
-        while cursor != b"":
-            with self._lock:
-                self._open_for_reads()
-                cursor = retention.forget(due, cursor or b"")
-        with self._lock:
-            self._open_for_reads()
-            position = retention.fold()
-        retention.flush(position)
-        retention.drop(due)
+    def keep_bound(self) -> None:
+        """Keep the sent bound ahead of what is written, and draw it back at rest. The store's thread calls it."""
+        self._upkeep.keep_bound()
 
     def acknowledged(self, members: Mapping[str, Acknowledgement | None]) -> None:
         """Say which other regions there are, and what each has fsynced: for them the log is kept until they have it, within bounds.
@@ -979,13 +850,6 @@ class Store:
             members: all of them, those that are away too; None: nothing new is known of it.
         """
         self._retention.acknowledged(members)
-
-    def _try_transact(self, deltas: list[Delta]) -> bool:
-        try:
-            self._machine.transact(deltas)
-        except ClockSkewError:
-            return False
-        return True
 
 
 def _version() -> str:

@@ -233,7 +233,7 @@ def live(order: Order) -> None:
     """Open, say what is there, write until the end."""
     if order.step is not None:
         plant(Death(order.step, order.at))
-    crdtkv.store.store.RETENTION_MS = 5  # type: ignore[misc]
+    crdtkv.store.upkeep.RETENTION_MS = 5  # type: ignore[misc]
     path = Path(order.path)
     with crdtkv.open(path, region="us", engine=order.engine, durability=order.durability, settings=SETTINGS) as store:
         say(json.dumps(found(store, order.writers)))

@@ -45,7 +45,7 @@ def store(tmp_path: Path, disk: FaultyDisk) -> Iterator[Store]:
 
 def free(store: Store) -> None:
     """There is room again, and housekeeping has noticed."""
-    store._retry_at = 0.0
+    store._upkeep._retry_at_s = 0.0
     store.maintain()
     assert not store.read_only
 
@@ -140,7 +140,7 @@ def test_an_engine_without_room_is_only_late(tmp_path: Path, store: Store, monke
         assert [key for key, _ in store.scan("k0", reverse=True)] == [f"k{n:03}" for n in reversed(range(written))]
         assert store.set("s").members() == [1, 2]
         while_full = everything(store)
-        store._retry_at = 0.0
+        store._upkeep._retry_at_s = 0.0
         store.maintain()
         assert store.read_only  # still
     free(store)
@@ -199,7 +199,7 @@ def test_watchers_hear_nothing_of_what_was_undone(disk: FaultyDisk, store: Store
 
 def test_the_reserve_refuses_before_the_disk_is_full_and_lets_go_a_little_later(store: Store) -> None:
     room = Space(1 << 30, 1 << 40)
-    store._space = lambda path: room
+    store._upkeep._space = lambda path: room
     store.maintain()
     store.put("k", 1)
     room = Space((64 << 20) - 1, 1 << 40)
@@ -207,7 +207,7 @@ def test_the_reserve_refuses_before_the_disk_is_full_and_lets_go_a_little_later(
     with pytest.raises(DiskFullError, match="67,108,863 bytes free, less than the 67,108,864 kept in reserve"):
         store.put("k", 2)
     room = Space(70 << 20, 1 << 40)
-    store._retry_at = 0.0
+    store._upkeep._retry_at_s = 0.0
     store.maintain()
     assert store.read_only and store.get("k") == 1
     room = Space(80 << 20, 1 << 40)
@@ -230,8 +230,8 @@ def test_housekeeping_goes_on_while_full_and_can_make_room(tmp_path: Path, disk:
         with pytest.raises(DiskFullError):
             store.put("k", 1)
         assert store.status().log_bytes > 20_000
-        store._retained_ms = 0
-        store._retry_at = float("inf")
+        store._upkeep._retained_ms = 0
+        store._upkeep._retry_at_s = float("inf")
         time.sleep(0.002)
         store.maintain()  # truncates; the removal of what expired waits
         assert store.status().log_bytes < 10_000 and store.read_only and store.get("gone") is None

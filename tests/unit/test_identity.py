@@ -34,8 +34,7 @@ def opened(path: Path, *, durability: str = "async", engine: str = "memory", **s
 
 def kill(store: Store) -> None:
     """What a SIGKILL leaves: files as they are, nothing said at the end."""
-    assert store._housekeeper is not None
-    store._housekeeper.stop()
+    store._upkeep.stop()
     store._closed = "killed"
     store._opened.close()
     crdtkv.store.store._stores.discard(store)
@@ -227,7 +226,6 @@ def test_nothing_above_the_bound_leaves(data: Path) -> None:
 def test_the_bound_is_raised_without_being_asked(data: Path) -> None:
     with opened(data) as store:
         store.put("k", 1)
-        assert store._housekeeper is not None
         end, deadline = store._machine.log.end(), identity.time.monotonic() + 20
         while store.port.released() < end:
             assert identity.time.monotonic() < deadline, "the bound was never raised"
