@@ -12,7 +12,7 @@ META_KEY = b"m"
 
 
 class Meta(msgspec.Struct, array_like=True):
-    """The replica's own record: what changes in one batch with the slots."""
+    """The replica's own record: what changes in one batch with the slots. `digest` is empty where it is not kept (`State`)."""
 
     format: int
     cluster: str

@@ -103,10 +103,19 @@ class Replica:
         base: the engine's records; empty, or what an earlier replica folded.
         origin: this incarnation; used only if `base` is empty.
         clock: stamps local commits.
+        digest_on_demand: the digest of a new state is kept only from when somebody first asks for it: see `State`.
     """
 
     def __init__(
-        self, base: Base, *, origin: Origin, cluster: str, shard: int = 0, clock: HybridClock, settings: CoreSettings | None = None
+        self,
+        base: Base,
+        *,
+        origin: Origin,
+        cluster: str,
+        shard: int = 0,
+        clock: HybridClock,
+        settings: CoreSettings | None = None,
+        digest_on_demand: bool = False,
     ) -> None:
         self.settings = settings or CoreSettings()
         self.clock = clock
@@ -117,7 +126,8 @@ class Replica:
         self.shard = meta.shard if meta else shard
         self.position = meta.position if meta else 0
         """The log position up to which frames are applied."""
-        self.state = State(base, enters_digest, int.from_bytes(meta.digest, "big") if meta else 0)
+        digest = (None if digest_on_demand else 0) if meta is None else int.from_bytes(meta.digest, "big") if meta.digest else None
+        self.state = State(base, enters_digest, digest)
         self._vv: dict[Origin, int] = dict(VersionVector.from_flat(meta.vv)) if meta else {}
         self._hashes: dict[Origin, tuple[int, bytes]] = meta.hashes if meta else {}
         self._kept: dict[Origin, list[tuple[int, bytes]]] = meta.kept if meta else {}
@@ -764,8 +774,8 @@ class Replica:
         self.heads.fold()
         meta = self._meta()
 
-        def record(digest: int) -> dict[bytes, bytes | None]:
-            meta.digest = digest.to_bytes(16, "big")
+        def record(digest: int | None) -> dict[bytes, bytes | None]:
+            meta.digest = b"" if digest is None else digest.to_bytes(16, "big")
             return {META_KEY: _encode(meta)}
 
         self.state.begin_fold(record)

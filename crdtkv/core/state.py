@@ -12,7 +12,7 @@ in what was set aside, in the engine, in this order; and the work may be done by
 Two kinds of record: *slots* are the replicated state; *side* records are local bookkeeping. Only slots enter the
 digest: the sum modulo 2^128 of one hash per record, so that it follows each change at a cost that does not grow with
 the state, and does not depend on the order of changes. It is brought up to date when the overlay is folded, so a
-slot that is overwritten many times is hashed once.
+slot that is overwritten many times is hashed once. Where nobody may ever ask for it, it is not kept before somebody does.
 
 After: Bellare and Micciancio, "A New Paradigm for Collision-Free Hashing" (EUROCRYPT '97), for sums of hashes; here
 they find faults, not forgers, so the hash is XXH3 (128 bits), five times as fast as BLAKE2b on records of this size.
@@ -27,6 +27,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from xxhash import xxh3_128_intdigest
+
+from crdtkv.core.codec import SLOT_SPACE, successor
 
 FOLD_AT_ONCE = 1024
 FOLD_AT_ONCE_BYTES = 4 << 20
@@ -73,7 +75,7 @@ class _Fold:
         slots: dict[bytes, bytes | None],
         side: dict[bytes, bytes | None],
         known: dict[bytes, bytes | None],
-        meta: Callable[[int], Mapping[bytes, bytes | None]],
+        meta: Callable[[int | None], Mapping[bytes, bytes | None]],
     ) -> None:
         self.slots = slots
         self.side = side
@@ -95,12 +97,12 @@ class State:
 
     Args:
         counts: says whether a slot's record enters the digest (a counter run that is not live does not).
-        digest: of what the base holds.
+        digest: of what the base holds; None: it is counted when somebody first asks for it, and kept from then on.
     """
 
     __slots__ = ("_base", "_counts", "_digest", "_folding", "_known", "_side", "_slots")
 
-    def __init__(self, base: Base, counts: Callable[[bytes, bytes], bool], digest: int = 0) -> None:
+    def __init__(self, base: Base, counts: Callable[[bytes, bytes], bool], digest: int | None = 0) -> None:
         self._base = base
         self._counts = counts
         self._digest = digest
@@ -252,16 +254,38 @@ class State:
         self._folding = other._folding
 
     def digest(self) -> int:
-        """The digest with everything in the overlay counted. O(changed slots). Not while another thread folds."""
-        total, folding = self._digest, self._folding
+        """The digest with everything in the overlay counted. O(changed slots), the first time O(state) if it is not kept yet.
+
+        Not while another thread folds.
+        """
+        folding = self._folding
+        if self._digest is None:
+            self._digest = self._count()
+            if folding is not None:
+                folding.done = folding.change = 0  # it may have been worked through without a digest, and not be written for want of room
+        total = self._digest
         if folding is not None:
             total += self._change(folding.keys, folding.slots, _NOTHING, folding.known)[0]
         under = _NOTHING if folding is None else folding.slots
         return (total + self._change(list(self._slots), self._slots, under, self._known)[0]) & _MASK
 
+    @property
+    def has_digest(self) -> bool:
+        """Whether the digest is kept; else whoever asks for it first has it counted."""
+        return self._digest is not None
+
     def correct_digest(self, by: int) -> None:
         """Add to the digest: what the base holds was changed, or found to be other than it counts. The next fold keeps it."""
-        self._digest = (self._digest + by) & _MASK
+        if self._digest is not None:
+            self._digest = (self._digest + by) & _MASK
+
+    def _count(self) -> int:
+        """The digest of all that the base holds. O(state)."""
+        counts, total = self._counts, 0
+        for slot, record in self._base.scan(SLOT_SPACE, successor(SLOT_SPACE)):
+            if record[0] != _ARRAY_OF_FOUR or counts(slot, record):
+                total += hash_record(slot, record)
+        return total & _MASK
 
     def _change(
         self,
@@ -295,12 +319,12 @@ class State:
         change = sum(map(xxh3_128_intdigest, come)) - sum(map(xxh3_128_intdigest, gone))
         return change, sum(map(len, come)) + sum(map(len, gone))
 
-    def begin_fold(self, meta: Callable[[int], Mapping[bytes, bytes | None]]) -> None:
+    def begin_fold(self, meta: Callable[[int | None], Mapping[bytes, bytes | None]]) -> None:
         """Set the overlay aside, to be worked through by `fold_some`. O(1) but for a list of its slots.
 
         Args:
-            meta: given the new digest, the replica's own records as of now: they change in the same batch. Called when that is written,
-                perhaps by another thread.
+            meta: given the new digest (None: it is not kept), the replica's own records as of now: they change in the same batch. Called
+                when that is written, perhaps by another thread.
         """
         assert self._folding is None, "a fold is under way"
         # Readers on other threads look in the overlay, then in what was set aside: so it is there before the overlay is emptied.
@@ -318,7 +342,10 @@ class State:
         folding = self._folding
         if folding is None:
             return True
-        keys, stop = folding.keys, min(len(folding.keys), folding.done + records_max)
+        keys = folding.keys
+        if self._digest is None:
+            folding.done = len(keys)  # nothing of it is worked through for the digest
+        stop = min(len(keys), folding.done + records_max)
         while folding.done < stop:
             some = keys[folding.done : min(stop, folding.done + folding.at_once)]
             change, size = self._change(some, folding.slots, _NOTHING, folding.known)
@@ -328,7 +355,7 @@ class State:
             folding.at_once = max(1, min(FOLD_AT_ONCE, 2 * folding.at_once, FOLD_AT_ONCE_BYTES * len(some) // (size + 1)))
         if folding.done < len(keys):
             return False
-        digest = (self._digest + folding.change) & _MASK
+        digest = None if self._digest is None else (self._digest + folding.change) & _MASK
         self._base.write({**folding.slots, **folding.side, **folding.meta(digest)})
         # What was set aside goes only now that the base has everything.
         self._digest = digest

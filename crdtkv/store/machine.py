@@ -106,7 +106,16 @@ class Machine:
     ) -> None:
         self.log = log
         self.engine = engine
-        self.replica = Replica(engine, origin=origin, cluster=cluster, shard=shard, clock=clock, settings=settings)
+        self._in_memory = isinstance(log, MemoryLog) and isinstance(engine, MemoryEngine)
+        self.replica = Replica(
+            engine,
+            origin=origin,
+            cluster=cluster,
+            shard=shard,
+            clock=clock,
+            settings=settings,
+            digest_on_demand=self._in_memory,  # where nothing is compared with peers, few ask; and no restart needs it
+        )
         self.origin = self.replica.origin
         self.cluster = self.replica.cluster
         self.shard = self.replica.shard
@@ -148,7 +157,6 @@ class Machine:
         self._gathered_bytes = 0  # commits of the frame in the making, while they gather
         self.is_engine_ahead = self.replica.position > log.end()
         """The engine holds what the log has lost: nothing may be done before `begin_incarnation`."""
-        self._in_memory = isinstance(log, MemoryLog) and isinstance(engine, MemoryEngine)
         self._folded_at = self.replica.position  # where the engine stands, at least, or will after the fold that was begun
         self.replayed = 0 if self.is_engine_ahead else self._replay(self.replica)
         if log.synced() < log.end():

@@ -90,7 +90,8 @@ def statistics(store: Store) -> StoreStatistics:
         machine, replica = store._machine, store._replica
         log, journal, retention = machine.log, replica.journal, store._retention
         applied: VersionVector = machine.vv()
-        at_hand = not replica.purges and not replica.state.pending and not replica.state.is_folding and not replica.making
+        state = replica.state
+        at_hand = state.has_digest and not replica.purges and not state.pending and not state.is_folding and not replica.making
         staged = None if machine.snapshots is None else machine.snapshots.staged
         removals, requests = replica.remembered
         held_frames, held_bytes = replica.held

@@ -173,6 +173,8 @@ class Store:
         if self._port is None:
             with self._lock:
                 self._stop_gathering()
+                if not self._replica.state.has_digest:
+                    self._replica.state.digest()  # kept from now on: peers ask for it whenever they rest
                 self._port = StorePort(self)
         return self._port
 
@@ -659,7 +661,7 @@ class Store:
     def digest(self) -> str:
         """The digest of the state, 32 hex digits: equal version vectors give equal digests, on every engine.
 
-        Finishes clears in progress first, in slices.
+        Finishes clears in progress first, in slices. O(what changed since the last call); the first call on a store in memory O(state).
         """
         while True:
             with self._lock:

@@ -1,0 +1,96 @@
+"""The overlay over an engine, and the digest of both."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import pytest
+
+import crdtkv
+from crdtkv.core.codec import SlotType, register_slot, slot_of
+from crdtkv.core.replica import enters_digest
+from crdtkv.core.state import DictBase, State
+from crdtkv.core.types.base import encode_entries
+from crdtkv.core.types.counter import Run, encode_run
+from crdtkv.errors import DiskFullError
+from crdtkv.store.statistics import statistics
+
+
+class Base(DictBase):
+    """A base whose next write has no room, if a test says so."""
+
+    is_full = False
+
+    def write(self, batch: Mapping[bytes, bytes | None]) -> None:
+        if self.is_full:
+            self.is_full = False
+            raise DiskFullError("no room")
+        super().write(batch)
+
+
+def change(dice: random.Random) -> tuple[bytes, bytes | None]:
+    """A slot, and a record for it: of a register, of a counter's run that counts or does not, or none."""
+    number = dice.randrange(20)
+    if dice.random() < 0.3:
+        run = Run(dice.randrange(3), 1 + dice.randrange(2), 0, dice.randrange(3))
+        return slot_of(b"c", SlotType.COUNTER, bytes([number])), encode_run(run)
+    record = None if dice.random() < 0.2 else encode_entries((("us@1-00000000", 1 + dice.randrange(3), 1, b"\x01", None),))
+    return register_slot(b"k%d" % number), record
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_digest_that_is_counted_when_somebody_asks_is_the_one_that_would_have_been_kept(seed: int) -> None:
+    """Whenever that is: much or nothing may wait, and what was set aside may be half done, or could not be written for want of room."""
+    dice = random.Random(seed)
+    late, kept = State(late_base := Base(), enters_digest, None), State(Base(), enters_digest)
+    asked_at = dice.randrange(60)
+    for step in range(120):
+        slot, record = change(dice)
+        for state in (late, kept):
+            state.put(slot, record)
+        if dice.random() < 0.2 and not kept.is_folding:
+            kept.begin_fold(lambda digest: {})
+            late.begin_fold(lambda digest: {})
+        if dice.random() < 0.5 and kept.is_folding:
+            at_once = 1 + dice.randrange(8)
+            kept.fold_some(at_once)
+            late_base.is_full = dice.random() < 0.5
+            try:
+                late.fold_some(at_once)
+            except DiskFullError:
+                assert late.is_folding
+            late_base.is_full = False
+            if not kept.is_folding:
+                late.end_fold()
+            elif not late.is_folding:
+                kept.end_fold()
+        assert late.has_digest is (step > asked_at)
+        if step >= asked_at:
+            assert late.digest() == kept.digest() != 0
+    late.end_fold(), kept.end_fold()
+    assert late.digest() == kept.digest()
+
+
+def test_a_store_in_memory_counts_its_digest_when_it_is_asked_and_keeps_it_from_then_on() -> None:
+    with crdtkv.open(region="us") as late, crdtkv.open(region="eu") as asked:
+        state = late._replica.state
+        asked.digest()
+        for number in range(10_000):
+            late.put(f"k{number % 6000}", number)
+        late.set("s").add(1, 2, 3)
+        late.counter("c").increment(5)
+        late.counter("c").reset()
+        asked.merge(late.delta_since(asked.vv()))
+        assert not state.has_digest and statistics(late).digest is None
+        assert late.digest() == asked.digest()
+        assert state.has_digest
+        late.put("k1", "again")
+        asked.merge(late.delta_since(asked.vv()))
+        assert late.digest() == asked.digest()
+
+
+def test_who_is_compared_with_peers_keeps_a_digest_from_the_start() -> None:
+    with crdtkv.open(region="us") as store:
+        store.put("k", 1)
+        assert store.port is not None and store._replica.state.has_digest
