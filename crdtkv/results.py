@@ -379,7 +379,7 @@ class Status:
         held_frames: received, waiting for what they rest on.
         conflicts: ever recorded in the journal.
         last_install: what the last snapshot from another region changed here, since the start; empty if there was none.
-        read_only: why no writes are taken, as on a full disk; empty when they are.
+        read_only: why no writes are taken, on a full disk or in a region that is drained or removed; empty when they are.
         listen, uptime_ms, sessions, requests, peers: of a node; empty for an embedded store.
         warnings: one line each, saying what to do; empty when all is well.
     """

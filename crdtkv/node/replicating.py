@@ -7,6 +7,7 @@ is to be sent to the loop's half, `peers`. It names a connection by its `Link`, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import re
@@ -102,6 +103,7 @@ class Replicator:
     ) -> None:
         self._port = store.port
         self._store = store
+        self._origin = store.origin
         self._members = tuple(members)
         self._worker = worker
         self._settings = settings
@@ -134,8 +136,9 @@ class Replicator:
 
     def receive(self, link: Link, data: bytes) -> None:
         self.drive.receive(link, data, _now_ms())
-        if self.drive.amnesia is not None:
-            self._begin_incarnation(self.drive.amnesia)
+        if self.drive.amnesia is not None and self._store.owed_incarnation is None and self._port.origin == self._origin:
+            with contextlib.suppress(DiskFullError):  # the store writes nothing before it has one, and takes it as soon as there is room
+                self._begin_incarnation(self.drive.amnesia)
         link.processed_bytes += len(data)
         if link.room_wanted:
             self._worker.emit(link.room.set)
@@ -143,7 +146,11 @@ class Replicator:
     def _begin_incarnation(self, reason: str) -> None:
         """Before anything else is written: what was lost comes back under the former id."""
         self._store.begin_incarnation(reason)
-        event(logging.WARNING, "new_incarnation", origin=self._store.origin, reason=reason)
+        self._go_on_anew()
+
+    def _go_on_anew(self) -> None:
+        self._origin = self._port.origin
+        event(logging.WARNING, "new_incarnation", origin=self._origin, reason=self._store.incarnation_reason)
         self.drive.renewed(_now_ms())
         self._touched = True
 
@@ -161,6 +168,8 @@ class Replicator:
 
     def turn(self) -> float | None:
         """Let the drive see what is new and do what it says; when the next turn is due, in `time.monotonic`."""
+        if self._port.origin != self._origin:  # the store has taken a new incarnation by itself
+            self._go_on_anew()
         if (version := self._port.control.version) != self._recorded_as_of:
             self._recorded_as_of, self._touched = version, True
             self._worker.emit(partial(self._recorded, dict(self._port.control.members)))
@@ -282,8 +291,9 @@ class Replicator:
             event(level, f"peer_{one.kind.value}", origin=one.origin, text=one.text, **one.details)
             if one.kind is EventKind.REMOVED:
                 self._removed_ms = _now_ms()
-                self._store.refuse_writes(one.text)
-            note_warning(self.alarms, one)
+                self._store.refuse_writes(one.text)  # which warns of it, as long as it is so
+            else:
+                note_warning(self.alarms, one)
         self._live = frozenset(row.region for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE)
         self._worker.emit(partial(self._changed, self._live))
 

@@ -74,6 +74,7 @@ class Membership:
         self._reports: dict[Origin, Told] = {}
         """By member, its own entry included. Only the latest incarnation of a region counts."""
         self._announced: dict[Origin, int] = {}
+        """The greatest seq that anybody named, of origins of which not so much was applied at the last `review`; of so many at most."""
         self._last_announced: dict[Origin, VersionVector] = {}
         """By peer, of those that are connected."""
         self._named: tuple[str, ...] = ()
@@ -100,7 +101,7 @@ class Membership:
             for origin, (seq, is_frozen) in told.items():
                 before = known.get(origin, (0, False))
                 known[origin] = max(before[0], seq), before[1] or is_frozen
-                self._announced[origin] = max(self._announced.get(origin, 0), seq)
+                self._note_announced(origin, seq)
 
     def announce(self, peer: Origin, vv: VersionVector) -> None:
         """A peer says what it has applied. To be told again, also if that is nothing new, when a closing was applied here."""
@@ -113,8 +114,12 @@ class Membership:
             return
         self._last_announced[peer] = vv
         for origin in vv.origins():
-            if (seq := vv.seq(origin)) > self._announced.get(origin, 0):
-                self._announced[origin] = seq
+            self._note_announced(origin, vv.seq(origin))
+
+    def _note_announced(self, origin: Origin, seq: int) -> None:
+        known = self._announced.get(origin)
+        if seq > (known or 0) and (known is not None or len(self._announced) < ORIGINS_MAX):
+            self._announced[origin] = seq
 
     def review(
         self, vv: VersionVector, durable: VersionVector, live: Mapping[Origin, Iterable[str]], *, is_handed_over: bool = True
@@ -128,6 +133,8 @@ class Membership:
                 drained, it says that it is ready to go only then.
         """
         control, own = self._port.control, self._port.origin
+        if self._announced:
+            self._announced = {o: n for o, n in self._announced.items() if n > vv.seq(o)}
         self._named = tuple(dict.fromkeys(region for names in live.values() for region in names))
         if (present := frozenset((own, *live))) != self._present:
             self._present = present

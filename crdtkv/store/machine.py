@@ -209,6 +209,9 @@ class Machine:
         """Go on under another id, which must be on record already; the engine has it when this returns.
 
         What the engine has and the log has lost (`is_engine_ahead`) then counts as installed: peers that lack it get it by a snapshot.
+
+        If the engine has no room for it, the machine is full: the engine gets it at `retry`, before anything is written. Whoever opens
+        the directory before that finds a change that was cut short.
         """
         self.check()
         replica, log = self.replica, self.log
@@ -224,8 +227,10 @@ class Machine:
             log.sync()  # before the engine, which must never be ahead
             self.engine.flush()
         except BaseException as e:
-            self.fail(e)
-            raise
+            if not isinstance(e, DiskFullError) or replica.origin != origin:
+                self.fail(e)
+                raise
+            self.refuse(e)
         self.is_engine_ahead = False
         self.origin = origin
         # What was held back was of the former id: nobody continues it, so it may leave, and be lost, like what was received.
@@ -444,6 +449,13 @@ class Machine:
         self._end_fold()
         self._begin_fold()
         self._end_fold()
+
+    def settle(self) -> None:
+        """Have log and engine on the disk, up to here. Raises as `flush` does."""
+        self.check()
+        if not self.is_engine_ahead:
+            self.fold()
+            self.flush(self.replica.position)
 
     def flush(self, position: int) -> None:
         """Have log and engine on the disk up to a position that was folded. May run beside everything else."""

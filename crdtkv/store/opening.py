@@ -23,9 +23,9 @@ from typing import Any
 from crdtkv.core.causality import Origin, check_origin, check_region, make_origin, next_generation, region_of
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.install import Installed
-from crdtkv.errors import ConfigError, CorruptionError, StorageError
+from crdtkv.errors import ConfigError, CorruptionError, DiskFullError, StorageError
 from crdtkv.storage.engine import MemoryEngine, StateEngine
-from crdtkv.storage.files import sync_directory
+from crdtkv.storage.files import is_full, sync_directory
 from crdtkv.storage.lock import DirectoryLock
 from crdtkv.storage.log import CommitLog, FileLog
 from crdtkv.storage.memory_log import MemoryLog
@@ -62,9 +62,11 @@ class Opened:
         """Take a new incarnation, from now on, everything written; its origin. With the store's lock held.
 
         Raises:
+            DiskFullError: there is no room for it, and nothing has changed: do it again before anything is written.
             StorageError: it could not be written down; nothing may be written any more.
         """
         machine = self.machine
+        machine.settle()  # also an id before this one that the engine has not yet: `former` is what a crash would find there
         former = machine.origin
         known = (*machine.replica.vv(), former)
         origin = new_origin(self.region, next_generation(self.region, known))
@@ -329,4 +331,5 @@ def _write_identity(path: Path, identity: dict[str, Any]) -> None:
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as e:
-        raise StorageError(f"cannot write {path}: {e.strerror}", path=str(path)) from e
+        kind = DiskFullError if is_full(e) else StorageError
+        raise kind(f"cannot write {path}: {e.strerror}", path=str(path)) from e

@@ -112,6 +112,8 @@ class Store:
         self.cluster = self._machine.cluster
         self.shard = self._machine.shard
         self._machine.when_failed = self._show_nothing
+        self.owed_incarnation: str | None = None
+        """Why a new incarnation is to be taken, for which there was no room: until it is, nothing is written."""
         self.last_install = ""
         """What the last snapshot from another region changed here; empty if there was none since the start."""
         if opened.installed is not None:
@@ -232,10 +234,21 @@ class Store:
         """Go on under a new id; its origin. What was written stays, under the former one. See docs/operations.md for when.
 
         The store does it by itself where its directory may have lost commits. By hand it is the cure for a clock that ran far ahead.
+
+        Raises:
+            DiskFullError: there is no room for it. Nothing is written under the former id any more: the new one is taken as soon as
+                there is room.
         """
         with self._lock:
-            self._settled()
-            origin = self._opened.begin_incarnation(reason)
+            self._check()
+            try:
+                self._settled()
+                origin = self._opened.begin_incarnation(reason)
+            except DiskFullError as e:
+                self.owed_incarnation = reason
+                self._machine.refuse(e)
+                raise
+            self.owed_incarnation = None
             self.origin = origin
         for callback in self._callbacks:
             callback()
@@ -831,9 +844,9 @@ class Store:
 
     @property
     def read_only(self) -> str:
-        """Why no writes are taken at present (a full disk); empty if they are."""
-        full = self._machine.full
-        return "" if full is None else full.message
+        """Why no writes are taken at present (a full disk, or the region is drained or removed), and what to do; empty if they are."""
+        why = self._machine.full or self._replica.refusal
+        return "" if why is None else why.message
 
     def maintain(self) -> None:
         """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""

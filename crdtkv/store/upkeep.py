@@ -104,8 +104,10 @@ class Upkeep:
                 machine.refuse(DiskFullError(text, path=str(path), free=free, reserve=reserve))
         elif machine.full is not None and free >= reserve + reserve // 4 and time.monotonic() >= self._retry_at_s:
             self._retry_at_s = time.monotonic() + RETRY_S
-            with self._lock:
+            with self._lock, contextlib.suppress(DiskFullError):
                 self._store._check()
+                if (reason := self._store.owed_incarnation) is not None:
+                    self._store.begin_incarnation(reason)
                 machine.retry()
 
     def _tidy(self) -> None:

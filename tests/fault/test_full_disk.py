@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import crdtkv
+from crdtkv.core.causality import generation_of
 from crdtkv.core.codec import encode_value
 from crdtkv.errors import DiskFullError
 from crdtkv.storage.files import Space
@@ -241,6 +243,60 @@ def test_housekeeping_goes_on_while_full_and_can_make_room(tmp_path: Path, disk:
         assert store.put("k", 1)
 
 
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_new_incarnation_is_taken_once_there_is_room_for_it(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk failed the store for good: the record of the new id could not be written, and then nothing was answered any more."""
+    former, before = store.origin, everything(store)
+    with monkeypatch.context() as patched:
+        patched.setattr(opening, "sync_directory", no_room)
+        with pytest.raises(DiskFullError):
+            store.begin_incarnation("a test")
+        assert store.origin == former and everything(store) == before
+        with pytest.raises(DiskFullError):  # not under the former id, which others may know more of
+            store.put("k", 1)
+        store._upkeep._retry_at_s = 0.0
+        store.maintain()  # tries again, in vain
+        assert store.read_only and store.origin == former
+    free(store)
+    assert store.origin != former and store.incarnation_reason == "a test" and store.get("k") == "before"
+    assert store.put("k", "after").origin == store.origin
+    store.close()
+    with crdtkv.open(tmp_path / "us", region="us", durability="async", settings=SETTINGS) as again:
+        assert again.origin == store.origin and again.get("k") == "after" and again.vv().seq(former) == before[1].seq(former)
+
+
+def test_an_engine_without_room_for_the_new_id_gets_it_before_anything_is_written_under_it(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former, engine, calls = store.origin, store._machine.engine, []
+
+    def flush() -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise DiskFullError("no room")
+
+    identity = tmp_path / "us" / opening.IDENTITY_NAME
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "flush", flush)
+        store.begin_incarnation("a test")
+        assert store.origin != former and store.read_only and store.get("k") == "before"
+        taken, text = store.origin, identity.read_text()
+        assert taken in text and former in text
+        with pytest.raises(DiskFullError):
+            store.put("k", 1)
+        with pytest.raises(DiskFullError):  # the record still names the one that the engine may have on the disk
+            store.begin_incarnation("another")
+        assert identity.read_text() == text and store.origin == taken
+    free(store)  # which takes the other that was asked for
+    assert store.origin not in (former, taken) and store.put("k", "after").origin == store.origin
+    store.close()
+    with crdtkv.open(tmp_path / "us", region="us", durability="async", settings=SETTINGS) as again:
+        assert again.origin == store.origin and again.get("k") == "after"
+
+
 def until(condition: Callable[[], Any]) -> None:
     end = time.monotonic() + 20
     while not condition():
@@ -305,3 +361,40 @@ def test_a_snapshot_for_which_there_is_no_room_leaves_nothing(disk: FaultyDisk, 
         assert everything(store) == before
         store.merge(given)
         assert store.counter("c").value == 6 and store.get("from eu 7") == 7
+
+
+def test_a_node_that_lost_commits_takes_its_new_incarnation_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, path = Settings(instance_dir="trust"), tmp_path / "us"
+    with crdtkv.open(region="eu") as eu, crdtkv.Node(eu, replication="loopback") as there:
+
+        def run() -> ExitStack:
+            stack = ExitStack()
+            store = stack.enter_context(crdtkv.open(path, region="us", durability="async", settings=settings))
+            stack.enter_context(crdtkv.Node(store, peers={"eu": there.address}, replication="loopback"))
+            stores.append(store)
+            return stack
+
+        stores: list[Store] = []
+        with run():
+            stores[-1].put("kept", 1)
+            until(lambda: stores[-1].vv() == eu.vv())
+        shutil.copytree(path, tmp_path / "old")
+        with run():
+            stores[-1].put("lost", 1)
+            until(lambda: stores[-1].vv() == eu.vv())
+        shutil.rmtree(path)
+        (tmp_path / "old").rename(path)
+        with monkeypatch.context() as patched:
+            patched.setattr(opening, "sync_directory", no_room)
+            stack = run()
+            us = stores[-1]
+            former = us.origin
+            until(lambda: us.owed_incarnation is not None)
+            with pytest.raises(DiskFullError):
+                us.put("k", 1)
+            assert us.origin == former and us.get("kept") == 1
+        with stack:
+            until(lambda: us.origin != former and not us.read_only)
+            assert us.put("k", 2).origin == us.origin
+            until(lambda: us.vv() == eu.vv() and us.digest() == eu.digest())
+            assert eu.get("k") == 2 and us.get("lost") == 1 and generation_of(us.origin) == 2

@@ -141,6 +141,8 @@ def test_a_fourth_region_comes_and_the_first_goes_while_clients_write(
         assert next(r for r in region(capsys, eu, "drain", "us")["regions"] if r["region"] == "us")["drained"]
         with crdtkv.connect(us.address) as client, pytest.raises(crdtkv.RegionUnavailableError, match="being drained"):
             client.put("late", 1)
+        with crdtkv.connect(us.address) as client:
+            assert "being drained" in client.status().read_only and not client.status().ready
         region(capsys, eu, "remove", "us")
         us.end()
     rest = [eu, ap, sa]
@@ -171,6 +173,12 @@ def test_a_dead_region_is_removed_by_force_and_refused_when_it_returns(
             with pytest.raises(crdtkv.RegionRemovedError, match="crdtkv recover export"):
                 back.put("late", 1)
             assert back.get("from us") == 1
+            status = back.status()
+            assert "start the region again with an empty directory" in status.read_only and not status.ready
+            assert len([warning for warning in status.warnings if "was removed" in warning]) == 1, "told once"
+        assert main(["status", "--at", us.address]) == 0
+        told = capsys.readouterr().out.splitlines()
+        assert any(line.split() == ["ready", "no"] for line in told) and any(line.split() == ["writes", "refused"] for line in told)
         assert main(["put", "late", "1", "--at", us.address]) == 1
         line = capsys.readouterr().err
         assert line.count("\n") == 1 and "start the region again with an empty directory" in line

@@ -166,6 +166,7 @@ def test_puts_in_a_row_that_the_region_refuses_are_refused_one_by_one(store: Sto
     replies = store.execute([[1, "put", ["k", v(1)], b"a"], [2, "get", ["k"], None], [3, "put", ["l", v(1)], b"b"]]).replies
     assert [(r[1], r[2][0] if r[1] else r[2]) for r in replies] == [(1, "RegionRemovedError"), (0, v(0)), (1, "RegionRemovedError")]
     assert store.vv().seq(store.origin) == 1 and store._replica.request(b"a") is None
+    assert store.status().read_only == "region us was removed" and "read only: region us was removed" in store.warnings
 
 
 @pytest.mark.parametrize("rid", [b"", b"x" * 65, "text", 5, [b"x"]], ids=repr)

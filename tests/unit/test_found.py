@@ -22,7 +22,7 @@ from crdtkv.core.transfer import Arrival, encode_header, next_link
 from crdtkv.core.types.counter import run_name
 from crdtkv.errors import DiskFullError
 from crdtkv.replication.membership import Membership
-from crdtkv.replication.messages import AskSnapshot, Frames
+from crdtkv.replication.messages import ORIGINS_MAX, AskSnapshot, Frames
 from crdtkv.replication.settings import LOOPBACK
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog, position_of
 from crdtkv.simulation.files import FaultyFiles
@@ -243,6 +243,22 @@ def test_who_came_with_an_empty_disk_was_frozen_for_a_later_one_that_nobody_reme
     membership.review(ap.vv(), ap.vv(), {})
     assert membership.is_former(new), "it must take a new incarnation"
     assert not membership.is_former(dead), "who was met may come again"
+
+
+def test_what_peers_announced_is_remembered_only_while_it_is_not_here_and_of_so_many_origins() -> None:
+    """Every origin that anybody ever named stayed in memory, those that a peer had made up as well."""
+    us, eu, ap = ToyReplica("us"), ToyReplica("eu").origin, make_origin("ap", 1, 1)
+    membership = Membership(us, ["eu", "us"])
+    membership.announce(eu, VersionVector({eu: 5, ap: 7}))
+    membership.review(VersionVector({eu: 5, ap: 3}), EMPTY_VV, {eu: ()})
+    assert membership._announced == {ap: 7}
+    us._vv = VersionVector({ap: 3})
+    assert {s.region: s.announced for s in membership.standings(us.vv())}["ap"] == {ap: 7}
+    for number in range(ORIGINS_MAX):
+        membership.receive({eu: {make_origin("zz", 1, number): (1, False)}})
+    assert len(membership._announced) == ORIGINS_MAX
+    membership.announce(eu, VersionVector({eu: 6, ap: 8}))
+    assert membership._announced[ap] == 8 and eu not in membership._announced
 
 
 @pytest.mark.parametrize("at", ["eu", "us"])
