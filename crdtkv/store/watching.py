@@ -211,17 +211,34 @@ class Watches:
         vv = self._machine.vv()
         if position < end:
             frames, position = log.read(position, bytes_max=CATCH_UP_BYTES, until=end)
-            at = position - len(frames)
+            place = position - len(frames), vv
             for frame in frames:
                 seen = subscription.seen_seq if frame.origin == self._machine.origin else 0
-                mine = [self.row(t) for t in touched_by(frame) if t.seq > seen and t.key.startswith(subscription.prefix)]
-                rows += [(row, (at, vv)) for row in mine[:-1]]
-                at += 1
-                rows += [(row, (at, vv)) for row in mine[-1:]]
+                mine = self._logged(frame, seen, subscription.prefix)
+                rows += [(row, place) for row in mine[:-1]]
+                place = place[0] + 1, vv
+                rows += [(row, place) for row in mine[-1:]]
         if position >= end:
             self._join(subscription)
             return rows, None
         return rows, position
+
+    def _logged(self, frame: Frame, seen: int, prefix: str) -> list[Row]:
+        """What a frame of the log touched after `seen`, with what is visible by now.
+
+        Registers that were put, by far the most common, are looked up together: a watcher that catches up takes what it follows along with
+        it if a change costs more than it does live, and one that was cut for being slow is then cut again.
+        """
+        frame.trust()
+        puts = frame.puts()
+        if puts is None:
+            return [self.row(t) for t in touched_by(frame) if t.seq > seen and t.key.startswith(prefix)]
+        mine = [put for put in zip(puts.slots, puts.keys, puts.seqs, puts.hlcs, strict=True) if put[2] > seen and put[1].startswith(prefix)]
+        values, origin = self._reader.values([slot for slot, _, _, _ in mine]), frame.origin
+        return [
+            [key, "register", None, "delete" if value is None else "put", value, origin, seq, hlc, ""]
+            for (_, key, seq, hlc), value in zip(mine, values, strict=True)
+        ]
 
     def close(self) -> None:
         for subscription in self._subscriptions:

@@ -441,6 +441,27 @@ def test_a_watch_that_catches_up_joins_the_live_stream_without_a_seam(store: Sto
     assert seen == list(range(1, 600))
 
 
+def test_who_catches_up_is_told_what_is_visible_by_now_and_may_go_on_after_any_change(store: Store) -> None:
+    token = store.put("k/first", 0).token
+    store.execute([(n, "put", [f"k/{n % 4}", encode_value(n)], None) for n in range(12)])  # a frame of puts alone
+    store.execute([(n, "put", [f"other/{n}", encode_value(n)], None) for n in range(3)])
+    store.put("k/2", "new")
+    store.delete("k/3")
+    store.set("k/set").add("x")
+
+    expected = [(f"k/{n % 4}", *{2: ("put", "new"), 3: ("delete", None)}.get(n % 4, ("put", 8 + n % 4))) for n in range(12)]
+    expected += [("k/2", "put", "new"), ("k/3", "delete", None), ("k/set", "add", True)]
+    seen = list(store.watch("k/", since=token, timeout=0.001))
+    assert [(c.key, c.kind, c.value) for c in seen] == expected
+    seqs = [c.commit.seq for c in seen]
+    assert seqs == sorted(seqs) and len(set(seqs)) == len(seqs)
+    for change in seen[:-1]:
+        again = [c.commit.seq for c in store.watch("k/", since=change.token, timeout=0.001)]
+        # What came with its frame perhaps again, and nothing left out.
+        assert [seq for seq in again if seq > change.commit.seq] == [seq for seq in seqs if seq > change.commit.seq]
+        assert again[0] > change.commit.seq - 13
+
+
 def test_watch_tokens_expire_with_a_reason() -> None:
     with stores("us", "eu", settings=Settings(memory_log_bytes=4096)) as (us, eu):
         token = us.put("a", 1).token
