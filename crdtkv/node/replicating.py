@@ -36,6 +36,8 @@ ACKNOWLEDGE_MS: Final = 500
 """How often the store is told what its peers have fsynced."""
 SAMPLE_MS: Final = 50
 """How often it is noted what is missing of each peer, while there is traffic: the error of `lag_ms`."""
+APPLY_MS: Final = 10
+"""How long a turn goes on to begin applying what was received: then clients have theirs, and what arrived meanwhile is looked at."""
 ALARMS_MAX: Final = 16
 _NUMBERS: Final = re.compile(r" \d+")
 
@@ -185,8 +187,9 @@ class Replicator:
             drive.local_commits(now_ms)  # else the drive looks at them when `first` is applied
         if is_due:
             drive.tick(now_ms)
+        apply = True
         while True:
-            work, first = first or drive.ready(), None
+            work, first = first or drive.ready(apply=apply), None
             drive.accept(work)
             sends: list[tuple[Any, list[bytes]]] = [(link, work.encoded(link)) for link in work.messages]
             if sends:
@@ -205,6 +208,7 @@ class Replicator:
                 break
             if not work.apply:
                 continue
+            apply = _now_ms() - now_ms < APPLY_MS
             try:
                 drive.applied(self._port.apply(work.apply), _now_ms())
             except DiskFullError:
@@ -214,6 +218,8 @@ class Replicator:
                 if not isinstance(e, CrdtkvError):
                     event(logging.ERROR, "apply_failed", error=f"{type(e).__name__}: {e}")
                 drive.apply_failed(as_crdtkv_error(e), _now_ms())
+        if drive.is_behind:
+            self._worker.task(_nothing)  # the next turn, once what clients asked meanwhile is done
         self._worker.occupied = INSTALLING if drive.transfers.installing else ""
         if self._sync:
             # What was received is acknowledged as fsynced, and what others wrote may leave, once this is done.
@@ -343,6 +349,10 @@ class Replicator:
     def is_flushed(self) -> bool:
         """Every connected peer has acknowledged what was written here."""
         return all(not row.behind_commits for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE)
+
+
+def _nothing() -> None:
+    """That there is a turn is all."""
 
 
 def _now_ms() -> float:

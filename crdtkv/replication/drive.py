@@ -8,8 +8,7 @@ Two short cuts for who has a turn for every write. `ready_to_apply` is that part
 relayed, in the messages of the same turn. `rests_until` says until when local commits alone call for nothing, as every link waits
 for its pace or for an ack.
 
-At most one group of frames is being applied: what arrives meanwhile gathers into the next, in order of arrival over all
-peers. After `port.apply` the I/O reports `applied` or `apply_failed`; only then acks say so.
+At most one group of frames is being applied: what arrives meanwhile gathers into the next, a message of each peer in turn. After `port.apply` the I/O reports `applied` or `apply_failed`; only then acks say so.
 
 **Which peer to ask for a relay** is decided here, because it takes all peers to see it. A *need* is an origin of which
 something is known to exist and is not applied, and which does not come by itself: a frame waits here for it, or a peer that
@@ -26,6 +25,7 @@ dialled again; what was lost is then a need like any other, of an origin that no
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Final, NamedTuple
 
 import msgspec
@@ -158,6 +158,10 @@ class Drive:
         self._remembered: dict[str, PeerStatistics] = {}
 
         self._queue: list[_Arrival] = []
+        """In order of arrival."""
+        self._groups = 0
+        self._served: dict[Link, int] = {}
+        """The number of the last group that held something of a link."""
         self._alone: list[list[_Arrival]] = []
         """Groups that failed together, now one link each: who is to blame shows."""
         self._applying: tuple[_Arrival, ...] | None = None
@@ -363,8 +367,12 @@ class Drive:
 
     # -- outputs ----------------------------------------------------------------------------------------------
 
-    def ready(self) -> Work:
-        """What is to be done now. Asking twice changes nothing."""
+    def ready(self, *, apply: bool = True) -> Work:
+        """What is to be done now. Asking twice changes nothing.
+
+        Args:
+            apply: whether some of what was received may be in it; without, `is_behind` says whether any waits.
+        """
         messages: dict[Link, tuple[Message, ...]] = {}
         readies: dict[Link, Ready] = {}
         closed: list[Closed] = []
@@ -389,7 +397,7 @@ class Drive:
                 messages[to] = (*messages.get(to, ()), message)
         if self._now < self._apply_at_ms and (self._queue or self._alone):
             wakes.append(self._apply_at_ms)
-        arrivals = self._next_group()
+        arrivals = self._next_group() if apply else ()
         frames = _frames_of(arrivals)
         wake_at_ms = min(wakes, default=None)
         jobs, steering = self.transfers.jobs, self.membership.steering or None
@@ -421,7 +429,8 @@ class Drive:
 
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""
-        if not work.apply and not work.closed and work.steering is None and any([peer.writable for peer in self._peers.values()]):
+        is_done = not (work.apply or work.closed or self._queue or self._alone) and work.steering is None
+        if is_done and any([peer.writable for peer in self._peers.values()]):
             self._rests = float("inf") if work.wake_at_ms is None else work.wake_at_ms
         if work.is_empty:
             return
@@ -429,6 +438,10 @@ class Drive:
         if work.steering is not None:
             self.membership.steering = Steering()
         self.transfers.accept(len(work.jobs), work.sends)
+        if work.arrivals:
+            self._groups += 1
+            for arrival in work.arrivals:
+                self._served[arrival.link] = self._groups
         for link, ready in work.readies.items():
             self._peers[link].session.accept(ready)
         for closed in work.closed:
@@ -437,14 +450,22 @@ class Drive:
             self._applying, self._apply_began_ms = work.arrivals, self._now
             if self._alone:
                 del self._alone[0]
+            elif len(work.arrivals) == len(self._queue):
+                self._queue = []
             else:
-                del self._queue[: len(work.arrivals)]
+                taken = set(map(id, work.arrivals))
+                self._queue = [arrival for arrival in self._queue if id(arrival) not in taken]
         if work.closed:
             self._review()
 
     def is_connected(self, region: str) -> bool:
         """Whether a live link leads to a region: another one is not to be dialled."""
         return any(peer.session.state is State.LIVE and peer.session.region == region for peer in self._peers.values())
+
+    @property
+    def is_behind(self) -> bool:
+        """Something received waits that may be applied now."""
+        return bool(self._next_group())
 
     @property
     def is_settled(self) -> bool:
@@ -513,17 +534,29 @@ class Drive:
         return bool(sessions) and all(alone <= session.peer_durable for session in sessions)
 
     def _next_group(self) -> tuple[_Arrival, ...]:
-        """What is applied next: whole messages in order of arrival, up to `apply_bytes_max`."""
+        """What is applied next: whole messages, a link's in order of arrival, up to `apply_bytes_max`."""
         if self._applying is not None or self._now < self._apply_at_ms or self.transfers.installing:
             return ()
         if self._alone:
             return tuple(self._alone[0])
-        size = 0
-        for count, arrival in enumerate(self._queue):
+        size, queue = 0, self._in_turn()
+        for count, arrival in enumerate(queue):
             size += sum(frame.size for frame in arrival.frames)
             if size > self._settings.apply_bytes_max:
-                return tuple(self._queue[: max(1, count)])
-        return tuple(self._queue)
+                return tuple(queue[: max(1, count)])
+        return tuple(queue)
+
+    def _in_turn(self) -> list[_Arrival]:
+        """What waits, a message of each link in turn, beginning with whom it is longest that something was applied of: a peer that
+        sends all it wrote during a cut holds up by one group what others write now."""
+        queue = self._queue
+        if len(queue) < 2 or all(arrival.link == queue[0].link for arrival in queue):
+            return queue
+        of_link: dict[Link, list[_Arrival]] = {}
+        for arrival in queue:
+            of_link.setdefault(arrival.link, []).append(arrival)
+        rows = sorted(of_link.values(), key=lambda row: self._served.get(row[0].link, 0))
+        return [arrival for round_ in zip_longest(*rows) for arrival in round_ if arrival is not None]
 
     def _end_apply(self) -> tuple[_Arrival, ...]:
         assert self._applying is not None, "nothing was being applied"
@@ -536,6 +569,7 @@ class Drive:
         self._queue = [arrival for arrival in self._queue if arrival.session is not session]
         self._alone = [group for group in self._alone if group[0].session is not session]
         self._tried.pop(link, None)
+        self._served.pop(link, None)
         if session.origin is not None and not self.is_connected(session.region):
             state = session.state if session.ended else State.CLOSED
             self._remembered.pop(session.region, None)

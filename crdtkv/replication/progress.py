@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 MARKS_MAX: Final = 4_096
 """Points in time kept to tell how far behind a peer is; beyond it every other one is forgotten."""
 READ_BYTES: Final = 1 << 20
-"""One read of the log."""
+"""One read of the log, at most."""
+READ_BYTES_MIN: Final = 64 << 10
+"""And at least: what is read and not picked is read again for the next message."""
 TIMER_MS: Final = 0.5
 """What is due within so long is due: event loops count whole ms, so a timer may end early, and another one for the rest costs a turn."""
 
@@ -67,7 +69,7 @@ def pick(
     size = looked_at = 0
     bytes_max = min(bytes_max, credit)
     while cursor < until and looked_at < read_bytes_max:
-        frames, following = log.read(cursor, bytes_max=READ_BYTES, until=until)
+        frames, following = log.read(cursor, bytes_max=min(READ_BYTES, max(bytes_max - size, READ_BYTES_MIN)), until=until)
         if not frames:
             break
         for index, frame in enumerate(frames):

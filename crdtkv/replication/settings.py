@@ -26,7 +26,8 @@ class ReplicationSettings:
         heartbeat_ms: how often each side says that it lives. Lower: a death and a lost commit show sooner.
         heartbeats_missed_max: a peer silent for so many heartbeats is dead, and its link is cut.
         hello_timeout_ms: how long a new link may take to say hello.
-        message_bytes_max: how much one message carries, unless a single frame is longer. Longer messages delay heartbeats.
+        message_bytes_max: how much one message carries, unless a single frame is longer. Longer messages delay heartbeats, and
+            are applied as a whole.
         message_frames_max: how many frames one message carries; at most `messages.FRAMES_MAX`.
         own_credit_bytes, relay_credit_bytes: what each peer may have on its way or held here, per kind. Memory per peer
             is at most their sum; at least twice the largest frame, or that frame could never be sent.
@@ -69,7 +70,7 @@ class ReplicationSettings:
     heartbeat_ms: int = 500
     heartbeats_missed_max: int = 3
     hello_timeout_ms: int = 5_000
-    message_bytes_max: int = MIB
+    message_bytes_max: int = 256 * KIB
     message_frames_max: int = 4_096
     own_credit_bytes: int = 32 * MIB
     relay_credit_bytes: int = 32 * MIB
@@ -151,7 +152,7 @@ LOOPBACK: Final = ReplicationSettings(
 LAN: Final = ReplicationSettings()
 """Round trips of a millisecond or a few: also the default."""
 WAN: Final = ReplicationSettings(
-    heartbeats_missed_max=6, message_bytes_max=256 * KIB, flush_ms=2, relay_delay_ms=300, relay_timeout_ms=3_000, relay_linger_ms=5_000,
+    heartbeats_missed_max=6, flush_ms=2, relay_delay_ms=300, relay_timeout_ms=3_000, relay_linger_ms=5_000,
     backoff_min_ms=200, backoff_max_ms=15_000,
 )  # fmt: skip
 """Round trips up to a few hundred ms: messages small enough not to delay heartbeats, patience with what is late."""

@@ -164,6 +164,29 @@ def test_what_arrives_while_a_group_is_applied_makes_the_next_group() -> None:
     assert sum(groups) == 21 and groups[0] == 1 and len(groups) <= 5
 
 
+def test_who_sends_a_backlog_holds_up_by_one_message_what_others_write_now() -> None:
+    us, eu, ap = ToyReplica("us"), ToyReplica("eu"), ToyReplica("ap")
+    settings = replace(LAN, apply_bytes_max=1_000)
+    drive = Drive(us, settings, now_ms=0, wall_ms=lambda: 0.0)
+    for link, peer in (("eu", eu), ("ap", ap)):
+        drive.connect(link, 0, dialed=False)
+        drive.receive(link, hello_of(peer), 0)
+    for _ in range(5):
+        drive.receive("eu", Frames(False, (eu.write(size=800).data,)), 1)
+    drive.accept(work := drive.ready(apply=False))
+    assert drive.is_behind and not work.apply and drive.rests_until(1) is None
+
+    applied: list[str] = []
+    for turn in range(7):
+        if turn < 2:
+            drive.receive("ap", Frames(False, (ap.write(size=300).data,)), 1)
+        drive.accept(work := drive.ready())
+        applied += [frame.origin.partition("@")[0] for frame in work.apply]
+        drive.applied(us.apply(work.apply), 1)
+    assert applied == ["eu", "ap", "eu", "ap", "eu", "eu", "eu"]
+    assert not drive.is_behind and us.vv() == VersionVector({eu.origin: 5, ap.origin: 2})
+
+
 def test_a_slow_peer_costs_the_others_nothing() -> None:
     net = mesh()
     net.drop = lambda _source, target, m: target == "ap" and isinstance(m, Frames)
