@@ -8,7 +8,8 @@ Two short cuts for who has a turn for every write. `ready_to_apply` is that part
 relayed, in the messages of the same turn. `rests_until` says until when local commits alone call for nothing, as every link waits
 for its pace or for an ack.
 
-At most one group of frames is being applied: what arrives meanwhile gathers into the next, a message of each peer in turn. After `port.apply` the I/O reports `applied` or `apply_failed`; only then acks say so.
+At most one group of frames is being applied: what arrives meanwhile gathers into the next, a message of each peer in turn.
+After `port.apply` the I/O reports `applied` or `apply_failed`; only then acks say so.
 
 **Which peer to ask for a relay** is decided here, because it takes all peers to see it. A *need* is an origin of which
 something is known to exist and is not applied, and which does not come by itself: a frame waits here for it, or a peer that
