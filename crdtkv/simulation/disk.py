@@ -97,6 +97,9 @@ class SimulatedLog:
     def roll(self, bytes_min: int = 0) -> None:
         pass
 
+    def note_synced(self) -> None:
+        pass
+
     def vv(self) -> VersionVector:
         return self.vv_at[-1]
 

@@ -60,6 +60,14 @@ class CommitLog(LogReader, Protocol):
     def synced(self) -> int:
         """The position up to which all survives the loss of power."""
 
+    def note_synced(self) -> None:
+        """Have the log say of its last frames that they were fsynced, if they were and it does not yet: what damages them later is
+        then told from a write that a crash tore. Cheap; for when the log is at rest. Of the appender's thread.
+
+        Raises:
+            StorageError: it was not noted.
+        """
+
     def truncate(self, position: int, /) -> None:
         """Drop frames before `position`, as many as is cheap, and raise the floor accordingly. One thread at a time, any one."""
 

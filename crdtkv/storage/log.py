@@ -46,6 +46,7 @@ from crdtkv.storage.segments import (
     SUFFIX,
     Damage,
     encode_header,
+    encode_note,
     encode_records,
     read_header,
     scan_records,
@@ -110,6 +111,7 @@ class FileLog:
         self._lock = threading.Lock()  # guards what follows; never held over a write or sync
         self._sync_done = threading.Condition(self._lock)
         self._is_syncing = False  # someone leads: it alone syncs, and may replace `_file`
+        self._noted = -1  # the end of which it was last noted that all before it is synced
         self._failure: str | None = None
         self._is_closed = False
         self.fsyncs = Durations()
@@ -159,7 +161,7 @@ class FileLog:
         """Read the last segment through, cut off what a crash tore, and fill the index from it; of each frame only what that takes is
         decoded, for there may be hundreds of thousands."""
         indexer = Indexer(segment.index)
-        position = segment.first
+        position, records_end = segment.first, segment.index[0][1]
         torn: Damage | None = None
         file = self._files.open(segment.path, writable=True)
         try:
@@ -174,6 +176,7 @@ class FileLog:
                     raise self._corruption(segment, offset, e.message) from e
                 indexer.add(position, offset, origin, last_seq)
                 position += 1
+                records_end = offset + RECORD_OVERHEAD + len(data)
             self.recovery = Recovery(frames=position - segment.first)
             if torn is not None:
                 synced = synced_beyond(file, torn.offset, segment.size)
@@ -186,6 +189,8 @@ class FileLog:
         except BaseException:
             file.close()
             raise
+        if segment.size > records_end:
+            self._noted = position
         segment.end = position
         segment.is_indexed = True
         self._file = file
@@ -303,6 +308,24 @@ class FileLog:
             self._file.sync()
         except OSError as e:
             self._failure = f"a failed append could not be undone: {e.strerror or e}"
+
+    def note_synced(self) -> None:
+        """See `CommitLog.note_synced`. The note itself is not synced: a loss of power takes it, or leaves it where it says the truth."""
+        self._check_usable()
+        segment = self._segments[-1]
+        with self._lock:
+            if self._noted == self._end or segment.synced < segment.size or segment.end == segment.first:
+                return
+        try:
+            write_all(self._file, encode_note(segment.size))
+        except BaseException as e:
+            self._cut_back(segment)
+            if isinstance(e, OSError):
+                raise self._error("append to", e) from e
+            raise
+        with self._lock:
+            self._noted = self._end
+            segment.size += RECORD_OVERHEAD
 
     def roll(self, bytes_min: int = 0) -> None:
         """See `CommitLog.roll`."""

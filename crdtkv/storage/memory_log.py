@@ -266,6 +266,9 @@ class MemoryLog:
     def roll(self, bytes_min: int = 0) -> None:
         """Nothing to do."""
 
+    def note_synced(self) -> None:
+        """Nothing to do."""
+
     def close(self) -> None:
         """Nothing to let go of."""
 

@@ -3,10 +3,12 @@
     file    = header record record …
     header  = "CRDTKVLG" version:u16 size:u32 crc:u32 payload        payload = MessagePack {first, before, begun}
     record  = length:u32 crc:u32 synced:u32 frame                    little-endian throughout
+    note    = 0:u32 at:u32 at:u32                                    a record without a frame, at the offset `at`
 
 `synced` is the offset up to which the file was known to be fsynced when the record was written; `crc` the CRC-32 of the frame,
-begun at `synced`. What was written since the last fsync a loss of power may leave in any order, with holes; so damage
-means a torn end only beyond every offset that a valid record, wherever it stands, says was synced (`synced_beyond`).
+begun at `synced`. A note, written when the log is at rest, says the same of what is before it: the last records have none
+behind them that could. What was written since the last fsync a loss of power may leave in any order, with holes; so damage
+means a torn end only beyond every offset that a valid record or note, wherever it stands, says was synced (`synced_beyond`).
 
 `first` is the position of the first record, `before` the version vector of all frames of the log before it: so the floor
 and the position for a peer are known from the headers alone. `begun`, when the segment was begun by the wall clock (Unix ms),
@@ -16,6 +18,7 @@ complete and on the disk before its file gets its name, hence a damaged one is n
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,6 +41,7 @@ _HEADER = struct.Struct("<8sHII")
 _RECORD = struct.Struct("<III")
 RECORD_OVERHEAD: Final = _RECORD.size
 HEADER_BYTES_MAX: Final = 1 << 20
+_LIKE_A_NOTE: Final = re.compile(rb"(?=\0{4}([\s\S]{4})\1)")
 _READ_BYTES = 1 << 20
 
 
@@ -117,8 +121,13 @@ def encode_records(frames: list[bytes], synced: int) -> bytes:
     return b"".join(part for data in frames for part in (pack(len(data), crc32(data, synced), synced), data))
 
 
+def encode_note(at: int) -> bytes:
+    """What is written at the offset `at` once the file is known to be fsynced up to there."""
+    return _RECORD.pack(0, at, at)
+
+
 def scan_records(file: File, offset: int, end: int, *, read_bytes: int = _READ_BYTES) -> Iterator[tuple[int, bytes] | Damage]:
-    """The records from `offset` to `end`, each as its offset and the frame's bytes; a `Damage` last if one is not valid.
+    """The records from `offset` to `end`, each as its offset and the frame's bytes; a `Damage` last if one is not valid. No notes.
 
     Reads ahead `read_bytes` at a time, and more for a longer record.
     """
@@ -131,6 +140,9 @@ def scan_records(file: File, offset: int, end: int, *, read_bytes: int = _READ_B
                 return
         length, checksum, synced = _RECORD.unpack_from(buffer, at)
         start = base + at
+        if length == 0 and checksum == synced == start:
+            at += RECORD_OVERHEAD
+            continue
         if not 0 < length <= FRAME_BYTES_MAX:
             yield Damage(start, f"a record of {length:,} bytes, which none has")
             return
@@ -148,7 +160,7 @@ def scan_records(file: File, offset: int, end: int, *, read_bytes: int = _READ_B
 
 
 def synced_beyond(file: File, offset: int, end: int) -> int:
-    """The greatest offset that a valid record beyond damage at `offset` says was synced; 0 if no valid record follows.
+    """The greatest offset that a valid record or note beyond damage at `offset` says was synced; 0 if none follows.
 
     Above `offset`: the damage is in what was fsynced, and no loss of power explains it. Else what follows are writes of which
     a loss of power left some and not others; none of it was promised. A record's own length may be what is damaged, so every
@@ -166,7 +178,12 @@ def synced_beyond(file: File, offset: int, end: int) -> int:
             greatest = max(greatest, synced)
             following = body + length + RECORD_OVERHEAD
         body = data.find(FRAME_START, following)
-    return greatest
+    noted = (
+        offset + found.start()
+        for found in _LIKE_A_NOTE.finditer(data)
+        if data.startswith(encode_note(offset + found.start()), found.start())
+    )
+    return max(greatest, max(noted, default=0))
 
 
 def record_after(file: File, offset: int, end: int) -> int | None:

@@ -471,6 +471,17 @@ class Machine:
             raise
         self.flushed = max(self.flushed, position)
 
+    def note_synced(self) -> None:
+        """See `CommitLog.note_synced`. Raises as `flush` does."""
+        try:
+            self.log.note_synced()
+        except DiskFullError as e:
+            self.refuse(e)
+            raise
+        except BaseException as e:
+            self.fail(e)
+            raise
+
     def purge_slice(self, slots_max: int) -> bool:
         """Do some of the clearing that is due, and write it once enough has gathered; True if more is left."""
         try:

@@ -152,6 +152,7 @@ class Store:
                     self._machine.log.sync()
                     with contextlib.suppress(DiskFullError):  # the log has what the engine lacks
                         self._machine.log.roll(ROLL_BYTES_MIN)
+                        self._machine.note_synced()
                         self._machine.fold()
                         self._machine.engine.flush()
                     if self._opened.instance is not None:

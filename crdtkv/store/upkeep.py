@@ -127,6 +127,7 @@ class Upkeep:
                 if replica.purges:
                     machine.purge_slice(store.settings.purge_slots)
                 replica.maintain(self._wall_ms())
+                machine.note_synced()
         if store._sync_default and machine.log.synced() < position:
             machine.log.sync()
         for callback in callbacks:

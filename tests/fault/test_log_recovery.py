@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from crdtkv.core.causality import EMPTY_VV, VersionVector
 from crdtkv.core.frame import Frame
-from crdtkv.errors import CorruptionError, StorageError
+from crdtkv.errors import CorruptionError, DiskFullError, StorageError
 from crdtkv.storage.files import File, FileLayer, OsFiles
 from crdtkv.storage.log import FileLog
 from crdtkv.storage.segments import RECORD_OVERHEAD
@@ -183,6 +184,69 @@ def test_damage_in_what_was_synced_is_corruption_and_changes_nothing(tmp_path: P
     assert found.value.details == {"path": str(path), "offset": offset}
     assert str(path) in str(found.value) and str(offset) in str(found.value)
     assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("where", ["length", "longer", "checksum", "frame", "end"])
+def test_damage_in_the_last_frame_is_corruption_once_it_was_noted_that_it_was_synced(tmp_path: Path, where: str) -> None:
+    """No record behind it could say that it was synced: a flipped byte was taken for a torn write, and an acknowledged one cut off."""
+    frames = FrameMaker().many(10)
+    with closing(FileLog(tmp_path / "log")) as log:
+        for frame in frames:
+            log.append([frame])
+            log.sync()
+        log.note_synced()
+    (path,) = (tmp_path / "log").glob("*.log")
+    data = bytearray(path.read_bytes())
+    end = len(data) - RECORD_OVERHEAD
+    offset = end - RECORD_OVERHEAD - frames[-1].size
+    at = {"length": offset, "longer": offset + 2, "checksum": offset + 5, "frame": offset + 30, "end": end - 1}[where]
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError, match=f"damaged at offset {offset}: .*synced up to {end}"):
+        FileLog(tmp_path / "log")
+    assert path.read_bytes() == data
+
+
+def test_notes_of_what_was_synced_are_no_frames_and_may_be_torn_themselves(tmp_path: Path) -> None:
+    maker, frames = FrameMaker(), []
+    for _ in range(3):
+        with closing(FileLog(tmp_path / "log")) as log:
+            assert log.recovery.cut_bytes == 0 and log.recovery.frames == log.end() == len(frames)
+            log.note_synced()  # not synced yet, or noted before
+            size = log.retained_bytes()
+            log.append(more := maker.many(3))
+            log.note_synced()
+            assert log.retained_bytes() == size + sum(frame.size + RECORD_OVERHEAD for frame in more)
+            log.sync()
+            for _ in range(2):
+                log.note_synced()
+            assert log.retained_bytes() == size + sum(frame.size + RECORD_OVERHEAD for frame in more) + RECORD_OVERHEAD
+            frames += more
+            assert read_all(log) == frames and log.find(more[-1].origin, more[-1].last_seq) == more[-1]
+            log._check()
+    (path,) = (tmp_path / "log").glob("*.log")
+    whole = path.read_bytes()
+    for cut in range(1, RECORD_OVERHEAD + 1):
+        path.write_bytes(whole[:-cut])
+        with closing(FileLog(tmp_path / "log")) as log:
+            assert log.recovery.cut_bytes == (RECORD_OVERHEAD - cut) and read_all(log) == frames
+    path.write_bytes(whole + bytes(RECORD_OVERHEAD))  # a hole is no note
+    with closing(FileLog(tmp_path / "log")) as log:
+        assert log.recovery.cut_bytes == RECORD_OVERHEAD and read_all(log) == frames
+
+
+def test_a_note_that_finds_no_room_leaves_the_log_as_it_was(tmp_path: Path) -> None:
+    disk, frames = FaultyDisk(), FrameMaker().many(3)
+    with closing(FileLog(tmp_path / "log", files=disk)) as log:
+        log.append(frames[:2])
+        log.sync()
+        disk.write_at_most = 5
+        with pytest.raises(DiskFullError):
+            log.note_synced()
+        disk.write_at_most = None
+        log.append(frames[2:])
+    with closing(FileLog(tmp_path / "log")) as log:
+        assert read_all(log) == frames and log.recovery.cut_bytes == 0
 
 
 def test_a_hole_in_what_was_not_synced_is_a_loss_of_power_and_is_cut_off_with_all_behind_it(tmp_path: Path) -> None:

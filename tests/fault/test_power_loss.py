@@ -65,6 +65,7 @@ class Driver:
         if number % 7 == 3:
             self.log.sync()
             self.promised = self.machine.vv().seq(US)
+            self.machine.note_synced()
         elif number % 7 == 5:
             self.machine.fold()
         elif number % 11 == 9:

@@ -71,6 +71,13 @@ def written(directory: Path) -> dict[str, bytes]:
     log.append(frames)
     log.close()
     (segment,) = [p for p in (directory / "log").iterdir() if p.is_file() and p.stat().st_size]
+    # One that was at rest twice.
+    log = FileLog(directory / "noted")
+    for some in (frames[:1], frames[1:]):
+        log.append(some)
+        log.sync()
+        log.note_synced()
+    log.close()
     # Two dated segments, of which the first is gone, and the floor of what a snapshot brought.
     log = FileLog(directory / "later", segment_bytes=1, wall_ms=Clock())
     log.append(frames[:2])
@@ -84,6 +91,7 @@ def written(directory: Path) -> dict[str, bytes]:
         "log_segment_later": (directory / "later" / segment_name(2)).read_bytes(),
         "frame": frames[0].data,
         "log_segment": segment.read_bytes(),
+        "log_segment_noted": (directory / "noted" / segment_name(0)).read_bytes(),
         "delta": delta_since(us, EMPTY_VV),
         "snapshot": snapshot_of(us.replica).to_bytes(),
         "token": Token(0, US, 4, us.vv()).encode().encode(),
@@ -100,7 +108,9 @@ def kept(name: str) -> bytes:
     return bytes.fromhex((DATA / f"{name}.hex").read_text())
 
 
-NAMES = sorted(["frame", "log_segment", "log_segment_later", "log_floor", "delta", "snapshot", "token", "version_vector", *SLOTS])
+NAMES = sorted(
+    ["frame", "log_segment", "log_segment_noted", "log_segment_later", "log_floor", "delta", "snapshot", "token", "version_vector", *SLOTS]
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,10 +125,11 @@ def test_frame() -> None:
     assert meta == {"r": b"request"} and [d[0] for d in deltas] == [K.REGISTER_PUT, K.SET_ADD, K.MAP_PUT, K.COUNTER_ADD]
 
 
-def test_log_segment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["log_segment", "log_segment_noted"])
+def test_log_segment(tmp_path: Path, name: str) -> None:
     written(tmp_path)
     (segment,) = [p for p in (tmp_path / "log").iterdir() if p.is_file() and p.stat().st_size]
-    segment.write_bytes(kept("log_segment"))
+    segment.write_bytes(kept(name))
     log = FileLog(tmp_path / "log")
     try:
         frames, _ = log.read(0, bytes_max=1 << 20)
