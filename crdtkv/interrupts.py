@@ -7,8 +7,9 @@ there is nothing, the process ends at once:
 
 - `end_at_once_on_ctrl_c`: what a command line does first. Ctrl-C is exit status 130 and no more, during imports, in a client's call, in a
   simulated run, while the interpreter ends.
-- `held`: a block that has something to clean up. In it Ctrl-C is noted; `check`, `wait_readable` and `transport.loop.run` raise
-  `KeyboardInterrupt` for it, and so does the end of the block. A second Ctrl-C cannot disturb the cleaning up.
+- `held`: a block that has something to clean up. In it Ctrl-C is noted, and so are its kin that would kill the process on the spot
+  (`ENDED_BY`); `check`, `wait_readable` and `transport.loop.run` raise `KeyboardInterrupt` for it, and so does the end of the block. A
+  second one cannot disturb the cleaning up.
 - `noted`: a block that reacts to signals itself, as a server does.
 
 Programs that use the library have handlers of their own: only what Python or the above have set up is replaced, and only within a block.
@@ -27,6 +28,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 _POLL_MS: Final = 100
+ENDED_BY: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a command to end: someone at the keyboard, a service manager or `timeout`, a terminal that is closed."""
 
 
 class Signals:
@@ -47,6 +50,12 @@ class Signals:
             yield
         finally:
             self._callback = None
+
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt`, with the signal's number, if one of `ENDED_BY` was received."""
+        for number in self.received:
+            if number in ENDED_BY:
+                raise KeyboardInterrupt(number)
 
     def _note(self, number: int, _: Any) -> None:
         self.received.append(number)
@@ -90,22 +99,22 @@ def noted(*numbers: int) -> Iterator[Signals]:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Ctrl-C is noted in this block. At its end, if it is not within another, one that came is raised.
+    """Ctrl-C and its kin are noted in this block. At its end, if it is not within another, one that came is raised.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C came, and no other error is under way.
+        KeyboardInterrupt: one came, and no other error is under way.
     """
     outermost = _current is None
-    with noted(signal.SIGINT) as signals:
+    with noted(*ENDED_BY) as signals:
         yield
-    if outermost and signals.received:
-        raise KeyboardInterrupt
+    if outermost:
+        signals.check()
 
 
 def check() -> None:
-    """Raise the Ctrl-C that a block around has noted: for long work in between."""
-    if _current is not None and signal.SIGINT in _current.received and _is_main_thread():
-        raise KeyboardInterrupt
+    """Raise the Ctrl-C, or its like, that a block around has noted: for long work in between."""
+    if _current is not None and _current.received and _is_main_thread():
+        _current.check()
 
 
 def wait_readable(descriptor: int) -> None:

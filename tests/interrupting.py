@@ -1,4 +1,5 @@
-"""Runs the command line, and presses Ctrl-C in it at a given moment: `python interrupting.py NOTES MOMENT ARGUMENT…`.
+"""Runs the command line, and presses Ctrl-C in it at a given moment: `python interrupting.py NOTES MOMENT ARGUMENT…`. With the name of
+another signal in `CRDTKV_PRESS`, that one is sent, and only at that moment.
 
 A moment is the first call of a function of that name, or a count of calls and returns in the main thread, C functions included: so it
 depends on no clock; 1 is before the first import, and the last ones are in the interpreter's end. With `+` after it, Ctrl-C is pressed
@@ -32,7 +33,7 @@ def main(notes: Path, when: str, arguments: list[str]) -> int:
     def press() -> None:
         if not notes.exists():
             notes.write_text(f"pressed at {count}", encoding="ascii")
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.Signals[os.environ.get("CRDTKV_PRESS", "SIGINT")])
 
     def hook(frame: FrameType, event: str, _: Any) -> None:
         nonlocal count, first
@@ -55,7 +56,8 @@ def main(notes: Path, when: str, arguments: list[str]) -> int:
     atexit.register(ended)  # the later an exit handler is registered, the earlier it is called
     interrupts.end_at_once_on_ctrl_c()
     signal.signal(signal.SIGALRM, lambda _, __: press())
-    signal.setitimer(signal.ITIMER_REAL, IDLE_S)
+    if "CRDTKV_PRESS" not in os.environ:
+        signal.setitimer(signal.ITIMER_REAL, IDLE_S)
     sys.setprofile(hook)
     return command_line()
 

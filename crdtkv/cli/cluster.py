@@ -95,7 +95,7 @@ def up(
 def _detached(spec: ClusterSpec, output: str) -> int:
     from crdtkv.cluster.local import launch
 
-    with interrupts.noted(signal.SIGINT):  # once it is ready, it is too late for Ctrl-C: it is told how to stop it
+    with interrupts.noted(*interrupts.ENDED_BY):  # once it is ready, it is too late for Ctrl-C: it is told how to stop it
         _, addresses = launch(spec, owned=False)
         _print_ready(spec, addresses, output)
         if output != JSON:

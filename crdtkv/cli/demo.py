@@ -29,7 +29,6 @@ def demo(keep: bool, out: Path, seed: int, airports: int | None) -> int:
     """
     import asyncio
     import gc
-    import signal
 
     from rich.console import Console
 
@@ -54,7 +53,7 @@ def demo(keep: bool, out: Path, seed: int, airports: int | None) -> int:
             settings = DemoSettings(seed=seed, airports_max=airports)
             return await Demo(regions, cluster, cluster.geography(), dataset, settings, tell).run()
 
-    with interrupts.noted(signal.SIGINT), demo_cluster(keep=keep) as cluster:
+    with interrupts.noted(*interrupts.ENDED_BY), demo_cluster(keep=keep) as cluster:
         for place in cluster.geography().places:
             tell.say(f"{place.name} at {place.address} ({place.city})")
         findings = loop.run(run(cluster), asyncio.new_event_loop)

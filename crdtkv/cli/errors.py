@@ -6,7 +6,7 @@
 | 1 | failed, or not found, or a violation was found |
 | 2 | bad usage or input; nothing changed |
 | 3 | unavailable or timed out; the outcome of a write is unknown |
-| 130 | ended by Ctrl-C |
+| 130 | ended by Ctrl-C; 143 by SIGTERM, 129 by the end of its terminal |
 """
 
 from __future__ import annotations

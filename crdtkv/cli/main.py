@@ -139,8 +139,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(e, f"{one_line(e.format_message()).rstrip('.')}; see `{where} --help`", BAD_INPUT)
     except click.ClickException as e:  # a file that cannot be opened
         return _fail(e, e.format_message(), BAD_INPUT)
-    except (click.Abort, KeyboardInterrupt):
-        return INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as e:
+        interrupt = e.__cause__ if isinstance(e, click.Abort) else e  # click raises the one from the other
+        return 128 + interrupt.args[0] if interrupt is not None and interrupt.args else INTERRUPTED
     except CrdtkvError as e:
         return _fail(e, describe(e), exit_status(e))
     except BrokenPipeError:  # who read our output has had enough

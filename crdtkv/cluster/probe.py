@@ -89,7 +89,7 @@ def summary(address: str, clients: dict[str, Any]) -> dict[str, Any]:
         "origin": str(status.origin),
         "ready": status.ready or bool(status.read_only),  # it is up, and waits for room
         "digest": status.digest,
-        "vv": str(status.vv),
+        "vv": dict(status.vv.items()),
         "peers": {peer.region: {"connected": peer.connected, "state": peer.state, "lag_ms": peer.lag_ms} for peer in status.peers},
         "warnings": list(status.warnings),
     }

@@ -18,7 +18,6 @@ import asyncio
 import os
 import select
 import selectors
-import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
@@ -84,10 +83,10 @@ def precise_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def run(main: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] = new_event_loop) -> T:
-    """Run a coroutine in a loop of its own, as `asyncio.run` does. Ctrl-C cancels it, once, and strikes nowhere else.
+    """Run a coroutine in a loop of its own, as `asyncio.run` does. Ctrl-C or its like cancels it, once, and strikes nowhere else.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C came, be it before or after; the coroutine has ended and the loop is closed.
+        KeyboardInterrupt: one came, be it before or after; the coroutine has ended and the loop is closed.
     """
 
     async def cancellable() -> T:
@@ -105,17 +104,15 @@ def run(main: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.Abstrac
             return await main
 
     try:
-        with interrupts.noted(signal.SIGINT) as signals, asyncio.Runner(loop_factory=loop_factory) as runner:
+        with interrupts.noted(*interrupts.ENDED_BY) as signals, asyncio.Runner(loop_factory=loop_factory) as runner:
             try:
                 result = runner.run(cancellable())
             except asyncio.CancelledError:
-                if not signals.received:
-                    raise
-                raise KeyboardInterrupt from None
+                signals.check()
+                raise
     finally:
         main.close()  # never awaited, if there was no loop to be had
-    if signals.received:
-        raise KeyboardInterrupt
+    signals.check()
     return result
 
 

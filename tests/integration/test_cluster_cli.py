@@ -138,6 +138,8 @@ def test_partition_conflict_heal_explain(shell: Shell) -> None:
     assert not shell.converged()
     assert shell("smembers", "both", "--region", "us") == "one\n"
     assert "us → eu" in shell("cluster", "status") and "cut" in shell("cluster", "status")
+    vectors = [region["node"]["vv"] for region in shell.json("cluster", "status")["regions"].values()]
+    assert vectors[0] and all(type(seq) is int for vv in vectors for seq in vv.values()), "as everywhere in JSON: seqs by origin"
     shell("cluster", "heal")
     eventually(lambda: shell.converged(), "one state after the heal")
     values = {shell.read(region, lambda client: client["story"]) for region in REGIONS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,5 +75,30 @@ def test_it_ends_as_documented_and_leaves_nothing(tmp_path: Path, command: str, 
     assert (tmp_path / "notes").read_text().startswith("pressed"), ran.stderr
     assert ran.returncode == 130 or (ran.returncode == 0 and command in ORDERLY), ran.stderr
     assert "Traceback" not in ran.stderr and "Exception ignored" not in ran.stderr
+    assert not running(tmp_path)
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "moment", "name"),
+    [
+        ("lag", "wait_readable", "SIGTERM"),
+        ("load", "mkdtemp", "SIGHUP"),
+        ("load", "mkdtemp+", "SIGTERM"),  # and again, after all that was to be cleaned up
+        ("demo", "wait_readable", "SIGTERM"),
+    ],
+)
+def test_what_a_service_manager_or_a_closed_terminal_ends_leaves_nothing_either(
+    tmp_path: Path, command: str, moment: str, name: str
+) -> None:
+    """SIGTERM killed a benchmark and the demo on the spot: their temporary directories stayed."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary), "NO_COLOR": "1", "CRDTKV_PRESS": name}
+    run = [sys.executable, str(ROOT / "tests" / "interrupting.py"), str(tmp_path / "notes"), moment, *COMMANDS[command]]
+    ran = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    number = signal.Signals[name]
+    assert ran.returncode == 128 + number or (moment.endswith("+") and ran.returncode == -number), ran.stderr
+    assert "Traceback" not in ran.stderr
     assert not running(tmp_path)
     assert not list(temporary.iterdir())
