@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rocksdict import (
     BlockBasedOptions,
@@ -43,15 +43,23 @@ from crdtkv.storage.engine import SCAN_CHUNK, closed_error
 
 BLOCK_CACHE_BYTES = 64 << 20
 """Blocks of files kept in memory, for all engines of the process together."""
-WRITE_BUFFER_BYTES = 32 << 20
-"""A memtable; up to `WRITE_BUFFERS_MAX` of them while older ones are written out."""
-WRITE_BUFFERS_MAX = 3
+WRITE_BUFFER_BYTES = 4 << 20
+"""A memtable. Small, for finding a record's place in one costs a few misses of the processor's cache more with each doubling: in one of
+32 MiB the write of a record takes twice as long, under the interpreter's lock."""
+WRITE_BUFFERS_MERGED = 8
+"""So many of them are written out together, as one file without what was overwritten."""
+WRITE_BUFFERS_MAX = 2 * WRITE_BUFFERS_MERGED + 1
 BLOOM_BITS_PER_KEY = 10  # about 1 % of useless file reads for keys that are absent
 MEMTABLE_BLOOM_SHARE = 0.1
 """Of a memtable's memory, what its bloom filter takes: a third of the cost of asking for a key that is absent."""
+RECENT_BYTES_MAX = 4 << 20
+"""Of records written last, what is at hand without asking RocksDB, keys and `RECENT_OVERHEAD` included; up to twice as much."""
+RECENT_OVERHEAD = 160
+"""About what a record takes of memory beside the bytes of its key and value."""
 OPEN_FILES_MAX = 256
 DELETIONS_WINDOW = 4096
 """A file with this many neighbours of which half are deletions is compacted soon: what was deleted gives its space back."""
+_UNKNOWN = object()
 INFO_LOGS_MAX = 2
 INFO_LOG_BYTES_MAX = 1 << 20
 
@@ -74,8 +82,10 @@ def _options() -> Options:
     options.set_compression_type(DBCompressionType.lz4())
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
     options.set_max_write_buffer_number(WRITE_BUFFERS_MAX)
+    options.set_min_write_buffer_number_to_merge(WRITE_BUFFERS_MERGED)
     options.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_SHARE)
     options.set_memtable_whole_key_filtering(True)
+    options.set_allow_concurrent_memtable_write(False)  # there is one writer: it need not guard against others
     options.set_max_open_files(OPEN_FILES_MAX)
     options.set_level_compaction_dynamic_level_bytes(True)
     options.add_compact_on_deletion_collector_factory(DELETIONS_WINDOW, DELETIONS_WINDOW // 2, 0.0)
@@ -184,6 +194,54 @@ class _Cursor:
             self._raw = None
 
 
+class _Recent:
+    """The records that were written last, or that they are not there (None): what is overwritten, or read, soon is at hand.
+
+    In two generations: once the younger holds `RECENT_BYTES_MAX` it becomes the older, and the one before is dropped. One thread writes at
+    a time, between `begin` and `add` or `clear`; any may look, and sees a batch whole or not at all.
+    """
+
+    __slots__ = ("_bytes", "_older", "_younger", "writes")
+
+    def __init__(self) -> None:
+        self._younger: dict[bytes, bytes | None] = {}
+        self._older: dict[bytes, bytes | None] = {}
+        self._bytes = 0
+        self.writes = 0
+        """How many times a write has begun or ended: odd while one is under way, and RocksDB alone knows whether it is there."""
+
+    def get(self, key: bytes) -> Any:
+        """A record, or `_UNKNOWN`."""
+        if self.writes & 1:
+            return _UNKNOWN
+        record = self._younger.get(key, _UNKNOWN)
+        return self._older.get(key, _UNKNOWN) if record is _UNKNOWN else record
+
+    def get_all(self, keys: Sequence[bytes]) -> list[Any]:
+        """`get` of each; true of one moment if `writes` is the same, and even, when RocksDB has been asked for the rest."""
+        younger, older = self._younger, self._older
+        return [younger[key] if key in younger else older.get(key, _UNKNOWN) for key in keys]
+
+    def begin(self) -> None:
+        """A batch is about to be written."""
+        self.writes += 1
+
+    def add(self, batch: Mapping[bytes, bytes | None]) -> None:
+        """It has been written."""
+        self._younger.update(batch)
+        self._bytes += sum(map(len, batch)) + sum(map(len, filter(None, batch.values()))) + RECENT_OVERHEAD * len(batch)
+        if self._bytes > RECENT_BYTES_MAX:
+            self._older = self._younger  # before the younger is empty: whoever looks in between finds a record in both
+            self._younger = {}
+            self._bytes = 0
+        self.writes += 1
+
+    def clear(self) -> None:
+        """Forget all; nobody knows what was written."""
+        self._younger, self._older, self._bytes = {}, {}, 0
+        self.writes += self.writes & 1
+
+
 class RocksDbEngine:
     """See `StateEngine`. Opens or makes the database in `path`, whose parent must be there.
 
@@ -200,6 +258,7 @@ class RocksDbEngine:
         self._cursors: weakref.WeakSet[_Cursor] = weakref.WeakSet()
         self._lock = threading.Lock()  # guards `_cursors`
         self._is_closed = False
+        self._recent = _Recent()
         try:
             self._db = Rdict(str(self.path), _options())
         except Exception as e:
@@ -207,20 +266,35 @@ class RocksDbEngine:
         self._db.set_write_options(self._without_wal)
 
     def get(self, key: bytes, /) -> bytes | None:
-        try:
-            value: bytes | None = self._db.get(key)
-        except Exception as e:
-            raise _mapped(e, self.path) from e
-        return value
+        value = self._recent.get(key)
+        if value is _UNKNOWN:
+            try:
+                value = self._db.get(key)
+            except Exception as e:
+                raise _mapped(e, self.path) from e
+        return value  # type: ignore[no-any-return]
 
     def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        recent = self._recent
+        writes = recent.writes
+        values = recent.get_all(keys)
+        wanted = [key for key, value in zip(keys, values, strict=True) if value is _UNKNOWN]
+        if wanted:
+            read = iter(self._read(wanted))
+            values = [next(read) if value is _UNKNOWN else value for value in values]
+        if writes & 1 or writes != recent.writes:
+            values = self._read(list(keys))  # those at hand may be from before a batch, the others from after it
+        return values
+
+    def _read(self, keys: list[bytes]) -> list[bytes | None]:
         try:
-            values: list[bytes | None] = self._db.get(list(keys))  # type: ignore[assignment]  # a list in, a list out
+            values: list[bytes | None] = self._db.get(keys)  # type: ignore[assignment, arg-type]  # a list in, a list out
         except Exception as e:
             raise _mapped(e, self.path) from e
         return values
 
     def write(self, batch: Mapping[bytes, bytes | None]) -> None:
+        self._recent.begin()
         try:
             writes = WriteBatch(raw_mode=True)
             for key, value in batch.items():
@@ -229,8 +303,12 @@ class RocksDbEngine:
                 else:
                     writes[key] = value
             self._db.write(writes, self._without_wal)
-        except Exception as e:
-            raise _mapped(e, self.path) from e
+            self._recent.add(batch)
+        except BaseException as e:
+            self._recent.clear()
+            if isinstance(e, Exception):
+                raise _mapped(e, self.path) from e
+            raise
 
     def _cursor(self, options: ReadOptions | None = None) -> _Cursor:
         try:
@@ -277,6 +355,7 @@ class RocksDbEngine:
             if self._is_closed:
                 return
             self._is_closed = True
+            self._recent.clear()
             cursors = list(self._cursors)
             self._cursors.clear()
         for cursor in cursors:

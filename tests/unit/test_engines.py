@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 
 from crdtkv.errors import CorruptionError, CrdtkvError, StorageError, StoreClosedError, StoreLockedError
+from crdtkv.storage import rocksdb
 from crdtkv.storage.engine import SCAN_CHUNK, MemoryEngine, StateEngine
 from crdtkv.storage.lmdb import KEY_BYTES_MAX, LmdbEngine
 from crdtkv.storage.lock import DirectoryLock
@@ -358,6 +360,59 @@ def test_rocksdb_scan_never_ends_silently_at_a_damaged_block(tmp_path: Path) -> 
         list(snapshot.scan(b"", None))
     with pytest.raises(CorruptionError):
         engine.multi_get([b"k%06d" % i for i in range(20_000)])
+    engine.close()
+
+
+def test_rocksdb_answers_for_recent_records_as_for_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rocksdb, "RECENT_BYTES_MAX", 40 * (rocksdb.RECENT_OVERHEAD + 10))
+    engine = RocksDbEngine(tmp_path / "state")
+    draw = random.Random(7)
+    names = [b"k%03d" % i for i in range(120)]
+    expected: dict[bytes, bytes | None] = dict.fromkeys(names)
+    for turn in range(300):
+        batch = {name: None if draw.random() < 0.2 else b"%d" % turn for name in draw.sample(names, draw.randrange(1, 30))}
+        engine.write(batch)
+        expected |= batch
+        asked = draw.sample(names, 25)
+        assert engine.multi_get(asked) == [expected[name] for name in asked]
+        assert engine.get(asked[0]) == expected[asked[0]]
+        held = engine._recent
+        assert len(held._younger) + len(held._older) <= 2 * (40 + 30), "memory is bounded"
+    assert engine.multi_get(names) == [expected[name] for name in names]
+    assert dict(items_of(engine)) == {name: value for name, value in expected.items() if value is not None}
+    engine.close()
+
+
+def test_rocksdb_forgets_recent_records_when_a_write_fails(tmp_path: Path) -> None:
+    """Nobody knows then whether they are what is stored."""
+    engine = RocksDbEngine(tmp_path / "state")
+    engine.write({b"a": b"1", b"b": b"1"})
+    with pytest.raises(StorageError):
+        engine.write({b"a": b"2", b"b": "no bytes"})  # type: ignore[dict-item]
+    assert not engine._recent._younger
+    assert engine.multi_get([b"a", b"b"]) == [b"1", b"1"]
+    engine.write({b"a": b"3"})
+    assert (engine.get(b"a"), engine.multi_get([b"b", b"a"])) == (b"3", [b"1", b"3"])
+    engine.close()
+
+
+def test_rocksdb_read_beside_a_write_is_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of what is asked for is at hand, from before a batch; the rest comes from RocksDB, after it."""
+    engine = RocksDbEngine(tmp_path / "state")
+    engine.write({b"old": b"1"})
+    engine._recent.clear()
+    engine.write({b"recent": b"1"})
+    read = engine._read
+
+    def read_after_a_write(keys: list[bytes]) -> list[bytes | None]:
+        monkeypatch.setattr(engine, "_read", read)
+        engine.write({b"old": b"2", b"recent": b"2"})
+        return read(keys)
+
+    monkeypatch.setattr(engine, "_read", read_after_a_write)
+    assert engine.multi_get([b"recent", b"old"]) == [b"2", b"2"]
+    engine._recent.begin()
+    assert engine._recent.get(b"old") is rocksdb._UNKNOWN, "only RocksDB knows while a batch is being written"
     engine.close()
 
 
