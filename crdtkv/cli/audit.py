@@ -13,6 +13,7 @@ import click
 from crdtkv.cli.errors import DONE, FAILED
 from crdtkv.cli.output import JSON, emit, emit_json, output_option, plain
 from crdtkv.cli.place import directory_option
+from crdtkv.cli.usage import Integer, Number
 from crdtkv.cluster.control import ClusterFile
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def opened_nodes(at: str | None, directory: Path, tls: tuple[str | None, str | N
 
 
 @click.command()
-@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds for regions to catch up.")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many differences to print.")
+@click.option("--wait", "wait_s", type=Number(min=0), default=30.0, show_default=True, help="Seconds for regions to catch up.")
+@click.option("--limit", type=Integer(min=1), default=100, show_default=True, help="How many differences to print.")
 @output_option
 @nodes_options
 def verify(
@@ -132,7 +133,7 @@ def as_lines(found: Certificate) -> Iterator[str]:
 @click.option("--from", "donor", metavar="REGION|HOST:PORT", help="The region whose records are right; with --data, a peer's address.")
 @click.option("--data", type=click.Path(path_type=Path), help="Mend the commit log of this directory instead, while its node is stopped.")
 @click.option("--dry-run", is_flag=True, help="Only say who would take over what from whom.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds for regions to catch up.")
+@click.option("--wait", "wait_s", type=Number(min=0), default=30.0, show_default=True, help="Seconds for regions to catch up.")
 @output_option
 @nodes_options
 def repair(

@@ -13,6 +13,7 @@ import click
 from crdtkv.cli.errors import DONE
 from crdtkv.cli.output import JSON, counted, emit, emit_json, output_option, plain, table
 from crdtkv.cli.place import Place, where_options, where_options_if_any
+from crdtkv.cli.usage import Group, Integer
 
 if TYPE_CHECKING:
     from crdtkv.backup import Manifest, Point
@@ -22,7 +23,7 @@ MERGE_S = 120.0
 """The deadline of a merge into a node, at least."""
 
 
-@click.group(no_args_is_help=True)
+@click.group(cls=Group, no_args_is_help=True)
 def backup() -> None:
     """Make, list, check, prune and restore backups.
 
@@ -101,7 +102,7 @@ def verify(target: str, id: str | None, replay: bool, output: str) -> int:
 
 @backup.command()
 @click.argument("target")
-@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="The newest N stay.")
+@click.option("--keep", type=Integer(min=1), metavar="N", help="The newest N stay.")
 @click.option("--older-than", metavar="AGE", help="Only those that are older go, like 30d, 12h or 90m.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
 @output_option
@@ -157,7 +158,7 @@ def _age_ms(text: str) -> int:
 @click.option("--cluster", metavar="NAME", help="With --data: another name for the cluster, so that the restored is kept apart from it.")
 @click.option("--engine", type=click.Choice(["rocksdb", "lmdb"]), default="rocksdb", show_default=True, help="Its state engine.")
 @click.option("--time", "time_text", metavar="ISO", help="As of a time, like 2026-03-01T12:00:00+00:00 (without a zone: UTC).")
-@click.option("--hlc", type=click.IntRange(min=1), help="As of a stamp, as `-o json` shows them.")
+@click.option("--hlc", type=Integer(min=1), help="As of a stamp, as `-o json` shows them.")
 @click.option("--vv", "vv_text", metavar="VV", help="As of a version vector, as `crdtkv status` shows it.")
 @output_option
 @where_options_if_any

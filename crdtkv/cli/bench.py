@@ -14,14 +14,15 @@ from crdtkv.cli.bench_load import load
 from crdtkv.cli.endpoints import parse_endpoints
 from crdtkv.cli.errors import DONE, FAILED
 from crdtkv.cli.output import JSON, emit, emit_json, output_option, table
+from crdtkv.cli.usage import Group, Integer, Number
 from crdtkv.cluster.spec import DEFAULT_REGIONS
 from crdtkv.errors import ConfigError
 
 _LOOPBACK: Final = ("127.", "localhost:", "[::1]:")
-_POSITIVE: Final = click.FloatRange(min=0, min_open=True)
+_POSITIVE: Final = Number(min=0, min_open=True)
 
 
-@click.group()
+@click.group(cls=Group)
 def bench() -> None:
     """Measure speed."""
 
@@ -40,12 +41,12 @@ bench.add_command(load)
 )
 @click.option("--at", metavar="R=HOST:PORT,…", help="Measure these nodes instead of starting a cluster.")
 @click.option("--rate", type=_POSITIVE, default=200.0, show_default=True, help="Writes a second in each region.")
-@click.option("--batch", type=click.IntRange(min=1, max=10_000), default=1, show_default=True, help="Writes in a commit.")
+@click.option("--batch", type=Integer(min=1, max=10_000), default=1, show_default=True, help="Writes in a commit.")
 @click.option("--type", "type_", type=click.Choice(TYPES), default="register", show_default=True, help="What is written.")
-@click.option("--size", type=click.IntRange(min=SIZE_MIN, max=1 << 20), default=None, help="Bytes of a value. [default: 100]")
+@click.option("--size", type=Integer(min=SIZE_MIN, max=1 << 20), default=None, help="Bytes of a value. [default: 100]")
 @click.option("--duration", default="20s", show_default=True, metavar="DURATION", help="How long is measured.")
 @click.option("--warmup", default="1s", show_default=True, metavar="DURATION", help="Writes before that, which do not count.")
-@click.option("--load", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Background writes a second in each region.")
+@click.option("--load", type=Number(min=0), default=0.0, show_default=True, help="Background writes a second in each region.")
 @click.option("--cut", metavar="R[-S]@START+DURATION", help="Cut R from all others, or from S, during the measurement: eu@5s+3s.")
 @click.option("--clock", type=click.Choice(["auto", "monotonic", "echo"]), default="auto", show_default=True, help="See below.")
 @click.option("--echo-elsewhere", is_flag=True, help="Echoes are written by `bench lag --respond` beside the other nodes.")

@@ -14,6 +14,7 @@ from crdtkv.bench.ycsb import WORKLOADS
 from crdtkv.cli.endpoints import parse_endpoints
 from crdtkv.cli.errors import DONE, FAILED
 from crdtkv.cli.output import JSON, emit, emit_json, output_option, table
+from crdtkv.cli.usage import Integer, Number
 from crdtkv.cluster.spec import DEFAULT_REGIONS
 from crdtkv.errors import ConfigError
 
@@ -29,10 +30,10 @@ _MIXES: Final = "  ".join(f"{name}: {workload.about}." for name, workload in WOR
 @click.option("--at", metavar="HOST:PORT|R=HOST:PORT,…", help="Load these nodes instead.")
 @click.option("--regions", default=None, metavar="R,…", help=f"Of the cluster. [default: {','.join(DEFAULT_REGIONS)}]")
 @click.option("--latency", metavar="none|published|R-S=DELAY,…", default="none", show_default=True, help="One-way delays of the cluster.")
-@click.option("--callers", type=click.IntRange(min=1, max=10_000), default=None, help="Closed loop. [default: 1 embedded, else 64]")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=None, help="Open loop: so many operations a second, in all.")
-@click.option("--records", type=click.IntRange(min=10, max=100_000_000), default=10_000, show_default=True, help="Keys.")
-@click.option("--size", type=click.IntRange(min=SIZE_MIN, max=1 << 20), default=100, show_default=True, help="Bytes of a value.")
+@click.option("--callers", type=Integer(min=1, max=10_000), default=None, help="Closed loop. [default: 1 embedded, else 64]")
+@click.option("--rate", type=Number(min=0, min_open=True), default=None, help="Open loop: so many operations a second, in all.")
+@click.option("--records", type=Integer(min=10, max=100_000_000), default=10_000, show_default=True, help="Keys.")
+@click.option("--size", type=Integer(min=SIZE_MIN, max=1 << 20), default=100, show_default=True, help="Bytes of a value.")
 @click.option("--duration", default="10s", show_default=True, metavar="DURATION", help="How long is measured.")
 @click.option("--warmup", default="1s", show_default=True, metavar="DURATION", help="Operations before that, which do not count.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of every draw: the same seed, the same operations.")

@@ -14,6 +14,7 @@ from crdtkv import interrupts
 from crdtkv.cli.errors import DONE, INTERRUPTED
 from crdtkv.cli.output import JSON, emit, emit_json, output_option, table
 from crdtkv.cli.place import complete_region, directory_option
+from crdtkv.cli.usage import Group
 from crdtkv.cluster.control import ClusterFile, call
 from crdtkv.cluster.spec import DEFAULT_REGIONS, ClusterSpec, parse_delays, parse_duration_ms, parse_latency, parse_rate, parse_target
 
@@ -23,7 +24,7 @@ region_argument = click.argument("region", metavar="R", shell_complete=complete_
 target_argument = click.argument("target", metavar="R|R-S", shell_complete=complete_region)
 
 
-@click.group()
+@click.group(cls=Group)
 def cluster() -> None:
     """A cluster on this machine: one real node process per region, and the wide-area network between them, with faults to order.
 

@@ -15,6 +15,7 @@ import click
 from crdtkv.cli.errors import DONE, FAILED
 from crdtkv.cli.output import JSON, as_cell, as_text, emit, emit_json, emit_raw, output_option, parse_json, plain, to_json
 from crdtkv.cli.place import Place, where_options
+from crdtkv.cli.usage import Integer, Number
 from crdtkv.errors import KeyNotFoundError, missing_field
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _MISSING: Final = object()
 TYPES: Final = ("register", "set", "counter", "map")
 
-ttl_option = click.option("--ttl", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Let it expire.")
+ttl_option = click.option("--ttl", type=Number(min=0, min_open=True), metavar="SECONDS", help="Let it expire.")
 json_values_option = click.option("--json", "json_values", multiple=True, metavar="VALUE", help="An element as JSON; may be repeated.")
 
 
@@ -264,7 +265,7 @@ def hgetall(place: Place, key: str, output: str) -> int:
 @click.argument("prefix", default="")
 @click.option("--start", metavar="KEY", help="From this key on.")
 @click.option("--end", metavar="KEY", help="Up to this key, without it.")
-@click.option("--limit", type=click.IntRange(min=0), help="At most so many.")
+@click.option("--limit", type=Integer(min=0), help="At most so many.")
 @click.option("--reverse", is_flag=True, help="Greatest key first.")
 @click.option("--type", "types", multiple=True, type=click.Choice(TYPES), help="Only this type; may be repeated.")
 @output_option
@@ -291,7 +292,7 @@ def scan(
 @click.command()
 @click.argument("prefix", default="")
 @click.option("--since", metavar="TOKEN", help="From after this token on, as an earlier watch printed it with -o json.")
-@click.option("--idle", "idle_s", type=click.FloatRange(min=0, min_open=True), help="End when nothing changed for so many seconds.")
+@click.option("--idle", "idle_s", type=Number(min=0, min_open=True), help="End when nothing changed for so many seconds.")
 @output_option
 @where_options
 def watch(place: Place, prefix: str, since: str | None, idle_s: float | None, output: str) -> int:

@@ -8,6 +8,7 @@ import click
 
 from crdtkv import interrupts
 from crdtkv.cli.errors import DONE, FAILED
+from crdtkv.cli.usage import Integer
 
 
 @click.command()
@@ -20,7 +21,7 @@ from crdtkv.cli.errors import DONE, FAILED
     help="Where to write index.html and report.json.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the edits.")
-@click.option("--airports", type=click.IntRange(min=100), default=None, help="Load only so many airports.")
+@click.option("--airports", type=Integer(min=100), default=None, help="Load only so many airports.")
 def demo(keep: bool, out: Path, seed: int, airports: int | None) -> int:
     """Three regions replicate a real data set, conflict, are cut apart, heal, and prove that they converged.
 

@@ -9,6 +9,7 @@ import click
 from crdtkv.cli.errors import DONE, FAILED
 from crdtkv.cli.output import JSON, emit, emit_json, output_option, plain, table
 from crdtkv.cli.place import Place, where_options
+from crdtkv.cli.usage import Integer
 
 if TYPE_CHECKING:
     from crdtkv.results import PeerLag, Status
@@ -34,7 +35,7 @@ def explain(place: Place, key: str, output: str) -> int:
 
 @click.command()
 @click.argument("prefix", default="")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the newest so many.")
+@click.option("--limit", type=Integer(min=1), help="Only the newest so many.")
 @output_option
 @where_options
 def conflicts(place: Place, prefix: str, limit: int | None, output: str) -> int:

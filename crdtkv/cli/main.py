@@ -17,6 +17,7 @@ from typing import Final
 import click
 
 from crdtkv.cli.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, UNAVAILABLE, describe, exit_status, one_line
+from crdtkv.cli.usage import Group
 from crdtkv.errors import CrdtkvError
 from crdtkv.version import VERSION
 
@@ -78,7 +79,7 @@ _SECTIONS: Final[tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...]] = (
 """Section → (name, module:attribute below `crdtkv.cli`, help). A command whose module does not exist is not there."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that knows its commands by name and imports one when it is called."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crdtkv.cli.usage import Number
 from crdtkv.cluster.control import ClusterFile, ClusterNotRunningError
 from crdtkv.cluster.spec import DEFAULT_DIRECTORY, check_known
 from crdtkv.errors import CrdtkvError
@@ -72,7 +73,7 @@ def _where(command: Callable[..., Any], *, needed: bool) -> Callable[..., Any]:
     @click.option("--at", "at", metavar="HOST:PORT[,…]", help="Nodes to talk to, in this order (or CRDTKV_AT).")
     @click.option("--region", metavar="R", shell_complete=complete_region, help="A region of the local cluster in --dir.")
     @directory_option
-    @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True, help="Seconds.")
+    @click.option("--timeout", "timeout_s", type=Number(min=0, min_open=True), default=5.0, show_default=True, help="Seconds.")
     @click.option("--tls-ca", type=click.Path(), help="Speak TLS and trust who this certificate (PEM) signed.")
     @click.option("--tls-cert", type=click.Path(), help="Our certificate (PEM), for nodes that ask for one.")
     @click.option("--tls-key", type=click.Path(), help="Its key (PEM).")

@@ -14,6 +14,7 @@ import click
 from crdtkv.cli.errors import DONE
 from crdtkv.cli.output import emit, from_json, to_json
 from crdtkv.cli.place import Place, where_options
+from crdtkv.cli.usage import Group
 from crdtkv.errors import ConfigError, InvalidValueError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from crdtkv.core.causality import VersionVector
 
 
-@click.group(no_args_is_help=True)
+@click.group(cls=Group, no_args_is_help=True)
 def recover() -> None:
     """Save what a directory wrote that the cluster will not take: one branch of a fork, a removed region.
 

@@ -12,6 +12,7 @@ import click
 from crdtkv.cli.errors import DONE, UNAVAILABLE
 from crdtkv.cli.output import JSON, emit, emit_json, output_option, table
 from crdtkv.cli.place import Place, where_options
+from crdtkv.cli.usage import Group, Number
 from crdtkv.errors import ConfigError, RegionUnavailableError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def _node(place: Place) -> Iterator[NodeSide]:
         return
 
 
-@click.group()
+@click.group(cls=Group)
 def region() -> None:
     """The members of the cluster, changed while it serves: ask any node that stays.
 
@@ -58,7 +59,7 @@ def list_regions(place: Place, output: str) -> int:
         return DONE
     table(
         ("region", "state", "address", "link", "commits", "incarnations ended"),
-        [(r.region, _state(r), r.address, _link(reply, r), sum(a.seq for a in r.applied), len(r.closed)) for r in reply.regions],
+        [(r.region, _state(r), r.address or None, _link(reply, r), sum(a.seq for a in r.applied), len(r.closed)) for r in reply.regions],
     )
     return DONE
 
@@ -121,7 +122,7 @@ def add(place: Place, output: str, name: str, address: str) -> int:
 @region.command()
 @click.argument("name", metavar="R")
 @click.option("--wait/--no-wait", default=True, help="Wait until it is drained.  [default: wait]")
-@click.option("--within", "within_s", type=click.FloatRange(min=0), default=600.0, show_default=True, help="Seconds to wait.")
+@click.option("--within", "within_s", type=Number(min=0), default=600.0, show_default=True, help="Seconds to wait.")
 @output_option
 @where_options
 def drain(place: Place, output: str, name: str, wait: bool, within_s: float) -> int:

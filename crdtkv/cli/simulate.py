@@ -10,6 +10,7 @@ import click
 
 from crdtkv.cli.errors import DONE, FAILED
 from crdtkv.cli.output import JSON, emit, emit_json, output_option
+from crdtkv.cli.usage import Integer
 
 if TYPE_CHECKING:
     from crdtkv.simulation.case import Case
@@ -50,11 +51,11 @@ def _faults(_: click.Context, __: click.Parameter, text: str) -> frozenset[str]:
 
 
 @click.command()
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first seed.")
-@click.option("--seeds", type=click.IntRange(min=1), help="How many seeds, from the first one on. [default: 1]")
+@click.option("--seed", type=Integer(min=0), default=0, show_default=True, help="The first seed.")
+@click.option("--seeds", type=Integer(min=1), help="How many seeds, from the first one on. [default: 1]")
 @click.option("--scenario", type=click.Choice([*SCENARIOS, ALL]), default=ALL, help="What to be biased to; all: one after another.")
-@click.option("--regions", type=click.IntRange(REGIONS_MIN, REGIONS_MAX), help="How many regions. [default: as the seed draws]")
-@click.option("--ops", type=click.IntRange(1, OPS_MAX), help="How many client requests. [default: as the seed draws]")
+@click.option("--regions", type=Integer(REGIONS_MIN, REGIONS_MAX), help="How many regions. [default: as the seed draws]")
+@click.option("--ops", type=Integer(1, OPS_MAX), help="How many client requests. [default: as the seed draws]")
 @click.option("--faults", default=ALL, callback=_faults, metavar="all|none|LIST", help=f"What may go wrong: {', '.join(FAULTS)}.")
 @click.option(
     "--mode", type=click.Choice(MODES), help="safety: faults never stop. liveness: they do, and all becomes equal. [default: as drawn]"

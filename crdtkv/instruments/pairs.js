@@ -30,9 +30,13 @@ function cdfChart() {
     for (const v of ticks(max, w < 560 ? 4 : 8)) g.append(s("text", {x: x(v), y: B + 18, "text-anchor": "middle"}, v));
     g.append(s("text", {x: Rr, y: B + 34, "text-anchor": "end"}, "lag in ms: write due → seen by a watcher"));
     const delays = R.cluster.one_way_ms.filter(l => l.ms > 0), at = delays.map(l => x(l.ms)).sort((a, b) => a - b), tight = at.some((v, i) => i && v - at[i - 1] < 112);
-    for (const l of delays) {
-      const c = hue(...l.between);
-      g.append(s("line", {x1: x(l.ms), x2: x(l.ms), y1: T - 4, y2: B, stroke: c, "stroke-width": 1.5, "stroke-dasharray": "2 3"}), s("text", {x: x(l.ms), y: T - 10, "text-anchor": "middle", style: `fill:${c};font-weight:600`}, tight ? l.ms : `${l.between.join("–")} delay ${l.ms}`));
+    let free = 0;  // from where on a label meets no other; what has none stands in the table
+    for (const l of delays.sort((a, b) => a.ms - b.ms)) {
+      const c = hue(...l.between), text = tight ? String(l.ms) : `${l.between.join("–")} delay ${l.ms}`, half = 3.6 * text.length;
+      g.append(s("line", {x1: x(l.ms), x2: x(l.ms), y1: T - 4, y2: B, stroke: c, "stroke-width": 1.5, "stroke-dasharray": "2 3"}));
+      if (x(l.ms) - half < free) continue;
+      g.append(s("text", {x: x(l.ms), y: T - 10, "text-anchor": "middle", style: `fill:${c};font-weight:600`}, text));
+      free = x(l.ms) + half + 3;
     }
     for (const p of known) if (!hidden.has(p.key)) {
       const pts = [[x(p.cdf[0][0]), y(0)], ...p.cdf.filter(c => c[0] <= max).map(c => [x(c[0]), y(c[1])])];

@@ -353,3 +353,24 @@ def test_a_table_too_wide_is_told_cell_by_cell(monkeypatch: pytest.MonkeyPatch, 
         output.table(("peer", "link", "lag", "last heard"), [("eu", "x" * 30, "y" * 30, "z" * 30), ("ap", 1, 2, None)])
         said = capsys.readouterr().out
         assert ("peer        eu\nlink        xxx" in said) == ("last heard  –\n" in said) == (width == 70)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["clutser", "up"], "crdtkv: No such command 'clutser', perhaps 'cluster'; see `crdtkv --help`\n"),
+        (["cluster", "stauts"], "crdtkv: No such command 'stauts', perhaps 'status'; see `crdtkv cluster --help`\n"),
+        (["frobnicate"], "crdtkv: No such command 'frobnicate'; see `crdtkv --help`\n"),
+        (["put", "k", "v", "--ttl", "soon"], "crdtkv: Invalid value for '--ttl': 'soon' is not a valid number; see `crdtkv put --help`\n"),
+    ],
+    ids=lambda x: x[0] if isinstance(x, list) else "",
+)
+def test_what_is_mistyped_is_told_in_plain_words(capsys: pytest.CaptureFixture[str], typed: list[str], said: str) -> None:
+    assert main(typed) == 2 and capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("group", ["cluster", "bench", "backup", "region", "recover"])
+def test_a_group_lists_its_commands_with_whole_sentences(capsys: pytest.CaptureFixture[str], group: str) -> None:
+    assert main([group, "--help"]) == 0
+    listed = capsys.readouterr().out.partition("Commands:\n")[2]
+    assert listed.count("\n") > 2 and "..." not in listed
