@@ -183,13 +183,13 @@ class Control:
         """The full form of a shown vector, as far as is known here. O(closed), O(1) while nothing is."""
         if not self._closed:
             return vv
-        seqs = dict(vv._seqs)
+        seqs, ends_at = vv._seqs.copy(), self._ends_at
         # A closing's own origin may be closed as well, by a later one: looked at in reverse, that one shows it first.
         changed = True
         while changed:
             changed = False
             for origin in reversed(self._closed):
-                seq = self._covered(origin, seqs)
+                seq = ends_at(origin, seqs)
                 if seq > seqs.get(origin, 0):
                     seqs[origin] = seq
                     changed = True
@@ -200,12 +200,16 @@ class Control:
         seqs = full._seqs if isinstance(full, VersionVector) else full
         if not self._closed:
             return full if isinstance(full, VersionVector) else VersionVector.adopt({o: n for o, n in seqs.items() if n > 0})
-        closed, covered = self._closed, self._covered
-        return VersionVector.adopt({o: n for o, n in seqs.items() if n > 0 and not (o in closed and covered(o, seqs) == n)})
+        closed, ends_at = self._closed, self._ends_at
+        return VersionVector.adopt({o: n for o, n in seqs.items() if n > 0 and not (o in closed and ends_at(o, seqs) == n)})
 
-    def _covered(self, origin: Origin, seqs: Mapping[Origin, int]) -> int:
+    def _ends_at(self, origin: Origin, seqs: Mapping[Origin, int]) -> int:
         """Where a closed origin ends, as far as a full vector covers its closings; 0 if it covers none."""
-        return max((c.seq for c in self._closed[origin] if seqs.get(c.by, 0) >= c.at), default=0)
+        end = 0
+        for seq, by, at in self._closed[origin]:  # in the order of the seqs
+            if seqs.get(by, 0) >= at:
+                end = seq
+        return end
 
     # -- what commits change ------------------------------------------------------------------------------------------
 

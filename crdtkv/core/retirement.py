@@ -53,11 +53,11 @@ class Retirement:
         replica, state = self._replica, self._replica.state
         now = replica.now_ms()
         end = EXPIRY_SPACE + (now + 1).to_bytes(8, "big")
-        members = sorted({*replica.control.show(replica.vv()), replica.origin})
         issued = size = 0
         # So many at a time, from where the last call stopped: the records of other regions' expiries may be many.
         found = list(islice(state.scan(self._from, end), EXPIRIES_LOOKED_AT_MAX))
         self._from = EXPIRY_SPACE if len(found) < EXPIRIES_LOOKED_AT_MAX else found[-1][0] + b"\x00"
+        members = sorted({*replica.control.show(replica.vv()), replica.origin}) if found else []
         for where, _ in found:
             if issued == limit or size >= replica.settings.commit_bytes_max // 2:
                 self._from = where

@@ -188,10 +188,9 @@ class Membership:
         met = self._met.get(region_of(origin))
         if met is not None and met not in self._present and generation_of(met) > generation_of(origin):
             return True
-        return any(
-            region_of(o) == region_of(origin) and o != origin and generation_of(o) >= generation_of(origin)
-            for o in self._open((*self._port.vv(), *self._reports))
-        )
+        region, generation = region_of(origin), generation_of(origin)
+        same = [o for o in (*self._port.vv().origins(), *self._reports) if region_of(o) == region and o != origin]
+        return any(generation_of(o) >= generation for o in self._open(same))
 
     def rests_on(self, vv: VersionVector, durable: VersionVector) -> object:
         """What `review` looks at of these vectors: while it is equal, and so is everything else that was given, told and agreed, another

@@ -113,6 +113,7 @@ class Session:
     ) -> None:
         self._port = port
         self._settings = settings
+        self._dead_after_ms = settings.dead_after_ms  # at hand: it is asked at each turn
         self._tail = tail
         self._wall_ms = wall_ms
         self._is_former = is_former
@@ -253,9 +254,13 @@ class Session:
             moved = vv.seq(peer) != self._vv.seq(peer) or durable.seq(peer) != self._durable.seq(peer)
             if moved or (self.relay in (Relay.ASKED, Relay.OPEN) and (vv != self._vv or durable != self._durable)):
                 self._ack.note(self._now)
-        self._vv, self._durable, self._quiet = vv, durable, None
-        self.own_in.advance(vv)
-        self.relay_in.advance(vv)
+                self._quiet = None
+        self._vv, self._durable = vv, durable
+        if self.is_waiting:
+            self.own_in.advance(vv)
+            self.relay_in.advance(vv)
+            self._quiet = None
+        # Else what was committed here, or came from others, does not concern this link: what of it may leave, `ready` finds out by itself.
 
     def settle(self, relayed: bool, frames: Sequence[Frame]) -> None:
         """The frames of one message were applied, or are held: their sender may go on. Precedes `advance`."""
@@ -329,14 +334,16 @@ class Session:
             out.append(self._hello())
         if self.state is not State.LIVE:
             return tuple(out), self._heard_ms + self._settings.hello_timeout_ms, ()
-        out.extend(self._pending.values())
-        show = self._port.control.show
+        if self._pending:
+            out.extend(self._pending.values())
+        now, show = self._now, self._port.control.show
         plans: list[Plan] = []
         of_streams: list[Message] = []
-        wake_at_ms = float("inf")
-        if self.own_out.has_more or self.relay_out.is_open:
+        deadlines = [self._heard_ms + self._dead_after_ms]
+        if self.relay_out.is_open or self.own_out.has_more:
             plans, of_streams, wake_at_ms = self._plan_streams()
-        ack_due = self._ack.due_ms <= self._now + TIMER_MS
+            deadlines.append(wake_at_ms)
+        ack_due = self._ack.due_ms <= now + TIMER_MS
         carrier = None
         if of_streams and ACK_WITH_FRAMES in self.features:
             carrier = next((i for i, m in enumerate(of_streams) if isinstance(m, Frames)), None)
@@ -350,19 +357,22 @@ class Session:
             out.append(Credit(self.own_in.next_grant, self.relay_in.next_grant))
         if self._reply is not None:
             number, received_wall_ms, received_ms = self._reply
-            out.append(HeartbeatReply(number, int(received_wall_ms * 1000), int((self._now - received_ms) * 1000)))
-        wake_at_ms = min(wake_at_ms, self._heard_ms + self._settings.dead_after_ms)
+            out.append(HeartbeatReply(number, int(received_wall_ms * 1000), int((now - received_ms) * 1000)))
         if not ack_due:
-            wake_at_ms = min(wake_at_ms, self._ack.due_ms)
-        if self._heartbeat_at_ms <= self._now:
-            wall_us = max(0, int(self._wall_ms() * 1000))
-            # Settling a digest costs the replica work: only when it is idle, and in the first heartbeat.
-            digest = self._port.digest() if self._beat_vv in (None, self._vv) else None
-            told = None if digest is None else (show(digest[0]), digest[1])
-            out.append(Heartbeat(self._heartbeat_number, wall_us, show(self._vv), self._port.hlc(), told))
+            deadlines.append(self._ack.due_ms)
+        if self._heartbeat_at_ms <= now:
+            out.append(self._heartbeat())
         else:
-            wake_at_ms = min(wake_at_ms, self._heartbeat_at_ms)
-        return (*out, *of_streams), wake_at_ms, tuple(plans)
+            deadlines.append(self._heartbeat_at_ms)
+        return (*out, *of_streams), min(deadlines), tuple(plans)
+
+    def _heartbeat(self) -> Heartbeat:
+        # Settling a digest costs the replica work: only when it is idle, and in the first heartbeat.
+        show = self._port.control.show
+        digest = self._port.digest() if self._beat_vv in (None, self._vv) else None
+        told = None if digest is None else (show(digest[0]), digest[1])
+        wall_us = max(0, int(self._wall_ms() * 1000))
+        return Heartbeat(self._heartbeat_number, wall_us, show(self._vv), self._port.hlc(), told)
 
     def _plan_streams(self) -> tuple[list[Plan], list[Message], float]:
         """What both streams are to send now, and when to look again; infinity: when something changes."""

@@ -144,6 +144,7 @@ class SimulatedEngine:
         self.records: SortedDict[bytes, bytes] = SortedDict()
         self.get = self.records.get
         self.folds: list[dict[bytes, bytes]] = [{}]
+        """The last one is what `records` holds. As plain dicts: to copy the order of the keys each time would cost more than the rest."""
         self.is_full = False
         self._touched: dict[bytes, None] = {}
 
@@ -153,13 +154,15 @@ class SimulatedEngine:
     def write(self, batch: Mapping[bytes, bytes | None]) -> None:
         if self.is_full:
             raise DiskFullError("the simulated engine has no room")
+        after = self.folds[-1].copy()
         for key, record in batch.items():
             if record is None:
                 self.records.pop(key, None)
+                after.pop(key, None)
             else:
-                self.records[key] = record
+                self.records[key] = after[key] = record
         self._touched.update(dict.fromkeys(batch))
-        self.folds.append(dict(self.records))
+        self.folds.append(after)
         del self.folds[:-FOLDS_KEPT]
 
     def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -184,7 +187,7 @@ class SimulatedEngine:
     def copy(self) -> SimulatedEngine:
         """What a copy of the directory holds: the last batch."""
         twin = SimulatedEngine()
-        twin.folds = [dict(self.records)]
+        twin.folds = [self.folds[-1]]
         twin.records.update(self.records)
         return twin
 

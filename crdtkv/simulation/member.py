@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from crdtkv.core.causality import Dot, Origin, VersionVector, make_origin, next_generation
 from crdtkv.core.clock import HybridClock
-from crdtkv.core.codec import TYPE_NAMES
+from crdtkv.core.codec import TYPE_NAMES, successor
 from crdtkv.core.control import Steering
 from crdtkv.core.frame import Frame
 from crdtkv.core.install import Installed
@@ -389,9 +389,9 @@ class Member:
     def _drop(self, retention: Retention, due: Due) -> None:
         # A round that the engine's disk stops half-way is due again, but has changed what replay is compared with.
         if due.position and not self.engine.is_full:
-            before = self.engine.records.copy()
+            before = [key for key, _ in self.engine.scan(DEAD_SPACE, successor(DEAD_SPACE))]
             retention.run(due)
-            self._world.rare["dead_runs_dropped"] += sum(1 for key in before if key[:1] == DEAD_SPACE and key not in self.engine.records)
+            self._world.rare["dead_runs_dropped"] += sum(1 for key in before if key not in self.engine.records)
             self._released()
 
     # -- the I/O around the drive loop ----------------------------------------------------------------------------

@@ -222,23 +222,22 @@ def place_of(operation: Operation) -> Place:
 def live_writes(seen: list[tuple[Commit, Operation]]) -> tuple[Live, ...]:
     """A slot: the writes that nothing visible has superseded."""
     named = {dot for _, op in seen if isinstance(op, Expire) for dot in op.dots}
-    superseding = [commit for commit, op in seen if isinstance(op, Write | Remove | Clear)]
+    # The latest first: one of them has seen nearly every write.
+    superseding = [commit.past for commit, op in reversed(seen) if isinstance(op, Write | Remove | Clear)]
     return tuple(
         sorted(
             Live(commit.dot, commit.hlc, op.value, op.expiry)
             for commit, op in seen
-            if isinstance(op, Write) and commit.dot not in named and not any(later.past.covers(commit.dot) for later in superseding)
+            if isinstance(op, Write) and commit.dot not in named and not any(past.covers(commit.dot) for past in superseding)
         )
     )
 
 
 def live_amounts(seen: list[tuple[Commit, Operation]]) -> dict[Dot, int]:
     """A counter: the increments that no visible reset had seen."""
-    resets = [commit for commit, op in seen if isinstance(op, Reset)]
+    resets = [commit.past for commit, op in reversed(seen) if isinstance(op, Reset)]
     return {
-        commit.dot: op.amount
-        for commit, op in seen
-        if isinstance(op, Increment) and not any(reset.past.covers(commit.dot) for reset in resets)
+        commit.dot: op.amount for commit, op in seen if isinstance(op, Increment) and not any(past.covers(commit.dot) for past in resets)
     }
 
 
