@@ -33,6 +33,7 @@ SCENARIOS: Final = (
     "snapshot",
     "removals",
     "losses",
+    "churn",
     "disks",
 )
 FAULTS: Final = ("absences", "clocks", "connections", "crashes", "cuts", "disks", "slow", "truncations")

@@ -71,13 +71,18 @@ class Incoming(NamedTuple):
 class Installer:
     """One install of one snapshot into one replica, whose clears are done.
 
+    Args:
+        begun: it had begun before the process died. It was allowed then; what ended an origin since (a closing that had waited for it,
+            applied behind it) must not keep it from being finished: the state is half of each until it is.
     Raises:
         CorruptionError: a fork. WrongClusterError: another cluster's. StorageError: it holds commits of this replica's own that
             this replica has lost. RegionRemovedError: it holds what an origin wrote after it was closed or frozen. Nothing changed.
     """
 
-    def __init__(self, replica: Replica, theirs: Incoming, changed: Callable[[Touched], None] | None = None) -> None:
-        _check(replica, theirs)
+    def __init__(
+        self, replica: Replica, theirs: Incoming, changed: Callable[[Touched], None] | None = None, *, begun: bool = False
+    ) -> None:
+        _check(replica, theirs, begun=begun)
         assert not replica.purges, "clears are done before an install"
         self._replica = replica
         self._theirs = theirs
@@ -233,7 +238,7 @@ def install(replica: Replica, theirs: Snapshot, changed: Callable[[Touched], Non
     return installer.finish()
 
 
-def _check(replica: Replica, theirs: Incoming) -> None:
+def _check(replica: Replica, theirs: Incoming, *, begun: bool = False) -> None:
     if (theirs.cluster, theirs.shard) != (replica.cluster, replica.shard):
         raise WrongClusterError(
             f"a snapshot of cluster {theirs.cluster!r} shard {theirs.shard} came to cluster {replica.cluster!r} shard {replica.shard}: "
@@ -253,7 +258,7 @@ def _check(replica: Replica, theirs: Incoming) -> None:
         )
     for origin, seq in theirs.vv.items():
         limit = replica.control.limit(origin)
-        if limit is not None and seq > limit:
+        if limit is not None and seq > limit and not begun:
             raise RegionRemovedError(removed_text(origin, limit), origin=origin, seq=seq, limit=limit)
         last, ours = replica.last_hash(origin)
         if 0 < seq == last and theirs.hashes[origin] != ours:

@@ -214,13 +214,12 @@ class Clients:
 
     # -- at the end -----------------------------------------------------------------------------------------------
 
-    def judge(self) -> str | None:
-        """What the recorded history breaks, of what clients are promised."""
+    def judge(self, *, convergent: bool) -> str | None:
+        """What the recorded history breaks, of what clients are promised. `convergent`: no write was stamped below one that it had seen."""
         history = checkers.History(self.transactions)
-        for check in (checkers.session_guarantees, checkers.atomic_visibility, checkers.causal_consistency):
-            for anomaly in check(history):
-                return f"clients saw what may not be: {anomaly}"
-        return None
+        anomalies = checkers.session_guarantees(history) + checkers.atomic_visibility(history, convergent=convergent)
+        anomalies += (checkers.causal_convergence if convergent else checkers.causal_consistency)(history)
+        return f"clients saw what may not be: {anomalies[0]}" if anomalies else None
 
     def waits_for(self, member: Member) -> str | None:
         """A session that could not go on at this replica."""

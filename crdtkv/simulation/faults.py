@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from crdtkv.core.causality import Origin
 from crdtkv.core.control import MemberState, member_delta
-from crdtkv.errors import CorruptionError, DiskFullError, RegionRemovedError
+from crdtkv.errors import CorruptionError, DiskFullError, RegionRemovedError, StorageError
 from crdtkv.simulation.filed_log import FiledLog
 from crdtkv.simulation.options import REGIONS, Options
 
@@ -31,7 +31,7 @@ class Faults:
         self.leaving: set[int] = set()
         """Members that are being drained."""
         self.forced: set[int] = set()
-        """Members that were removed as if they were dead."""
+        """Members that were removed as if they were dead, or that came back as from before it: what they take is lost."""
 
     @property
     def options(self) -> Options:
@@ -227,12 +227,15 @@ class Faults:
         else:
             world.rare["new_incarnation"] += 1
             world.auditor.renewed(member)
-        # Nobody gets back what was on lost disks only; nothing else may be lost.
-        kept = [m.log.vv() for m in world.members]
-        world.auditor.kept(kept)
-        gone = {dot for dot in world.acknowledged if not any(vv.covers(dot) for vv in kept)}
-        world.rare["acknowledged_and_lost"] += bool(gone)
-        world.acknowledged -= gone
+        world.auditor.kept([m.log.vv() for m in world.members])
+        self._count_gone()
+
+    def _count_gone(self) -> None:
+        """Nobody gets back what was on lost disks, and those of removed regions, only; nothing else may be lost."""
+        kept = [m.log.vv() for m in self.world.survivors]
+        gone = {dot for dot in self.world.acknowledged if not any(vv.covers(dot) for vv in kept)}
+        self.world.rare["acknowledged_and_lost"] += bool(gone)
+        self.world.acknowledged -= gone
 
     def leave(self) -> None:
         """A region is away: stopped, or cut off from all; while it is, the others drop what it lacks from their logs."""
@@ -313,6 +316,9 @@ class Faults:
         else:
             member.roll_back_log(dice.below(member.log.end() + 1))
         world.rare[kind] += 1
+        if member.index in world.removed:
+            world.rare["removed_and_forgot_it"] += 1
+            self.forced.add(member.index)
         world.trace("lose", member.index, kind, member.log.end())
         world.after(dice.between(5, 400), self.restart, member, before)
 
@@ -412,25 +418,28 @@ class Faults:
         world.trace("remove", victim.index, by.index, forced)
         if forced:
             self._removed(victim, by)
-        elif by.record([member_delta(victim.region, MemberState.DRAINING, "", by.machine.control.next_epoch())]):
+            return None
+        self.leaving.add(victim.index)
+        world.after(50, self._drained, victim, by)  # first: this step may end with a process that its disk has failed
+        if by.record([member_delta(victim.region, MemberState.DRAINING, "", by.machine.control.next_epoch())]):
             world.rare["region_drained"] += 1
-            self.leaving.add(victim.index)
-            world.after(50, self._drained, victim, by)
+        else:
+            self.leaving.discard(victim.index)
         return None
 
     def _drained(self, victim: Member, by: Member) -> None:
         """Once it says that all others have what it has, it goes. Whom the operator asked may have a clock that refuses, or a disk that
         fails it in the middle: then another is asked, or the same again; and what it recorded may lose against another's record."""
         world = self.world
-        if victim.index in world.removed:
+        if victim.index in world.removed or victim.index not in self.leaving:
             return world.idle()
-        world.after(50, self._drained, victim, by)  # first: this step may end with a process that its disk has failed
+        world.after(50, self._drained, victim, by)  # first, as above
         for asked in (by, *(m for m in world.survivors if m not in (by, victim))):
             if asked.is_up:
                 if asked.machine.control.is_removed(victim.region):
                     return self._gone(victim, asked)
                 record = asked.machine.control.members.get(victim.region)
-                if record is not None and record.state == MemberState.ACTIVE:  # it was added at the same moment, by whoever's record counts
+                if record is None or record.state == MemberState.ACTIVE:  # it was lost with a disk, or that of its being added counts
                     asked.record([member_delta(victim.region, MemberState.DRAINING, "", asked.machine.control.next_epoch())])
                     return None
                 standings = asked.drive.membership.standings(asked.machine.vv())
@@ -440,8 +449,12 @@ class Faults:
         return world.idle()
 
     def _removed(self, victim: Member, by: Member) -> bool:
-        if not by.record([member_delta(victim.region, MemberState.REMOVED, "", by.machine.control.next_epoch())]):
-            return False
+        try:
+            if not by.record([member_delta(victim.region, MemberState.REMOVED, "", by.machine.control.next_epoch())]):
+                return False
+        except StorageError:  # nobody knows whether it is on the disk: the operator looks again, until it is
+            self._gone(victim, by)
+            raise
         self._gone(victim, by)
         return True
 
@@ -451,8 +464,26 @@ class Faults:
         world.trace("removed", victim.index, by.index)
         world.removed.add(victim.index)
         world.auditor.removed_regions.add(victim.region)
-        if victim.machine.replica.refusal is None:
+        if victim.machine.replica.refusal is None or (self.loses and not victim.is_up):
             self.forced.add(victim.index)
+        if self.loses:
+            self._count_gone()
+        world.after(200, self._confirm, victim)
+
+    def _confirm(self, victim: Member) -> None:
+        """The operator looks again: a removal may be lost with a disk, or count for less than a record of that moment which adds it."""
+        world = self.world
+        world.idle()
+        world.after(200, self._confirm, victim)
+        asked = [m for m in world.survivors if m.is_up]
+        if any(m.machine.control.is_removed(victim.region) for m in asked):
+            return
+        for by in asked:
+            if by.record([member_delta(victim.region, MemberState.REMOVED, "", by.machine.control.next_epoch())]):
+                world.rare["removed_again"] += 1
+                world.trace("removed", victim.index, by.index)
+                self.forced.add(victim.index)
+                return
 
     def add(self) -> None:
         """A region is added: it begins with nothing, and the others dial it."""
@@ -465,7 +496,7 @@ class Faults:
         world.rare["region_added"] += 1
         world.trace("add", newcomer.index, by.index)
         newcomer.start()
-        by.record([member_delta(newcomer.region, MemberState.ACTIVE, "", by.machine.control.next_epoch())])
         for member in world.members[:-1]:
             member.meet(newcomer)
+        by.record([member_delta(newcomer.region, MemberState.ACTIVE, "", by.machine.control.next_epoch())])
         return None

@@ -257,6 +257,16 @@ def _snapshot(options: Options) -> Options:
     )  # fmt: skip
 
 
+def _churn(options: Options) -> Options:
+    """Regions added, drained and removed while logs forget what others lack, installs are cut short, and directories are put back."""
+    replication = replace(options.replication, tail_bytes_max=300, snapshot_chunk_bytes=100, snapshot_window=1 + options.keys)
+    return replace(
+        options, regions=max(3, min(4, options.regions)), replication=replication, removals=1, additions=1, losses=0.4, crashes=0.5,
+        beyond=True, truncations=4.0, install_crashes=0.1, beside=True, hop=0.9, transactions=32, absences=4, late=options.grain_ms > 1,
+        filed=False, errors=0.0, core_min=0, safety=False,
+    )  # fmt: skip
+
+
 def _losses(options: Options) -> Options:
     """Disks that are put back, lost or rolled back, and power that fails: replicas that must not go on under their old ids."""
     return replace(
@@ -305,6 +315,7 @@ SCENARIOS: Final = {
     "snapshot": _snapshot,
     "removals": _removals,
     "losses": _losses,
+    "churn": _churn,
     "disks": _disks,
 }
 """What each scenario is biased to; the seed draws the rest."""

@@ -117,6 +117,11 @@ class History:
         seq = vv.seq
         return [pair for place in places for pair in self.at.get(place, ()) if pair[0].dot[1] <= seq(pair[0].dot[0])]
 
+    def last_stamp(self, vv: VersionVector) -> int:
+        """The highest stamp of a commit that a vector covers: those of one origin go up."""
+        commits = self.commits
+        return max((commits[dot].hlc for dot in map(Dot._make, vv.items()) if dot in commits), default=0)
+
     # The same commits are visible at many replicas and for many steps: each combination is judged once.
 
     def live(self, vv: VersionVector, slot: Slot) -> tuple[Live, ...]:

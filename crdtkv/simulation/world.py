@@ -194,6 +194,7 @@ class World:
         self.trace("commit", commit.dot, commit.hlc)
         self.rare["equal_stamps"] += commit.hlc in self._stamps
         self._stamps.add(commit.hlc)
+        self.rare["stamped_below_its_past"] += commit.hlc <= self.history.last_stamp(commit.past)
         self.auditor.committed(member, commit)
 
     def acknowledge(self, member: Member, dots: Sequence[Dot]) -> None:
@@ -299,6 +300,7 @@ class World:
                 if member.index not in self.faults.leaving and not self.clients.probe(member):
                     raise Violation(f"{member.region} takes no writes 1 s after everything healed")
                 self._probed.add(member.index)
+                self.rare["probed"] += 1
                 self.changed(member)
         self.idle()
 
@@ -343,8 +345,10 @@ class World:
 
     def _judge_clients(self) -> None:
         if self._is_nothing_lost():
+            convergent = not self.rare["stamped_below_its_past"]
             self.rare["histories_judged"] += 1
-            if (anomaly := self.clients.judge()) is not None:
+            self.rare["convergence_judged"] += convergent
+            if (anomaly := self.clients.judge(convergent=convergent)) is not None:
                 raise Violation(anomaly)
 
     def _is_equal(self) -> bool:

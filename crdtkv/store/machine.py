@@ -692,7 +692,7 @@ class Machine:
         if staging.is_marked:  # it was allowed when it began: what limits had risen to by then was in memory only
             for origin in [o for o in incoming.vv if o in replica.control.frozen]:
                 replica.raise_limit(origin, incoming.vv.seq(origin))
-        installer = Installer(replica, incoming, changed)
+        installer = Installer(replica, incoming, changed, begun=staging.is_marked)
         try:
             log.sync()
             self.fold()

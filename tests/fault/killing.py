@@ -264,6 +264,7 @@ def found(store: crdtkv.Store, writers: int) -> dict[str, Any]:
         replayed = told and told[1]
     return {
         "origin": store.origin,
+        "reason": store.incarnation_reason,
         "seq": store.vv().seq(store.origin),
         "digest": digest,
         "computed": f"{snapshot_of(machine.replica).digest():032x}",

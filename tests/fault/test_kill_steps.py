@@ -108,7 +108,7 @@ class Lives:
     def _judge(self, found: dict[str, object]) -> None:
         """What a life finds is what the ones before it were told that they had written."""
         self.origin = self.origin or str(found["origin"])
-        assert found["origin"] == self.origin, "a killed process has cost an incarnation"
+        assert found["origin"] == self.origin, f"a killed process has cost an incarnation: {found['reason']}"
         assert isinstance(found["seq"], int) and found["seq"] >= self.seq, f"{self.seq} was acknowledged, {found['seq']} is there"
         assert found["digest"] == found["computed"]
         assert found["replayed"] in (None, found["digest"])

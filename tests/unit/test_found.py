@@ -230,6 +230,44 @@ def test_an_install_that_had_begun_was_refused_after_a_restart() -> None:
     assert again.vv() == eu.vv() and again.digest() == eu.digest()
 
 
+def test_a_closing_that_had_waited_for_a_snapshot_kept_its_install_from_being_finished() -> None:
+    """ap lost its disk, and took a snapshot of eu, which had not heard that us was removed and had more of it than the others had agreed
+    on. A frame of ca with the closing of us had waited at ap for what the snapshot brought, and was applied right behind it. Then ap was
+    killed, before it had noted that the install was done: the next process held the snapshot against that closing, and did not open again.
+    """
+    at_us, eu_log, ca_log = replica("us"), SimulatedLog(), SimulatedLog()
+    first, second = (commit(at_us, [DeltaKind.REGISTER_PUT, f"k{n}", encode_value(n)]) for n in (1, 2))
+    eu = machine("eu", eu_log)
+    eu.apply([first])
+    eu.transact([[DeltaKind.REGISTER_PUT, "eu", encode_value(0)]])
+    eu.seal()
+    ca = machine("ca", ca_log)
+    ca.apply(eu_log.frames)
+    ca.commit_control([close_delta(at_us.origin, 1)])
+    closing = ca_log.frames[-1]
+    eu.apply([second])
+    log, engine, staging = SimulatedLog(), SimulatedEngine(), MemoryStaging()
+    ap = machine("ap", log, engine)
+    assert ap.apply([closing]).held == 1
+    source, link = Snapshots(eu, MemoryStaging()).open(), b""
+    cursor: bytes | None = b""
+    while cursor is not None:
+        data, cursor = source.read(cursor, 1 << 20)
+        staging.append(data, link := next_link(link, data))
+
+    def killed(step: str) -> None:
+        if step == "installed":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ap.install(staging, killed)
+    assert ap.control.last(at_us.origin) == 1 < ap.vv().seq(at_us.origin)
+    again = machine("ap", log, engine)
+    again.install(staging)
+    assert again.vv() == ap.vv() and not staging.is_marked
+    assert again.digest() == (ap.vv(), eu.digest()[1]), "a closing is no part of the state"
+
+
 def test_who_came_with_an_empty_disk_was_frozen_for_a_later_one_that_nobody_remembered() -> None:
     """ca had gone on as another incarnation, which wrote nothing and lost its disk, and begins at the first generation again. A link to the
     dead one was still thought live, so ap froze the new one. Then that link ended: nothing told of a later one any more, and ap answered
