@@ -788,7 +788,11 @@ class Machine:
         return vv
 
     def durable_vv(self) -> VersionVector:
-        """What is fsynced; the same object until that changes. O(frames fsynced since the last call)."""
+        """What is fsynced; the same object until that changes. O(frames fsynced since the last call).
+
+        To be asked before any of these frames is dropped. The log's floor does not tell what they were: where a process died between
+        raising it and the engine's batch of an install, it names what this replica never had.
+        """
         log = self.log
         synced = log.synced()
         if synced == log.end():
@@ -796,10 +800,6 @@ class Machine:
             self._durable_at = synced
         elif self._durable_at < synced:
             durable = dict(self._durable.items())
-            if self._durable_at < log.start():  # what was dropped was fsynced
-                self._durable_at = log.start()
-                for origin, seq in log.floor().items():
-                    durable[origin] = max(seq, durable.get(origin, 0))
             while self._durable_at < synced:
                 frames, self._durable_at = log.read(self._durable_at, bytes_max=REPLAY_BYTES, until=synced)
                 for frame in frames:

@@ -94,8 +94,12 @@ class Retention:
         """Have log and engine on the disk up to a position that was folded."""
         self._machine.flush(position)
 
+    def note_durable(self) -> None:
+        """Have it known what of the frames that may go is fsynced, while they are there (lock held)."""
+        self._machine.durable_vv()
+
     def drop(self, due: Due) -> None:
-        """Drop what is due and flushed."""
+        """Drop what is due and flushed; may run beside everything else. After `note_durable`."""
         machine = self._machine
         if due.position:
             self._forced |= set(due.forced)
@@ -107,4 +111,5 @@ class Retention:
         while cursor:
             cursor = self.forget(due, cursor)
         self.flush(self.fold())
+        self.note_durable()
         self.drop(due)

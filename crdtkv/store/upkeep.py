@@ -159,6 +159,8 @@ class Upkeep:
             store._open_for_reads()
             position = retention.fold()
         retention.flush(position)
+        with self._lock:
+            retention.note_durable()
         retention.drop(due)
 
     # -- the sent bound -------------------------------------------------------------------------------------------

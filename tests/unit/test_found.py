@@ -28,9 +28,11 @@ from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog, position_of
 from crdtkv.simulation.files import FaultyFiles
 from crdtkv.storage.log import FileLog
 from crdtkv.storage.memory_log import MemoryLog
+from crdtkv.storage.retention import Due, RetentionPolicy
 from crdtkv.storage.segments import RECORD_OVERHEAD
 from crdtkv.store.machine import Machine
 from crdtkv.store.reading import Reader
+from crdtkv.store.retention import Retention
 from crdtkv.store.snapshots import MemoryStaging, Snapshots
 from crdtkv.store.transaction import Transaction
 from tests.toy_replica import Network, ToyReplica
@@ -228,6 +230,30 @@ def test_an_install_that_had_begun_was_refused_after_a_restart() -> None:
     again = machine("ap", log, engine)
     again.install(staging)
     assert again.vv() == eu.vv() and again.digest() == eu.digest()
+
+
+def test_what_a_killed_merge_had_put_into_the_floor_was_called_fsynced_once_the_log_was_dropped() -> None:
+    """A process was killed while it merged a state, between raising the log's floor and the engine's batch. That is harmless by itself: the
+    state is not there, and was not acknowledged. But once the next process had dropped part of its log, it took what that part had held
+    from the floor: it told its peers, and noted for its next opening, that it had fsynced commits that it never had. Reopened, it found
+    fewer than noted, and took a new incarnation for a mere SIGKILL.
+    """
+    log = SimulatedLog()
+    log.reset_floor(VersionVector({make_origin("eu", 1, 0): 20}))
+    us = machine("us", log)
+
+    def write() -> None:
+        us.transact([[DeltaKind.REGISTER_PUT, "k", encode_value(0)]])
+        us.seal()
+
+    for _ in range(3):
+        write()
+    Retention(us, RetentionPolicy()).run(Due(3))
+    assert log.start() == 3
+    write()
+    log.sync()
+    write()
+    assert us.durable_vv() == VersionVector({us.origin: 4}) and us.commits_durable() == 4
 
 
 def test_a_closing_that_had_waited_for_a_snapshot_kept_its_install_from_being_finished() -> None:
