@@ -24,6 +24,8 @@ CHUNK_BYTES: Final = 8 << 20
 """About how much a chunk holds before it is compressed."""
 CHUNK_BYTES_MAX: Final = 64 << 20
 """What is longer uncompressed is not read: no chunk is."""
+ITEMS_MAX: Final = 8 << 20
+"""More byte strings no chunk holds."""
 LEVEL: Final = 1
 """Of compression: records shrink to a third or less at more than 100 MB/s; higher levels are several times slower for a tenth more."""
 CHECKSUM_BYTES: Final = 16
@@ -57,9 +59,17 @@ def decode_chunk(kind: bytes, data: bytes, where: str) -> list[bytes]:
         plain = unpacker.decompress(body, CHUNK_BYTES_MAX)
         if not unpacker.eof:
             raise CorruptionError(f"{where}: longer than any chunk", path=where)
+        if _announced(plain) > ITEMS_MAX:
+            raise CorruptionError(f"{where}: more items than any chunk holds", path=where)
         return _decode(plain)
     except (zlib.error, msgspec.DecodeError, ValueError) as e:
         raise CorruptionError(f"{where}: {e}", path=where) from e
+
+
+def _announced(plain: bytes) -> int:
+    """The length of the MessagePack array that data begins with, 0 if it is short or none: each item takes memory, however empty."""
+    width = {0xDC: 2, 0xDD: 4}.get(plain[0] if plain else 0, 0)
+    return int.from_bytes(plain[1 : 1 + width], "big")
 
 
 def checksum(data: bytes) -> bytes:

@@ -8,13 +8,13 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from crdtkv.backup.target import Target
 from crdtkv.core.causality import Origin, VersionVector, check_origin, region_of
-from crdtkv.core.clock import stamp, time_text
+from crdtkv.core.clock import STAMP_MAX, stamp, time_text
 from crdtkv.core.control import NOTHING_AGREED, Agreed
 from crdtkv.core.frame import CONTROL_FEATURE
 from crdtkv.errors import ConfigError, CorruptionError, CrdtkvError, IncompatibleFormatError
@@ -24,6 +24,41 @@ NAME: Final = "manifest.json"
 FULL: Final = "full"
 INCREMENTAL: Final = "incremental"
 KNOWN_FEATURES: Final = frozenset({CONTROL_FEATURE})
+
+
+_Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")]
+"""Of a backup or a file in it: a part of a path, and so nothing that leads elsewhere."""
+_Hex = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _File(msgspec.Struct):
+    name: _Name
+    bytes: _Count
+    checksum: _Hex
+    items: _Count
+
+
+class _Wire(msgspec.Struct):
+    """What is between the checksum and a `Manifest`."""
+
+    id: _Name
+    kind: Literal["full", "incremental"]
+    parent: _Name | None
+    cluster: str
+    shard: _Count
+    origin: str
+    vv: list[Any]
+    hashes: list[_Hex]
+    digest: _Hex
+    hlc: Annotated[int, msgspec.Meta(ge=0, le=STAMP_MAX)]
+    created_ms: Annotated[int, msgspec.Meta(ge=0, le=STAMP_MAX >> 16)]
+    records: _Count
+    frames: _Count
+    commits: _Count
+    files: list[_File]
+    version: str
+    control: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,31 +159,34 @@ class Manifest:
         try:
             plain = json.loads(data)
             if plain["format"] != FORMAT:
-                raise IncompatibleFormatError(f"{where}: format {plain['format']}, this version of crdtkv knows {FORMAT}: upgrade it")
+                text = f"{where}: format {plain['format']!r:.20}, this version of crdtkv knows {FORMAT}: upgrade it"
+                raise IncompatibleFormatError(text)
             unknown = [name for name in plain["requires"] if name not in KNOWN_FEATURES]
             if unknown:
-                raise IncompatibleFormatError(f"{where}: needs the feature {unknown[0]!r}, unknown to this version of crdtkv: upgrade it")
+                text = f"{where}: needs the feature {unknown[0]!r:.50}, unknown to this version of crdtkv: upgrade it"
+                raise IncompatibleFormatError(text)
             if plain.pop("checksum") != _checksum(plain):
                 raise CorruptionError(f"{where}: the checksum does not fit: it was changed", path=where)
-            vv = VersionVector.from_flat(plain["vv"])
+            wire = msgspec.convert(plain, _Wire)
+            vv = VersionVector.from_flat(wire.vv)
             return cls(
-                plain["id"],
-                plain["kind"],
-                plain["parent"],
-                plain["cluster"],
-                plain["shard"],
-                check_origin(plain["origin"]),
+                wire.id,
+                wire.kind,
+                wire.parent,
+                wire.cluster,
+                wire.shard,
+                check_origin(wire.origin),
                 vv,
-                {origin: bytes.fromhex(text) for origin, text in zip(vv, plain["hashes"], strict=True)},
-                plain["digest"],
-                plain["hlc"],
-                plain["created_ms"],
-                plain["records"],
-                plain["frames"],
-                plain["commits"],
-                tuple(ChunkFile(f["name"], f["bytes"], f["checksum"], f["items"]) for f in plain["files"]),
-                plain["version"],
-                NOTHING_AGREED if not plain.get("control") else Agreed.from_wire(msgspec.msgpack.decode(bytes.fromhex(plain["control"]))),
+                {origin: bytes.fromhex(text) for origin, text in zip(vv, wire.hashes, strict=True)},
+                wire.digest,
+                wire.hlc,
+                wire.created_ms,
+                wire.records,
+                wire.frames,
+                wire.commits,
+                tuple(ChunkFile(f.name, f.bytes, f.checksum, f.items) for f in wire.files),
+                wire.version,
+                NOTHING_AGREED if not wire.control else Agreed.from_wire(msgspec.msgpack.decode(bytes.fromhex(wire.control))),
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, msgspec.DecodeError) as e:
             if isinstance(e, CrdtkvError):
@@ -177,7 +215,10 @@ def manifests(target: Target) -> list[Manifest]:
         if name.endswith(f"/{NAME}"):
             data = target.get(name)
             if data is not None:
-                found.append(Manifest.from_bytes(data, f"{target}/{name}"))
+                manifest = Manifest.from_bytes(data, f"{target}/{name}")
+                if name != f"{manifest.id}/{NAME}":
+                    raise CorruptionError(f"{target}/{name} is that of backup {manifest.id}: name the folder so again", path=name)
+                found.append(manifest)
     return sorted(found, key=lambda m: m.id)
 
 

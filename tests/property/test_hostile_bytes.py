@@ -7,9 +7,11 @@ that promise gigabytes, and nesting without end. Where a checksum would hide the
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crdtkv.core import join
+from crdtkv.backup import chunks
+from crdtkv.backup import manifest as manifest_module
+from crdtkv.backup.chunks import FRAMES, STATE, checksum, decode_chunk, encode_chunk
+from crdtkv.backup.manifest import Manifest
+from crdtkv.core import join, transfer
 from crdtkv.core.causality import EMPTY_VV, VersionVector
 from crdtkv.core.codec import check_value, decode_value, encode_value
-from crdtkv.core.frame import Frame
+from crdtkv.core.control import Agreed, MemberState, close_delta, member_delta
+from crdtkv.core.frame import NO_HASH, Frame, FrameTemplate
 from crdtkv.core.join import Snapshot, snapshot_of
 from crdtkv.core.token import Token, decode_token
+from crdtkv.core.transfer import NO_LINK, Arrival, next_link
 from crdtkv.errors import CorruptionError, IncompatibleFormatError, InvalidValueError
 from crdtkv.replication import LAN
 from crdtkv.replication.messages import Frames, Packed, encode
@@ -98,6 +106,58 @@ def _unpacked(data: bytes) -> object:
     return packing.decode(data)
 
 
+def _manifest_inside(data: bytes) -> object:
+    """A manifest of any content, with the checksum that fits."""
+    try:
+        plain = msgpack.unpackb(data)
+        if isinstance(plain, dict):
+            plain.pop("checksum", None)
+            plain["checksum"] = manifest_module._checksum(plain)
+        text = json.dumps(plain).encode()
+    except Exception as e:
+        raise CorruptionError("nothing that JSON has a form for") from e
+    return Manifest.from_bytes(text, "target/b/manifest.json")
+
+
+def _chunk_inside(data: bytes) -> object:
+    """A chunk of any content, compressed and sealed."""
+    head, body = encode_chunk(STATE, [])[:4], zlib.compress(data)
+    return decode_chunk(STATE, head + checksum(head + body) + body, "target/b/state-000000")
+
+
+def _control_inside(data: bytes) -> object:
+    try:
+        wire = msgpack.unpackb(data)
+    except Exception as e:
+        raise CorruptionError("no MessagePack") from e
+    return Agreed.from_wire(wire)
+
+
+def _snapshot_chunk(data: bytes) -> object:
+    """The first chunk of a snapshot, that comes with the link that fits."""
+    arrival = Arrival()
+    arrival.take(data, next_link(NO_LINK, data))
+    return arrival.incoming
+
+
+def _control_frame() -> Frame:
+    """A closing, and two members' records, of a replica that has applied what it closes."""
+    us, eu = (replica.origin for replica in FLEET.replicas[:2])
+    deltas = [
+        close_delta(eu, 3),
+        member_delta("eu", MemberState.REMOVED, "", 2),
+        member_delta("ap", MemberState.ACTIVE, "127.0.0.1:7001", 3),
+    ]
+    return FrameTemplate("test", 0, us, VersionVector({eu: 3}), control=True).build(1, 1 << 20, NO_HASH, [[0, None, *deltas]])
+
+
+def _agreed() -> bytes:
+    us, eu = (replica.origin for replica in FLEET.replicas[:2])
+    return msgpack.packb([[[eu, [[3, us, 7]]]], [["eu", "removed", "127.0.0.1:7001", 2, 5, us, 8]]])
+
+
+CONTROL = _control_frame().data
+MANIFEST = bytes.fromhex((Path(__file__).parents[1] / "data" / "backup_full_manifest.hex").read_text()).strip()
 RECORDS = encode_records([FLEET.frames()[0].data], 0)
 DELTA = msgpack.packb([[frame.data for frame in FLEET.frames()]])
 PLAIN = encode(Frames(False, tuple(frame.data for frame in FLEET.frames())))
@@ -115,6 +175,13 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "delta's inside": (lambda data: exchange.decode_frames(_sealed_delta(data)), DELTA),
     "compressed message": (_unpacked, encode(pack(PLAIN))),
     "compressed message's inside": (lambda data: unpack(Packed(len(PLAIN), data)), pack(PLAIN).data),
+    "control frame": (lambda data: Frame.decode(b"\xc1\x01" + data).rows(), CONTROL[2:]),
+    "control records": (_control_inside, _agreed()),
+    "snapshot's first chunk": (_snapshot_chunk, transfer.encode_header(FLEET.replicas[0], FLEET.replicas[0].vv())),
+    "backup's manifest": (lambda data: Manifest.from_bytes(data, "target/b/manifest.json"), MANIFEST),
+    "manifest's inside": (_manifest_inside, msgpack.packb(json.loads(MANIFEST))),
+    "backup's chunk": (lambda data: decode_chunk(FRAMES, data, "target/b/frames-000000"), encode_chunk(FRAMES, [CONTROL, b"", b"x"])),
+    "chunk's inside": (_chunk_inside, msgpack.packb([b"slot", b"record", b""])),
     "token": (lambda data: decode_token(_text(data)), Token(0, FLEET.replicas[0].origin, 3, FLEET.replicas[0].vv()).encode().encode()),
 }
 every_decoder = pytest.mark.parametrize("name", DECODERS)
@@ -219,6 +286,26 @@ def peak_of(name: str, data: bytes) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["../x", "x/../../y", "/etc/passwd", "..", ".x", "", "x\n", "x" * 300])
+@pytest.mark.parametrize("where", ["id", "parent", "file"])
+def test_a_manifest_names_nothing_outside_its_target(where: str, name: str) -> None:
+    """A backup is read from, and pruned in, a place that others may write to."""
+    plain = json.loads(MANIFEST)
+    if where == "file":
+        plain["files"][0]["name"] = name
+    else:
+        plain[where] = name
+    with pytest.raises(CorruptionError, match="not a manifest"):
+        _manifest_inside(msgpack.packb(plain))
+
+
+def test_a_chunk_of_more_items_than_any_holds_is_refused_before_they_take_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "ITEMS_MAX", 70_000)
+    assert len(_chunk_inside(msgpack.packb([b""] * 70_000))) == 70_000  # type: ignore[arg-type]
+    with pytest.raises(CorruptionError, match="more items than any chunk holds"):
+        _chunk_inside(msgpack.packb([b""] * 70_001))
 
 
 def test_unknown_versions_and_features_are_refused_by_name() -> None:
