@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
 
 import msgspec
 
+from crdtkv.core.compare import digest_of
 from crdtkv.errors import CorruptionError, IncompatibleFormatError
 
 MAGIC: Final = b"\xc1\x42"
@@ -32,6 +34,29 @@ CHECKSUM_BYTES: Final = 16
 _HEAD: Final = len(MAGIC) + 2
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[bytes]).decode
+
+
+class StateChunk(NamedTuple):
+    """A chunk of records: its file, how many items that has, two a record, and what they add to the state's digest."""
+
+    data: bytes
+    items: int
+    digest: int
+
+
+def state_chunks(pages: Iterable[list[bytes]], bytes_max: int = CHUNK_BYTES) -> Iterator[StateChunk]:
+    """All chunks of a state, of its records `[slot, record, slot, record, …]` in order, page by page. O(records), one chunk in memory."""
+    waiting: list[bytes] = []
+    size = digest = 0
+    for flat in pages:
+        digest += digest_of(zip(flat[::2], flat[1::2], strict=True))
+        waiting += flat
+        size += sum(map(len, flat))
+        if size >= bytes_max:
+            yield StateChunk(encode_chunk(STATE, waiting), len(waiting), digest)
+            waiting, size, digest = [], 0, 0
+    if waiting:
+        yield StateChunk(encode_chunk(STATE, waiting), len(waiting), digest)
 
 
 def encode_chunk(kind: bytes, items: list[bytes]) -> bytes:

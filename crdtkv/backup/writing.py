@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from typing import Final
 
+from crdtkv import interrupts
 from crdtkv.audit.sides import LocalSide, Side
-from crdtkv.backup.chunks import CHUNK_BYTES, FRAMES, STATE, checksum, encode_chunk
+from crdtkv.backup.beside import NoReaderError, Reader
+from crdtkv.backup.chunks import CHUNK_BYTES, FRAMES, StateChunk, checksum, encode_chunk, state_chunks
 from crdtkv.backup.manifest import FULL, INCREMENTAL, NAME, ChunkFile, Manifest, manifests, new_id
 from crdtkv.backup.target import Target
-from crdtkv.core.compare import digest_of
 from crdtkv.core.frame import Frame
 from crdtkv.errors import CorruptionError, StorageError
 from crdtkv.store.store import Store
-from crdtkv.store.view import PAGE_BYTES, FramePage, View, pages
+from crdtkv.store.view import PAGE_BYTES, FramePage, View, checkpointed, pages
 from crdtkv.version import VERSION
 
+LOGGER: Final = logging.getLogger(__name__)
+BESIDE_BYTES_MIN: Final = 4 << 20
+"""What the engine holds, from which on a state is read by a process of its own, which takes a quarter of a second to start."""
 PACE: Final = 0.3
-"""How much of the time a backup of an embedded store keeps a processor busy: the interpreter is the writers' as well.
-
-Measured (`python -m bench goals --row backup`): about 100 k entries/s beside a writer that never pauses, and about a fifth of its speed."""
+"""How much of the time a backup of an embedded store that is read in its own process keeps a processor busy: the interpreter is the
+writers' as well."""
 _MASK: Final = (1 << 128) - 1
 Progress = Callable[[int, int], None]
 """Told now and then how many records (or frames) and bytes have been written."""
@@ -41,20 +46,22 @@ def create(source: Store | Side, target: Target, *, full: bool = False, progress
     """
     side = LocalSide(source, PACE) if isinstance(source, Store) else source
     now_ms = time.time_ns() // 1_000_000
-    view = side.view()
-    try:
-        moment = view.moment
-        files = _Files(target, new_id(moment.region, now_ms), progress)
-        parent, first = (None, None) if full else _parent(view, target)
-        if parent is not None and first is not None:
+    with ExitStack() as stack:
+        begun = None if full else _incremental(stack, side, target)
+        if begun is not None:
+            view, parent, first = begun
+            files = _Files(target, new_id(view.moment.region, now_ms), progress)
             commits = _frames(view, parent, first, files)
-            kind, records, frames, hlc = INCREMENTAL, 0, files.items, max(moment.mark, parent.hlc)
+            kind, continued, records, frames, hlc = INCREMENTAL, parent.id, 0, files.items, max(view.moment.mark, parent.hlc)
         else:
-            parent, kind, records, frames, commits, hlc = None, FULL, _state(view, files), 0, 0, moment.mark
+            view, read = stack.enter_context(_whole(side))
+            files = _Files(target, new_id(view.moment.region, now_ms), progress)
+            kind, continued, records, frames, commits, hlc = FULL, None, _state(view, files, read), 0, 0, view.moment.mark
+        moment = view.moment
         manifest = Manifest(
             files.id,
             kind,
-            parent.id if parent is not None else None,
+            continued,
             moment.cluster,
             moment.shard,
             moment.origin,
@@ -70,22 +77,42 @@ def create(source: Store | Side, target: Target, *, full: bool = False, progress
             VERSION,
             moment.agreed,
         )
-        if parent is not None and target.get(f"{parent.id}/{NAME}") is None:
-            raise StorageError(f"{target}: backup {parent.id}, which this one continues, was removed meanwhile: try again", retryable=True)
+        if continued is not None and target.get(f"{continued}/{NAME}") is None:
+            raise StorageError(f"{target}: backup {continued}, which this one continues, was removed meanwhile: try again", retryable=True)
         target.put(f"{files.id}/{NAME}", manifest.to_bytes())  # last: only now the backup is there
         return manifest
-    finally:
-        view.close()
 
 
-def _parent(view: View, target: Target) -> tuple[Manifest | None, FramePage | None]:
-    """The newest backup that this state continues, if the log has what came since; and its first page."""
+@contextmanager
+def _whole(side: Side) -> Iterator[tuple[View, Iterable[StateChunk]]]:
+    """A view of a whole state, and its records in chunks: read beside, in a process of its own, where that is possible and worth while."""
+    if isinstance(side, LocalSide) and side.store.engine_name == "rocksdb" and side.store._machine.engine.size_bytes() >= BESIDE_BYTES_MIN:
+        with checkpointed(side.store) as (view, checkpoint):
+            if checkpoint is not None:
+                try:
+                    reader = Reader(checkpoint, side.store.port.log.end)
+                except NoReaderError as e:
+                    LOGGER.info("the backup of region %s is read beside its writers in one process, which slows them: %s", side.name, e)
+                else:
+                    with reader:
+                        yield view, reader.chunks()
+                    return
+    with closing(side.view()) as view:
+        yield view, state_chunks(pages(view, bytes_max=min(PAGE_BYTES, CHUNK_BYTES)), CHUNK_BYTES)
+
+
+def _incremental(stack: ExitStack, side: Side, target: Target) -> tuple[View, Manifest, FramePage] | None:
+    """A view, the newest backup that it continues, and the first page of what came since; None if there is none, or the log lacks some."""
+    view: View = stack.enter_context(closing(side.view()))
     moment = view.moment
     for manifest in reversed(manifests(target)):
         if (manifest.cluster, manifest.shard) == (moment.cluster, moment.shard) and manifest.vv <= moment.vv:
             page = view.frame_page(manifest.vv)
-            return (manifest, page) if page is not None else (None, None)
-    return None, None
+            if page is not None:
+                return view, manifest, page
+            break
+    stack.close()  # it holds back what the engine would drop
+    return None
 
 
 class _Files:
@@ -101,32 +128,36 @@ class _Files:
         self._waiting_bytes = 0
         self._size = 0
 
-    def add(self, kind: bytes, items: list[bytes], size: int) -> None:
-        self._waiting += items
-        self._waiting_bytes += size
-        if self._waiting_bytes >= CHUNK_BYTES:
-            self.flush(kind)
-
-    def flush(self, kind: bytes) -> None:
-        if not self._waiting:
-            return
-        name = f"{'state' if kind == STATE else 'frames'}-{len(self.written):06d}"
-        data = encode_chunk(kind, self._waiting)
+    def put(self, kind: str, data: bytes, items: int) -> None:
+        """A chunk's file."""
+        name = f"{kind}-{len(self.written):06d}"
         self._target.put(f"{self.id}/{name}", data)
-        self.written.append(ChunkFile(name, len(data), checksum(data).hex(), len(self._waiting)))
-        self.items += len(self._waiting)
+        self.written.append(ChunkFile(name, len(data), checksum(data).hex(), items))
+        self.items += items
         self._size += len(data)
-        self._waiting, self._waiting_bytes = [], 0
         self._progress(self.items, self._size)
 
+    def add(self, frames: list[bytes]) -> None:
+        """Frames, for a chunk that is put once it is full."""
+        self._waiting += frames
+        self._waiting_bytes += sum(map(len, frames))
+        if self._waiting_bytes >= CHUNK_BYTES:
+            self.flush()
 
-def _state(view: View, files: _Files) -> int:
+    def flush(self) -> None:
+        """Put the frames that wait."""
+        if self._waiting:
+            self.put("frames", encode_chunk(FRAMES, self._waiting), len(self._waiting))
+            self._waiting, self._waiting_bytes = [], 0
+
+
+def _state(view: View, files: _Files, read: Iterable[StateChunk]) -> int:
     """Write all records; how many. They must give the digest that the replica keeps: a damaged state is no backup."""
     total = 0
-    for flat in pages(view, bytes_max=min(PAGE_BYTES, CHUNK_BYTES)):
-        total += digest_of(zip(flat[::2], flat[1::2], strict=True))
-        files.add(STATE, flat, sum(map(len, flat)))
-    files.flush(STATE)
+    for chunk in read:
+        interrupts.check()
+        total += chunk.digest
+        files.put("state", chunk.data, chunk.items)
     if total & _MASK != view.moment.digest:
         raise CorruptionError(
             f"{view.moment.region}: its records give digest {total & _MASK:032x}, with every commit it kept {view.moment.digest:032x}: "
@@ -151,8 +182,8 @@ def _frames(view: View, parent: Manifest, first: FramePage, files: _Files) -> in
                 )
             last[frame.origin] = (frame.last_seq, frame.hash)
             commits += frame.count
-        files.add(FRAMES, page, sum(map(len, page)))
-    files.flush(FRAMES)
+        files.add(page)
+    files.flush()
     reached = {origin: seq for origin, (seq, _) in last.items()}
     if reached != dict(view.moment.vv.items()):
         raise CorruptionError(f"{view.moment.region}: its log does not hold every frame since backup {parent.id}: make a full one")

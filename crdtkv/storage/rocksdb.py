@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rocksdict import (
+    AccessType,
     BlockBasedOptions,
     Cache,
     Checkpoint,
@@ -245,13 +246,15 @@ class _Recent:
 class RocksDbEngine:
     """See `StateEngine`. Opens or makes the database in `path`, whose parent must be there.
 
+    Args:
+        read_only: open what is there, such as a checkpoint, and change nothing in the directory; nothing is locked, written or compacted.
     Raises:
         StoreLockedError: it is open already.
         CorruptionError: RocksDB finds it damaged.
         StorageError: it cannot be opened.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
         self.path = Path(path)
         self._without_wal = WriteOptions()
         self._without_wal.disable_wal = True  # type: ignore[method-assign, assignment]  # a property; the stubs say method
@@ -260,7 +263,8 @@ class RocksDbEngine:
         self._is_closed = False
         self._recent = _Recent()
         try:
-            self._db = Rdict(str(self.path), _options())
+            access = AccessType.read_only() if read_only else AccessType.read_write()
+            self._db = Rdict(str(self.path), _options(), access_type=access)
         except Exception as e:
             raise _mapped(e, self.path) from e
         self._db.set_write_options(self._without_wal)

@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -843,6 +844,23 @@ class Machine:
         self.check()
         view, state = self.engine.snapshot(), self.replica.state
         return state.overlaid(view) if state.pending else view
+
+    def checkpoint(self, directory: Path) -> bool:
+        """A copy of all that is applied, on the disk, in a directory that must not be there; see `StateEngine.checkpoint`.
+
+        Folds and flushes first, with the lock held: whoever calls should have had that done beside the writers right before.
+        False: there is no room for it.
+        """
+        self._settle()
+        self.check()
+        if self.full is not None or self.replica.state.pending:
+            return False
+        try:
+            self.flush(self.replica.position)
+            self.engine.checkpoint(directory)
+        except DiskFullError:
+            return False
+        return True
 
     def quick_snapshot(self) -> EngineSnapshot:
         """`snapshot` for one of many short reads: nobody waits for more than a few records to be folded.

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from crdtkv.store.identity import TRUST, Instance, why_new
 from crdtkv.store.machine import Machine
 from crdtkv.store.settings import Settings
 from crdtkv.store.snapshots import DIRECTORY, FileStaging, MemoryStaging, Staging
+from crdtkv.store.view import CHECKPOINTS
 
 LOGGER = logging.getLogger("crdtkv.store")
 ENGINES = ("memory", "rocksdb", "lmdb")
@@ -129,6 +131,7 @@ def open_machine(
     lock = DirectoryLock(directory)
     opened: list[Any] = []
     try:
+        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # of a backup that was being made when the process died
         identity = _identity(directory, region, name, settings)
         instance: Instance | None = None
         if identity is None:

@@ -10,10 +10,14 @@ stops no writer; it is read in bounded steps, from any thread, one at a time.
 
 from __future__ import annotations
 
+import contextlib
+import secrets
+import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
@@ -22,7 +26,7 @@ from crdtkv.core.codec import SLOT_SPACE, successor
 from crdtkv.core.compare import digest_of
 from crdtkv.core.control import NOTHING_AGREED, Agreed
 from crdtkv.core.frame import Frame
-from crdtkv.errors import StorageError, TokenExpiredError
+from crdtkv.errors import DiskFullError, StorageError, TokenExpiredError
 from crdtkv.store.pacing import Pacer
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 FIRST: Final = SLOT_SPACE
 LAST: Final = successor(SLOT_SPACE)
 """All slots are in `[FIRST, LAST)`."""
+CHECKPOINTS: Final = "checkpoints"
+"""The folder in a store's directory where checkpoints are made."""
 PARTS_MAX: Final = 64
 """Parts that one step gives or takes: the fan-out of a descent."""
 PAGE_BYTES: Final = 1 << 20
@@ -130,13 +136,27 @@ class StateView:
     Args:
         pace: how much of the time a scan may keep a processor busy while others are at work; 1: all of it.
         others: see `Pacer`; None: others are at work when they write.
+        checkpoint: a directory to be made, on the store's file system: the engine's records of the same moment, on the disk, for another
+            process to read; see `has_checkpoint`. It is the caller's.
     """
 
-    def __init__(self, store: Store, pace: float = 1.0, others: Callable[[], int] | None = None) -> None:
+    def __init__(self, store: Store, pace: float = 1.0, others: Callable[[], int] | None = None, *, checkpoint: Path | None = None) -> None:
         machine, replica = store._machine, store._replica
         self._pacer = Pacer(pace, machine.log.end if others is None else others)
+        self.has_checkpoint = False
+        """Whether the checkpoint asked for was made: there may be no room for it."""
+        if checkpoint is not None:
+            # What is to be written for it is written beside the writers, all but what comes meanwhile.
+            with contextlib.suppress(DiskFullError):
+                with store._lock:
+                    store._settled()
+                    machine.fold()
+                    position = machine.replica.position
+                machine.flush(position)
         with at_rest(machine, store._lock, store.settings.purge_slots):
             store._settled()
+            if checkpoint is not None:
+                self.has_checkpoint = machine.checkpoint(checkpoint)
             self._snapshot = machine.snapshot()
             vv = machine.vv()
             self.moment = Moment(
@@ -234,6 +254,29 @@ class StateView:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+@contextmanager
+def checkpointed(store: Store) -> Iterator[tuple[StateView, Path | None]]:
+    """A view of a store in a directory, and a checkpoint of its engine of the same moment, for another process to read.
+
+    The checkpoint goes when the block ends, or when the store is opened after a crash. None: there is no room for one.
+    """
+    assert store.path is not None, "a store without a directory has nowhere for a checkpoint"
+    directory = store.path / CHECKPOINTS / secrets.token_hex(4)
+    try:
+        try:
+            directory.parent.mkdir(exist_ok=True)
+        except OSError:
+            with StateView(store) as view:
+                yield view, None
+        else:
+            with StateView(store, checkpoint=directory) as view:
+                yield view, directory if view.has_checkpoint else None
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another one is there
+            directory.parent.rmdir()
 
 
 def pages(view: View, start: bytes = FIRST, end: bytes = LAST, bytes_max: int = PAGE_BYTES) -> Iterator[list[bytes]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from crdtkv.audit import LocalSide
 from crdtkv.audit import verify as verify_regions
 from crdtkv.backup import FolderTarget, Manifest, Point, create, manifests, merge, open_target, restore, verify
 from crdtkv.backup import create as create_backup
+from crdtkv.backup.beside import Reader
 from crdtkv.backup.chunks import FRAMES, STATE, decode_chunk, encode_chunk
 from crdtkv.core.clock import stamp
 from crdtkv.core.frame import DeltaKind
 from crdtkv.errors import ConfigError, CorruptionError, IncompatibleFormatError, StorageError
 from crdtkv.store import Settings, Store
+from crdtkv.store.view import CHECKPOINTS, checkpointed
 from tests.object_storage import object_storage
 from tests.stores import Clock, store_at, stores, sync
 from tests.unit.test_verify import damage, fill, flipped, slots
@@ -515,3 +518,106 @@ def test_closed_origins_are_closed_in_what_was_restored_and_vectors_are_told_wit
         with restored(target, tmp_path / "past", point=Point(vv=at), id=manifests(target)[1].id) as back:
             assert "after" in back and "later" not in back
         assert merge(target, eu).applied == 0
+
+
+# -- read beside, by a process of its own ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store whose state counts as large, whatever it holds."""
+    monkeypatch.setattr("crdtkv.backup.writing.BESIDE_BYTES_MIN", 0)
+    with crdtkv.open(tmp_path / "us", region="us", durability="async") as store:
+        yield store
+
+
+def open_readers(monkeypatch: pytest.MonkeyPatch) -> list[Reader]:
+    """The readers that are started from now on."""
+    started = []
+
+    class Noted(Reader):
+        def __init__(self, checkpoint: Path, others: Callable[[], int]) -> None:
+            super().__init__(checkpoint, others)
+            started.append(self)
+
+    monkeypatch.setattr("crdtkv.backup.writing.Reader", Noted)
+    return started
+
+
+def is_over(reader: Reader, store: Store) -> bool:
+    """Its process is gone and reaped, and so is what it read."""
+    assert store.path is not None
+    return reader._process.returncode is not None and not (store.path / CHECKPOINTS).exists()
+
+
+def test_a_large_state_is_read_by_another_process_and_gives_the_same_backup(
+    large: Store, target: FolderTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(large, 3000)
+    before, digest, vv = contents(large), large.digest(), large.vv()
+    readers = open_readers(monkeypatch)
+
+    class Writing(FolderTarget):
+        def put(self, name: str, data: bytes) -> None:
+            super().put(name, data)
+            large.put("meanwhile", name)
+            large.delete("k/0002")
+
+    made = create(large, Writing(target.folder))
+    assert len(readers) == 1 and is_over(readers[0], large)
+    assert (made.digest, made.vv) == (digest, vv) and large.digest() != digest
+    with restored(target, tmp_path / "data") as back:
+        assert contents(back) == before
+    monkeypatch.setattr("crdtkv.backup.writing.BESIDE_BYTES_MIN", 1 << 60)
+    itself = create(large, target, full=True)  # by this process
+    large.put("k/0002", "value 2")
+    assert len(readers) == 1 and itself.records == made.records  # one came, one went
+    assert create(large, target).kind == "incremental"
+
+
+def test_a_backup_whose_reader_dies_is_none_and_says_so(large: Store, target: FolderTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(large)
+    readers = open_readers(monkeypatch)
+    monkeypatch.setattr("crdtkv.backup.beside._RUN", "import os; os.write(1, b'RC'); raise SystemExit('out of memory')")
+    with pytest.raises(StorageError, match="ended before it was done: out of memory"):
+        create(large, target)
+    assert is_over(readers[0], large) and not manifests(target)
+
+
+def test_where_no_reader_can_be_had_the_process_reads_itself(large: Store, target: FolderTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(large)
+    readers = open_readers(monkeypatch)
+    for name, value in (("crdtkv.backup.beside._RUN", "raise SystemExit('no such module')"), ("sys.executable", "/usr/sbin/uwsgi")):
+        with monkeypatch.context() as patched:
+            patched.setattr(name, value)
+            assert create(large, target, full=True).digest == large.digest()
+    assert not readers and verify(target).records
+
+
+def test_a_reader_that_finds_damage_ends_the_backup(large: Store, target: FolderTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(large, 300)
+    readers = open_readers(monkeypatch)
+    start = Reader.__init__
+
+    def damaged(self: Reader, checkpoint: Path, others: Callable[[], int]) -> None:
+        for file in checkpoint.glob("*.sst"):
+            with file.open("r+b") as records:  # also the store's: they are one file
+                records.seek(20)
+                records.write(b"damage")
+        start(self, checkpoint, others)
+
+    monkeypatch.setattr(Reader, "__init__", damaged)
+    with pytest.raises(CorruptionError, match="is damaged: Corruption"):
+        create(large, target)
+    assert is_over(readers[0], large) and not manifests(target)
+
+
+def test_a_checkpoint_that_a_killed_process_left_goes_at_the_next_opening(tmp_path: Path) -> None:
+    with crdtkv.open(tmp_path / "us", region="us") as us:
+        us.put("k", 1)
+        with checkpointed(us) as (view, checkpoint):
+            assert checkpoint is not None and any(checkpoint.iterdir()) and view.moment.vv == us.vv()
+            shutil.copytree(checkpoint, tmp_path / "us" / CHECKPOINTS / "left")
+        assert not checkpoint.exists()
+    with crdtkv.open(tmp_path / "us", region="us") as us:
+        assert us.get("k") == 1 and not (tmp_path / "us" / CHECKPOINTS).exists()
