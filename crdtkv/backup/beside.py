@@ -2,8 +2,8 @@
 
 A loop over all records keeps the interpreter busy, and a process has one: what a backup reads and encodes in it, its writers wait for.
 So the records of a large state are read by a *reader*, another process, from a checkpoint of the engine: its files at one moment, as hard
-links. It sends finished chunks through a pipe, has a low priority, and is kept to a share of a processor while others write: as long as nobody
-takes the next chunk, it waits.
+links. It sends finished chunks through a pipe, has a low priority, and is kept to a share of a processor while others write: it waits for
+the next chunk to be taken.
 
     to the reader    a command line: the module search path, the checkpoint
     from it          R            the checkpoint is open

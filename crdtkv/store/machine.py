@@ -845,18 +845,13 @@ class Machine:
         view, state = self.engine.snapshot(), self.replica.state
         return state.overlaid(view) if state.pending else view
 
-    def checkpoint(self, directory: Path) -> bool:
-        """A copy of all that is applied, on the disk, in a directory that must not be there; see `StateEngine.checkpoint`.
+    def checkpoint(self, directory: Path, position: int) -> bool:
+        """A copy of the engine, which stands at that log position, in a directory that must not be there; see `StateEngine.checkpoint`.
 
-        Folds and flushes first, with the lock held: whoever calls should have had that done beside the writers right before.
-        False: there is no room for it.
+        For who holds `fold_guard`; beside everything else. False: there is no room for it.
         """
-        self._settle()
-        self.check()
-        if self.full is not None or self.replica.state.pending:
-            return False
         try:
-            self.flush(self.replica.position)
+            self.flush(position)
             self.engine.checkpoint(directory)
         except DiskFullError:
             return False

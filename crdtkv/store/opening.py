@@ -1,6 +1,7 @@
 """Opening a store: the directory, its identity, the log and the engine, and the machine on them.
 
 A directory holds `LOCK`, `replica.json` (format, cluster, region, shard, engine, origin), `INSTANCE`, `log/` and `state/`.
+During a backup there is `checkpoints/`.
 Under which id it goes on is decided here, before the first write (`identity` has the rules): the one it had, or a new
 *incarnation*, where own commits may be missing. A new id is in `replica.json` before the engine has it, and in both
 before anything is written under it, so a crash in between only means that the next opening goes on with it.

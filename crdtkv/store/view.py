@@ -14,7 +14,7 @@ import contextlib
 import secrets
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from crdtkv.core.codec import SLOT_SPACE, successor
 from crdtkv.core.compare import digest_of
 from crdtkv.core.control import NOTHING_AGREED, Agreed
 from crdtkv.core.frame import Frame
-from crdtkv.errors import DiskFullError, StorageError, TokenExpiredError
+from crdtkv.errors import StorageError, TokenExpiredError
 from crdtkv.store.pacing import Pacer
 
 if TYPE_CHECKING:
@@ -145,39 +145,36 @@ class StateView:
         self._pacer = Pacer(pace, machine.log.end if others is None else others)
         self.has_checkpoint = False
         """Whether the checkpoint asked for was made: there may be no room for it."""
-        if checkpoint is not None:
-            # What is to be written for it is written beside the writers, all but what comes meanwhile.
-            with contextlib.suppress(DiskFullError):
-                with store._lock:
-                    store._settled()
-                    machine.fold()
-                    position = machine.replica.position
-                machine.flush(position)
-        with at_rest(machine, store._lock, store.settings.purge_slots):
-            store._settled()
-            if checkpoint is not None:
-                self.has_checkpoint = machine.checkpoint(checkpoint)
-            self._snapshot = machine.snapshot()
-            vv = machine.vv()
-            self.moment = Moment(
-                store.origin,
-                store.cluster,
-                store.shard,
-                vv,
-                {o: replica.last_hash(o)[1] for o in vv},
-                replica.digest(),
-                replica.clock.mark,
-                machine.log.end(),
-                machine.log.floor(),
-                replica.control.agreed(),
-            )
-        self._log = machine.log
-        try:
-            while self._log.synced() < self.moment.position:
-                self._log.sync()
-        except BaseException:
-            self._snapshot.close()
-            raise
+        with ExitStack() as held:
+            with at_rest(machine, store._lock, store.settings.purge_slots):
+                store._settled()
+                self._snapshot = machine.snapshot()
+                vv = machine.vv()
+                self.moment = Moment(
+                    store.origin,
+                    store.cluster,
+                    store.shard,
+                    vv,
+                    {o: replica.last_hash(o)[1] for o in vv},
+                    replica.digest(),
+                    replica.clock.mark,
+                    machine.log.end(),
+                    machine.log.floor(),
+                    replica.control.agreed(),
+                )
+                if checkpoint is not None:
+                    # The engine stays as it is until the copy is made; who writes meanwhile has room for a quarter of a second in memory.
+                    held.enter_context(machine.fold_guard)
+                    checkpoint = checkpoint if not replica.state.pending else None
+            self._log = machine.log
+            try:
+                if checkpoint is not None:
+                    self.has_checkpoint = machine.checkpoint(checkpoint, self.moment.position)
+                while self._log.synced() < self.moment.position:
+                    self._log.sync()
+            except BaseException:
+                self._snapshot.close()
+                raise
 
     def parts(self, start: bytes, end: bytes, size: int) -> list[Part]:
         found: list[Part] = []
