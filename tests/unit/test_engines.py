@@ -343,6 +343,22 @@ def test_garbage_in_the_directory_is_an_error_of_ours(kind: str, tmp_path: Path)
         ENGINES[kind](tmp_path / "state")
 
 
+def test_a_look_up_in_a_large_file_read_its_whole_filter_and_index_anew(tmp_path: Path) -> None:
+    """Of a file with a million records each was larger than a shard of the cache holds: a get took 0.3 ms of CPU, and so did every 32nd
+    key of a multi-get. In pieces they stay in the cache."""
+    engine = RocksDbEngine(tmp_path / "state")
+    count = 20_000
+    fill(engine, count)
+    engine.flush()
+    engine.close()
+    written = [line for line in (tmp_path / "state" / "LOG").read_text().splitlines() if '"event": "table_file_creation"' in line]
+    table = msgspec.json.decode(written[-1].partition("EVENT_LOG_v1 ")[2])["table_properties"]
+    assert table["num_entries"] == count
+    assert table["index_partitions"] >= 1  # 0: it is in one piece, however large
+    (options,) = (tmp_path / "state").glob("OPTIONS-*")
+    assert "partition_filters=true" in options.read_text()
+
+
 def test_rocksdb_scan_never_ends_silently_at_a_damaged_block(tmp_path: Path) -> None:
     engine = RocksDbEngine(tmp_path / "state")
     engine.write({b"k%06d" % i: os.urandom(100) for i in range(20_000)})
