@@ -641,7 +641,6 @@ node.stop()
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_is_refused() -> None:
     # In a process of its own: gRPC's own fork handlers depend on what else the process has done with gRPC.
     environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
