@@ -26,6 +26,8 @@ from crdtkv.results import Change
 from crdtkv.transport.errors import from_rpc_error
 
 OPEN_ATTEMPTS: Final = 3
+PAGES_AHEAD: Final = 4
+"""Pages read before they are asked for. To begin a task and a wait for each costs as much as to read it."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
@@ -45,7 +47,11 @@ class PageStream:
         self._request = request
         self._timeout = timeout
         self._call: Any = None  # a grpc.aio.UnaryStreamCall; its stubs differ between versions
-        self._reading: asyncio.Future[Any] | None = None  # kept over a timeout: cancelling a read would cancel the stream
+        self._read: deque[Any] = deque()
+        """Pages, and what ended the stream, that nobody has asked for yet."""
+        self._reading: asyncio.Task[None] | None = None  # of its own: who waits for a page may give up, and the stream is as it was
+        self._changed: asyncio.Future[None] | None = None
+        """What the one waits for who has nothing to do: the caller for a page, the reading task for room."""
         self._address = ""
         self._closed = False
 
@@ -90,29 +96,57 @@ class PageStream:
         if self._call is None:
             await self.open()
         if self._reading is None:
-            self._reading = asyncio.ensure_future(self._call.read())
-        reading = self._reading
-        done, _ = await asyncio.wait((reading,), timeout=timeout)
-        if not done:
-            raise TimeoutError
-        self._reading = None
+            self._reading = asyncio.get_running_loop().create_task(self._read_ahead())
+        if not self._read:
+            if timeout is None:
+                await self._wait()
+            else:
+                async with asyncio.timeout(timeout):
+                    await self._wait()
+        page = self._read[0]
         try:
-            page = reading.result()
+            if isinstance(page, BaseException):
+                raise page
             if page is grpc.aio.EOF:
                 await self._check()
                 return None
         except grpc.RpcError as e:
             raise from_rpc_error(e, where=self._address) from e
         except asyncio.CancelledError:
+            if not isinstance(page, BaseException):
+                raise
             if self._closed:
                 return None
             if self._session.closed:
                 raise closed_error() from None
             raise RegionUnavailableError(f"{self._address}: the connection was lost") from None
+        self._read.popleft()
+        self._wake()
         try:
             return _decode(page.rows) if page.rows else []
         except msgspec.DecodeError as e:
             raise CorruptionError(f"{self._request[0]}: a page is not a list: {e}") from e
+
+    async def _read_ahead(self) -> None:
+        """Read as long as there are pages, at most `PAGES_AHEAD` of them before they are asked for. What ends the stream stays the last."""
+        page: Any = None
+        while page is not grpc.aio.EOF and not isinstance(page, BaseException):
+            while len(self._read) >= PAGES_AHEAD:
+                await self._wait()
+            try:
+                page = await self._call.read()
+            except (grpc.RpcError, asyncio.CancelledError) as e:
+                page = e
+            self._read.append(page)
+            self._wake()
+
+    async def _wait(self) -> None:
+        self._changed = asyncio.get_running_loop().create_future()
+        await self._changed
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
 
     async def _check(self) -> None:
         """Raise what a stream that has ended ended with."""
@@ -135,6 +169,8 @@ class PageStream:
         self._closed = True
         if self._call is not None:
             self._call.cancel()
+        if self._reading is not None and len(self._read) >= PAGES_AHEAD:
+            self._reading.cancel()  # else its read ends by that of the call
 
 
 class RowReader:
