@@ -36,7 +36,7 @@ ACKNOWLEDGE_MS: Final = 500
 """How often the store is told what its peers have fsynced."""
 SAMPLE_MS: Final = 50
 """How often it is noted what is missing of each peer, while there is traffic: the error of `lag_ms`."""
-APPLY_MS: Final = 10
+APPLY_MS: Final = 4
 """How long a turn goes on to begin applying what was received: then clients have theirs, and what arrived meanwhile is looked at."""
 ALARMS_MAX: Final = 16
 _NUMBERS: Final = re.compile(r" \d+")

@@ -70,7 +70,7 @@ class ReplicationSettings:
     heartbeat_ms: int = 500
     heartbeats_missed_max: int = 3
     hello_timeout_ms: int = 5_000
-    message_bytes_max: int = 256 * KIB
+    message_bytes_max: int = 128 * KIB
     message_frames_max: int = 4_096
     own_credit_bytes: int = 32 * MIB
     relay_credit_bytes: int = 32 * MIB
@@ -87,7 +87,7 @@ class ReplicationSettings:
     compression_bytes_min: int = 512
     read_bytes_max: int = 4 * MIB
     tail_bytes_max: int = 8 * MIB
-    apply_bytes_max: int = 128 * KIB
+    apply_bytes_max: int = 64 * KIB
     apply_retry_ms: int = 200
     relay_delay_ms: int = 100
     relay_timeout_ms: int = 1_000
@@ -152,7 +152,7 @@ LOOPBACK: Final = ReplicationSettings(
 LAN: Final = ReplicationSettings()
 """Round trips of a millisecond or a few: also the default."""
 WAN: Final = ReplicationSettings(
-    heartbeats_missed_max=6, flush_ms=2, relay_delay_ms=300, relay_timeout_ms=3_000, relay_linger_ms=5_000,
+    heartbeats_missed_max=6, message_bytes_max=256 * KIB, flush_ms=2, relay_delay_ms=300, relay_timeout_ms=3_000, relay_linger_ms=5_000,
     backoff_min_ms=200, backoff_max_ms=15_000,
 )  # fmt: skip
 """Round trips up to a few hundred ms: messages small enough not to delay heartbeats, patience with what is late."""
