@@ -71,9 +71,11 @@ GATHER_BYTES_MAX = 64 << 10
 UNLOGGED_KEY = b"u"
 """The side record of `Machine.unlogged`."""
 REPLAY_BYTES = 1 << 20
+"""How much of the log recovery reads at a time."""
 KNOWN_MAX = 65_536
 """Records that recovery keeps of what it read ahead."""
-"""How much of the log recovery reads at a time."""
+UNSYNCED_MAX = 1 << 14
+"""Frames whose dots are remembered until somebody asks what of them is fsynced; of more the log is read."""
 
 _encode_unlogged = msgspec.msgpack.Encoder().encode
 _decode_unlogged = msgspec.msgpack.Decoder(tuple[int, list[Any] | None]).decode
@@ -169,6 +171,9 @@ class Machine:
         self._vv = 0, VersionVector(self._logged)
         self._durable = self._vv[1]
         self._durable_at = log.end()
+        self._unsynced: list[tuple[Origin, int]] = []
+        """The last dot of each frame in the log from `_unsynced_at` on, so that nobody has to read the log to learn what was fsynced."""
+        self._unsynced_at = log.end()
         self._held_back: deque[int] = deque()  # positions of frames that may leave only once fsynced
 
     # -- recovery -------------------------------------------------------------------------------------------------
@@ -345,10 +350,14 @@ class Machine:
             raise
         if sync and not self.sync_releases:
             self._held_back.append(end - len(frames))
-        logged = self._logged
+        logged, unsynced = self._logged, self._unsynced
         for frame in frames:
             logged[frame.origin] = frame.last_seq
+            unsynced.append((frame.origin, frame.last_seq))
             self.unfolded_bytes += frame.size
+        if len(unsynced) > UNSYNCED_MAX:
+            unsynced.clear()
+            self._unsynced_at = end
         self._changes += 1
         if self.sent_bound is not None and (own := logged.get(self.origin, 0)) > self.sent_bound:
             if frames[-1].origin == self.origin:  # own frames are appended one by one
@@ -789,7 +798,7 @@ class Machine:
         return vv
 
     def durable_vv(self) -> VersionVector:
-        """What is fsynced; the same object until that changes. O(frames fsynced since the last call).
+        """What is fsynced; the same object until that changes. O(frames fsynced since the last call). With the lock held.
 
         To be asked before any of these frames is dropped. The log's floor does not tell what they were: where a process died between
         raising it and the engine's batch of an install, it names what this replica never had.
@@ -798,14 +807,20 @@ class Machine:
         synced = log.synced()
         if synced == log.end():
             self._durable = self.vv()
-            self._durable_at = synced
         elif self._durable_at < synced:
             durable = dict(self._durable.items())
-            while self._durable_at < synced:
+            while self._durable_at < min(synced, self._unsynced_at):
                 frames, self._durable_at = log.read(self._durable_at, bytes_max=REPLAY_BYTES, until=synced)
                 for frame in frames:
                     durable[frame.origin] = max(frame.last_seq, durable.get(frame.origin, 0))
+            # Of each origin's dots the last stays.
+            for origin, seq in dict(self._unsynced[: max(0, synced - self._unsynced_at)]).items():
+                durable[origin] = max(seq, durable.get(origin, 0))
             self._durable = VersionVector.adopt(durable)
+        self._durable_at = synced
+        if synced > self._unsynced_at:
+            del self._unsynced[: synced - self._unsynced_at]
+            self._unsynced_at = synced
         return self._durable
 
     def commits_durable(self) -> int:
