@@ -50,6 +50,7 @@ from crdtkv.pb.v1 import kv_pb2, kv_pb2_grpc
 from crdtkv.results import OK, ONE_BY_ONE
 from crdtkv.transport import channel_options
 from crdtkv.transport.errors import from_rpc_error
+from crdtkv.transport.loop import give_way
 
 IN_FLIGHT_MAX: Final = 8192
 """Requests sent and not answered; a node reads on below 16,384."""
@@ -436,6 +437,7 @@ class Session:
                 if message is grpc.aio.EOF:
                     return None
                 self._receive(message.rows, message.token)
+                await give_way()
         except grpc.RpcError as e:
             return from_rpc_error(e, where=connection.address)
         except (CorruptionError, asyncio.InvalidStateError) as e:

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from crdtkv.core.causality import Dot, VersionVector
-from crdtkv.core.codec import decode_value, encode_key, encode_prefix, encode_value, number_from_wire
+from crdtkv.core.codec import KEY_BYTES_MAX, decode_value, encode_key, encode_prefix, encode_value, number_from_wire
 from crdtkv.errors import (
     CorruptionError,
     CrdtkvError,
@@ -383,7 +383,8 @@ def _merged(payload: Any, token: str) -> MergeResult:
 
 def plain_put(key: str, value: Any) -> tuple[bytes, int]:
     """Check a put; its value's bytes, and its weight."""
-    encode_key(key)
+    if type(key) is not str or not 0 < len(key) <= KEY_BYTES_MAX or not key.isascii():
+        encode_key(key)  # says what is wrong with it, if anything is
     data = encode_value(value)
     return data, _PUT_WEIGHT + len(key) + len(data)
 

@@ -43,6 +43,7 @@ from crdtkv.pb.v1 import kv_pb2, kv_pb2_grpc
 from crdtkv.results import ONE_BY_ONE
 from crdtkv.store.requests import BLOCKS
 from crdtkv.transport.errors import status_code, trailing_metadata
+from crdtkv.transport.loop import give_way
 
 Context = aio.ServicerContext[Any, Any]
 S = TypeVar("S")
@@ -175,6 +176,7 @@ class _ClientSession:
                 while self._outstanding > self._window_max:
                     self._room.clear()
                     await self._room.wait()
+                await give_way()
         finally:
             self._read_all = True
             self._changed.set()

@@ -54,6 +54,16 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return _built_whole(uvloop.new_event_loop)
 
 
+async def give_way() -> None:
+    """Let what is ready, and what that makes ready, go first.
+
+    For a reader that has handed on a message: to ask gRPC for the next costs some 50 µs, in which the answer, or the next request, would
+    wait. Asked for a moment later, the next message has waited in gRPC, and nobody else has.
+    """
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
 if sys.platform == "linux":
 
     class _PreciseSelector(selectors.EpollSelector):
