@@ -150,6 +150,8 @@ class Control:
         self.members: dict[str, Member] = {}
         self.frozen: dict[Origin, int] = {}
         """Origin → the last seq that is taken of it for now."""
+        self.ended_by: dict[Origin, Origin] = {}
+        """Of those that are frozen because their region went on as a later incarnation, which nobody else may remember: that one."""
         self.version = 0
         """Changes whenever anything here does."""
         for where, record in state.scan(CLOSED_SPACE, bytes([CLOSED_SPACE[0] + 1])):
@@ -160,8 +162,10 @@ class Control:
         for _, record in state.scan(MEMBER_SPACE, bytes([MEMBER_SPACE[0] + 1])):
             member = msgspec.msgpack.decode(record, type=Member)
             self.members[member.region] = member
-        for where, _ in state.scan(FROZEN_SPACE, bytes([FROZEN_SPACE[0] + 1])):
+        for where, later in state.scan(FROZEN_SPACE, bytes([FROZEN_SPACE[0] + 1])):
             self.frozen[Origin(where[1:].decode())] = 0
+            if later:
+                self.ended_by[Origin(where[1:].decode())] = Origin(later.decode())
 
     # -- vectors ----------------------------------------------------------------------------------------------------
 
@@ -238,8 +242,7 @@ class Control:
         self._hashes[origin] = hash_of_last
         record = _Closed(tuple((c.seq, c.by, c.at) for c in joined), hash_of_last)
         self._state.side_put(CLOSED_SPACE + origin.encode(), msgspec.msgpack.encode(record))
-        if self.frozen.pop(origin, None) is not None:
-            self._state.side_put(FROZEN_SPACE + origin.encode(), None)
+        self.thaw(origin)
         self.version += 1
 
     def _take(self, member: Member) -> None:
@@ -269,15 +272,22 @@ class Control:
 
     # -- freezing -------------------------------------------------------------------------------------------------
 
-    def freeze(self, origin: Origin, limit: int) -> None:
-        """Take no more of an origin than up to `limit`. The caller folds and flushes before anybody is told."""
+    def freeze(self, origin: Origin, limit: int, later: Origin | None = None) -> None:
+        """Take no more of an origin than up to `limit`. The caller folds and flushes before anybody is told.
+
+        Args:
+            later: the incarnation as which its region went on, if that is why.
+        """
         if origin not in self._closed and origin not in self.frozen:
             self.frozen[origin] = limit
-            self._state.side_put(FROZEN_SPACE + origin.encode(), b"")
+            if later is not None:
+                self.ended_by[origin] = later
+            self._state.side_put(FROZEN_SPACE + origin.encode(), b"" if later is None else later.encode())
             self.version += 1
 
     def thaw(self, origin: Origin) -> None:
-        """Undo a freeze that could not be made durable."""
+        """Undo a freeze that could not be made durable, or is over."""
+        self.ended_by.pop(origin, None)
         if self.frozen.pop(origin, None) is not None:
             self._state.side_put(FROZEN_SPACE + origin.encode(), None)
             self.version += 1
@@ -316,10 +326,11 @@ class Control:
 
 
 class Steering(msgspec.Struct, frozen=True):
-    """What `replication.membership` wants done, in this order: origins to freeze (on the disk before anybody is told), limits to raise,
-    origins to close at their last commit."""
+    """What `replication.membership` wants done, in this order: origins to freeze (on the disk before anybody is told; with the later
+    incarnations that ended them, as far as that is why), limits to raise, origins to close at their last commit."""
 
     freeze: tuple[Origin, ...] = ()
+    later: Mapping[Origin, Origin] = msgspec.field(default_factory=dict)
     limits: Mapping[Origin, int] = msgspec.field(default_factory=dict)
     close: Mapping[Origin, int] = msgspec.field(default_factory=dict)
 

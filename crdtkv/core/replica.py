@@ -197,7 +197,7 @@ class Replica:
             (self._requests, other._requests),
         ):
             for name in getattr(type(mine), "__slots__", None) or vars(its):
-                if name not in ("_state", "_log_time", "frozen"):  # what is frozen is decided here, not by the log
+                if name not in ("_state", "_log_time", "frozen", "ended_by"):  # what is frozen is decided here, not by the log
                     setattr(mine, name, getattr(its, name))
         self.control.version = max(version, other.control.version) + 1
         self._vv.clear()
@@ -518,9 +518,9 @@ class Replica:
         limit = self.control.limit(frame.origin)
         return limit is not None and frame.last_seq > limit
 
-    def freeze(self, origin: Origin) -> None:
+    def freeze(self, origin: Origin, later: Origin | None = None) -> None:
         """Take no more of an origin than is applied, or than what is held rests on. To be flushed before anybody is told."""
-        self.control.freeze(origin, self._vv.get(origin, 0))
+        self.control.freeze(origin, self._vv.get(origin, 0), later)
         for frame in self._held:
             self._follow(frame)
 

@@ -655,8 +655,11 @@ class Drive:
             old = self._needs.get(origin)
             if old is None:
                 needs[origin] = _Need(seq(origin), since_ms)
-            else:
-                needs[origin] = old if old.applied == seq(origin) else _Need(seq(origin), self._now)
+            elif old.applied == seq(origin):
+                needs[origin] = old
+            else:  # some of it came, by a snapshot perhaps: the rest may come by itself
+                needs[origin] = _Need(seq(origin), self._now)
+                self._snapshot_for.discard(origin)
         self._needs = needs
         return {origin: holders[origin] for origin in needs}
 
@@ -672,13 +675,13 @@ class Drive:
                     return self._wake_for_relay(patience)
                 session.end_relay()
                 self._tried[link] = self._now
-        if (holders or below) and all(session.relay is Relay.REFUSED for _, session in holders) and origin not in self._snapshot_for:
+        if (holders or below) and all(session.refuses_to_relay for _, session in holders) and origin not in self._snapshot_for:
             self._snapshot_for.add(origin)
             text = f"no peer's log reaches back to what is missing of {origin}, after {self._vv.seq(origin)}: a snapshot is needed"
             self._events.append(Event(EventKind.NEEDS_SNAPSHOT, origin, text, {"region": region_of(origin)}))
         candidates = []
         for link, session in holders:
-            refused = session.relay is Relay.REFUSED and not session.relay_floor <= self._vv
+            refused = session.refuses_to_relay
             again = (session.relay_changed_ms if refused else self._tried.get(link, float("-inf"))) + settings.relay_retry_ms
             if again <= self._now:
                 # Who has refused is asked again only after all others: near ones may refuse faster than far ones are asked.

@@ -168,7 +168,8 @@ class Membership:
                 told_by = [self._told_by(latest.get(region), origin) for region in members]
                 if all(told == (end, True) for told in told_by):
                     close[origin] = end
-        self.steering = Steering(freeze, limits, close) if freeze or limits or close else NO_STEERING
+        later = {o: latest[region_of(o)] for o in freeze if latest[region_of(o)] != o}
+        self.steering = Steering(freeze, later, limits, close) if freeze or limits or close else NO_STEERING
         self._prune(latest)
         told = {by: dict(told) for by, told in self._reports.items() if told}
         if not told and self.message is None:
@@ -187,6 +188,9 @@ class Membership:
         """
         met = self._met.get(region_of(origin))
         if met is not None and met not in self._present and generation_of(met) > generation_of(origin):
+            return True
+        later = self._port.control.ended_by.get(origin)
+        if later is not None and later not in self._present:
             return True
         region, generation = region_of(origin), generation_of(origin)
         same = [o for o in (*self._port.vv().origins(), *self._reports) if region_of(o) == region and o != origin]

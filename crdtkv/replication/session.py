@@ -496,6 +496,11 @@ class Session:
         return self.state is State.LIVE and self.origin is not None and self.own_floor.seq(self.origin) <= self._vv.seq(self.origin)
 
     @property
+    def refuses_to_relay(self) -> bool:
+        """Whether the peer's log, as far as it said, begins beyond what is applied here: no longer, once a snapshot was installed."""
+        return self.relay is Relay.REFUSED and not self.relay_floor <= self._vv
+
+    @property
     def ended(self) -> bool:
         return self._ended
 

@@ -68,6 +68,7 @@ QUICK_FOLD_MAX = 128
 """Changed records that whoever wants a quick view folds himself."""
 GATHER_BYTES_MAX = 64 << 10
 """A frame whose commits gather is sealed once it holds this much."""
+NO_REASONS: Mapping[Origin, Origin] = {}
 UNLOGGED_KEY = b"u"
 """The side record of `Machine.unlogged`."""
 REPLAY_BYTES = 1 << 20
@@ -629,15 +630,19 @@ class Machine:
             raise
         return self.seal()
 
-    def freeze(self, origins: Iterable[Origin]) -> None:
-        """Take no more of these origins than is applied now, across restarts too: what is told of them afterwards stays true."""
+    def freeze(self, origins: Iterable[Origin], later: Mapping[Origin, Origin] = NO_REASONS) -> None:
+        """Take no more of these origins than is applied now, across restarts too: what is told of them afterwards stays true.
+
+        Args:
+            later: see `Control.ended_by`.
+        """
         self.check_writable()
         if self.replica.making:
             self.seal()
         frozen = list(origins)
         try:
             for origin in frozen:
-                self.replica.freeze(origin)
+                self.replica.freeze(origin, later.get(origin))
             self.log.sync()
             self._fold()
             self.engine.flush()
@@ -667,7 +672,7 @@ class Machine:
     def steer(self, steering: Steering) -> None:
         """Freeze, raise limits, close. What was closed meanwhile, or is not applied exactly to its end, is left for the next time."""
         if steering.freeze:
-            self.freeze(steering.freeze)
+            self.freeze(steering.freeze, steering.later)
         if steering.limits:
             self.raise_limits(steering.limits)
         ready = {o: n for o, n in steering.close.items() if self.replica.seq(o) == n and self.control.last(o) != n}

@@ -395,6 +395,25 @@ def test_when_all_that_have_it_refuse_a_snapshot_is_needed_and_that_is_said_once
     assert not net.drives["eu"].needs_snapshot
 
 
+def test_once_a_snapshot_was_installed_what_came_after_it_is_relayed_and_no_second_one_asked_for() -> None:
+    """The need stayed what it was as long as anything was lacking; a second snapshot, of next to nothing, followed the first at once."""
+    net = Network([ToyReplica("us"), ToyReplica("eu")])
+    gone = ToyReplica("gone")
+    first, second = gone.write(), gone.write()
+    net.replicas["us"].apply([first, second])
+    net.replicas["us"].log.reset_floor(VersionVector({gone.origin: 1}))
+    net.connect("us", "eu")
+    net.run_until(lambda: net.drives["eu"].needs_snapshot == {gone.origin}, 5_000)
+    net.replicas["eu"].apply([first])  # as a snapshot of a moment before the second
+    net.drives["eu"].local_commits(net.now)
+    net.drop = lambda source, _target, m: isinstance(m, Frames)
+    net.run_until(lambda: net.kinds("eu").count(EventKind.RELAY_ASKED) == 2, 5_000)
+    assert not net.drives["eu"].needs_snapshot and not net.is_equal()
+    net.drop = lambda source, _target, m: False
+    net.run_until(net.is_equal, 5_000)
+    assert net.kinds("eu").count(EventKind.NEEDS_SNAPSHOT) == 1
+
+
 def test_what_an_ended_incarnation_wrote_is_relayed_though_its_region_is_connected() -> None:
     net = Network([ToyReplica("us", generation=2), ToyReplica("eu")])
     old = ToyReplica("us")

@@ -12,7 +12,7 @@ import pytest
 from crdtkv.core.causality import EMPTY_VV, VersionVector, make_origin
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import encode_value
-from crdtkv.core.control import NOTHING_AGREED, MemberState, close_delta, member_delta
+from crdtkv.core.control import NOTHING_AGREED, Control, MemberState, close_delta, member_delta
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.install import install
 from crdtkv.core.join import snapshot_of
@@ -307,6 +307,25 @@ def test_who_came_with_an_empty_disk_was_frozen_for_a_later_one_that_nobody_reme
     membership.review(ap.vv(), ap.vv(), {})
     assert membership.is_former(new), "it must take a new incarnation"
     assert not membership.is_former(dead), "who was met may come again"
+
+
+def test_for_whom_an_incarnation_was_frozen_was_forgotten_with_a_restart() -> None:
+    """As before, and ap was started again before the empty one came back: it answered for ever that it did not know why."""
+    ap, dead, new = ToyReplica("ap"), make_origin("ca", 2, 5), make_origin("ca", 1, 9)
+    ap._vv = VersionVector({new: 1})
+    membership = Membership(ap, ["ap", "ca"])
+    membership.review(ap.vv(), ap.vv(), {dead: ()})
+    assert membership.steering.later == {new: dead}
+    ap.control.freeze(new, 1, membership.steering.later[new])
+    for control in (ap.control, Control(ap.control._state)):
+        ap.control = control
+        again = Membership(ap, ["ap", "ca"])
+        again.review(ap.vv(), ap.vv(), {dead: ()})
+        assert not again.is_former(new), "two run as one region: that is for an operator to say"
+        again.review(ap.vv(), ap.vv(), {})
+        assert again.is_former(new), "it must take a new incarnation"
+    ap.control.thaw(new)
+    assert not Control(ap.control._state).ended_by
 
 
 def test_what_peers_announced_is_remembered_only_while_it_is_not_here_and_of_so_many_origins() -> None:
