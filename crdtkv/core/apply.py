@@ -12,7 +12,8 @@ the cleared entries some at a time. The digest is not settled until the purge is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 import msgspec
 
@@ -32,7 +33,14 @@ from crdtkv.core.journal import (
 )
 from crdtkv.core.removals import Removal, Removals
 from crdtkv.core.state import State
-from crdtkv.core.types.base import Entry, decode_entries, encode_entries, rank, uncovered, winner
+from crdtkv.core.types.base import (
+    Entry,
+    decode_entries,
+    encode_entries,
+    rank,
+    uncovered,
+    winner,
+)
 
 PURGE_SPACE = b"p"
 EXPIRY_SPACE = b"t"
@@ -117,6 +125,32 @@ class Purges:
         self.active = {s: p for s, p in self.active.items() if s != start}
         self.vvs = {s: v for s, v in self.vvs.items() if s != start}
         self._state.side_put(PURGE_SPACE + start, None)
+
+
+def _met_by(origin: Origin, seen: Mapping[Origin, int], found: Sequence[bytes | None]) -> tuple[list[Entry | None], list[int]]:
+    """The one entry that a put to a register meets in each record that was found, None if none; and where it takes a closer look.
+
+    That is where a record holds siblings, or what it meets expires. The puts are of one origin and have seen `seen` of the others.
+    """
+    others: list[Entry | None] = []
+    rare: list[int] = []
+    add, get, decode = others.append, seen.get, decode_entries
+    for record in found:
+        if record is None:
+            add(None)
+            continue
+        entries = decode(record)
+        other = entries[0]
+        if len(entries) > 1:
+            rare.append(len(others))
+            add(None)
+        elif other.origin == origin or get(other.origin, 0) >= other.seq:
+            add(None)
+        else:
+            if other.expiry is not None:
+                rare.append(len(others))
+            add(other)
+    return others, rare
 
 
 def expiry_key(expiry_ms: int, slot: bytes) -> bytes:
@@ -218,46 +252,57 @@ class Applier:
     def put_all(self, origin: Origin, seen: dict[Origin, int], puts: Puts) -> None:
         """`write` each put of a received frame that has seen `seen` and, of its own origin, what is before it.
 
-        That is most of what comes from elsewhere, and the commonest conflict, a write that meets one other, so both are written out.
-        Each put is held against the record as it was before the frame: of two to one slot the later has seen the earlier, and both
-        the same of the others.
+        That is most of what comes from elsewhere, and the commonest conflict, a write that meets one other, so both are done column by
+        column. Each put is held against the record as it was before the frame: of two to one slot the later has seen the earlier, and
+        both the same of the others. What takes a closer look is written by itself, in its place.
         """
-        removals, touched = self.removals, self.touched
-        written: dict[bytes, bytes] = {}
-        met: list[PutMet] = []
         found = self.state.get_all(puts.slots)
-        for slot, row in zip(puts.slots, zip(puts.keys, puts.values, puts.seqs, puts.hlcs, found, strict=True), strict=True):
-            key, value, seq, hlc, record = row
-            other = None  # the one that it meets
-            is_rare = bool(removals) and bool(removals.get(slot))
-            if record is not None:
-                entries = decode_entries(record)
-                other = entries[0]
-                if len(entries) > 1:
-                    is_rare = True
-                elif other.origin == origin or seen.get(other.origin, 0) >= other.seq:
-                    other = None
-                elif other.expiry is not None:
-                    is_rare = True
-            if is_rare:
-                self.journal.record_puts(origin, met)  # in order
-                met = []
-                seen[origin] = seq - 1
-                self.begin(origin, seq, hlc, seen, False)
-                self.write(key, SlotType.REGISTER, b"", value, None)
-                continue
-            mine = (origin, seq, hlc, value, None)  # an `Entry`, as it is encoded
-            is_read = True
-            if other is None:
-                written[slot] = encode_entries((mine,))
-            else:
-                written[slot] = encode_entries((other, mine) if other.origin < origin else (mine, other))
-                is_read = (hlc, origin) > (other.hlc, other.origin)
-                met.append(row)  # type: ignore[arg-type]  # its record is not None
-            if touched is not None and is_read:
-                touched.append(Touched(key, SlotType.REGISTER, b"", "put", origin, seq, hlc, value))
-        self.state.put_all(written)
+        others, rare = _met_by(origin, seen, found)
+        if self.removals and self.removals.has_any(puts.slots):
+            removed = (at for at, slot in enumerate(puts.slots) if self.removals.get(slot))
+            rare = sorted({*rare, *removed})
+        start = 0
+        for at in rare:
+            self._put_columns(origin, puts, found, others, start, at)
+            seen[origin] = puts.seqs[at] - 1
+            self.begin(origin, puts.seqs[at], puts.hlcs[at], seen, False)
+            self.write(puts.keys[at], SlotType.REGISTER, b"", puts.values[at], None)
+            start = at + 1
+        self._put_columns(origin, puts, found, others, start, len(found))
+
+    def _put_columns(
+        self, origin: Origin, puts: Puts, found: Sequence[bytes | None], others: Sequence[Entry | None], start: int, end: int
+    ) -> None:
+        """The puts from `start` to `end`: each replaces the record that was found, or meets the one entry of it that it has not seen."""
+        if start == end:
+            return
+        slots, keys, values, seqs, hlcs = puts.columns
+        if end - start < len(found):
+            slots, keys, values, seqs, hlcs = (column[start:end] for column in puts.columns)  # type: ignore[assignment]
+            found, others = found[start:end], others[start:end]
+        mine = zip(repeat(origin), seqs, hlcs, values, repeat(None), strict=False)  # each an `Entry`, as it is encoded
+        encode = encode_entries
+        met: list[PutMet] = []
+        if any(others):
+            met = [
+                (key, value, seq, hlc, old)
+                for key, value, seq, hlc, old, other in zip(keys, values, seqs, hlcs, found, others, strict=True)
+                if other is not None and old is not None
+            ]
+            records = [
+                encode((put,) if other is None else (other, put) if other.origin < origin else (put, other))
+                for put, other in zip(mine, others, strict=False)
+            ]
+        else:
+            records = [encode((put,)) for put in mine]
+        self.state.put_all(dict(zip(slots, records, strict=True)))
         self.journal.record_puts(origin, met)
+        if self.touched is not None:
+            self.touched += [
+                Touched(key, SlotType.REGISTER, b"", "put", origin, seq, hlc, value)
+                for key, value, seq, hlc, other in zip(keys, values, seqs, hlcs, others, strict=True)
+                if other is None or (hlc, origin) > (other.hlc, other.origin)
+            ]
 
     def remove(self, key_text: str, type_code: int, subkey: bytes) -> None:
         """Drop the entries that the commit has seen; concurrent ones survive. Reads and writes one slot."""

@@ -188,7 +188,11 @@ def are_plain_values(values: Sequence[bytes]) -> bool:
     """
     try:
         decoded = list(map(_decode, values))
-        return _ONE_FORM.issuperset(map(type, decoded)) and list(map(_encode, decoded)) == list(values)
+        if not _ONE_FORM.issuperset(map(type, decoded)):
+            return False
+        # No value's bytes begin another's, so if all of them one after another are the encoder's, each is.
+        canonical, given = _encode(decoded), b"".join(values)
+        return canonical.endswith(given) and len(canonical) == len(_pack_header.pack_array_header(len(values))) + len(given)
     except _DECODE_ERRORS:
         return False
 
@@ -224,6 +228,9 @@ _KEY_END = b"\x00\x00"
 _SUFFIX = {code: _KEY_END + bytes([code]) for code in TYPE_NAMES}
 REGISTER_SUFFIX = _SUFFIX[SlotType.REGISTER]
 _SLOT_TEXT, _REGISTER_TEXT = SLOT_SPACE.decode(), REGISTER_SUFFIX.decode()
+_BETWEEN_SLOTS = b"\x00\x02"
+"""Stands nowhere within the slots of registers whose keys hold no NUL, or across their ends."""
+_BETWEEN_KEYS = _REGISTER_TEXT + _BETWEEN_SLOTS.decode() + _SLOT_TEXT
 _KEY_CHARACTERS_SURE = KEY_BYTES_MAX // 4
 
 
@@ -288,9 +295,9 @@ def register_slot_of(key: str) -> bytes:
 
 def register_slots_of(keys: Sequence[str]) -> list[bytes]:
     """`register_slot_of` each key, all of which are known to be valid."""
-    if "\x00" in "".join(keys):
+    if not keys or "\x00" in "".join(keys):
         return [register_slot_of(key) for key in keys]
-    return [f"{_SLOT_TEXT}{key}{_REGISTER_TEXT}".encode() for key in keys]
+    return f"{_SLOT_TEXT}{_BETWEEN_KEYS.join(keys)}{_REGISTER_TEXT}".encode().split(_BETWEEN_SLOTS)
 
 
 def sure_register_slots(keys: Sequence[str]) -> list[bytes] | None:

@@ -163,6 +163,7 @@ class Frame(msgspec.Struct, gc=False, eq=False):
     _rows: msgspec.Raw | None = None
     _commits: list[Row] | None = None
     _puts: Puts | None = None
+    _is_checked: bool = False
 
     @classmethod
     def build(
@@ -237,9 +238,8 @@ class Frame(msgspec.Struct, gc=False, eq=False):
             CorruptionError: a row or delta breaks the format or the net-effect rule; `details` name the frame by origin and seq.
         """
         if self._commits is None:
-            self._commits = self._checked(self._decoded_rows())
-            self._rows = None
-        return self._commits
+            self._take(self._decoded_rows())
+        return self._commits  # type: ignore[return-value]  # just taken
 
     def puts(self) -> Puts | None:
         """The commits in columns, checked once, if they put registers for good and do nothing else; None: see `rows`.
@@ -260,14 +260,21 @@ class Frame(msgspec.Struct, gc=False, eq=False):
         with contextlib.suppress(*_DECODE_ERRORS):
             likely = _decode_puts(self._raw_rows())
         rows = None if len(likely) == self.count else self._decoded_rows()
-        puts = _in_columns(likely if rows is None else rows, self.first_seq, self.hlc)
-        if puts is None or not _is_surely_right(puts):
-            self._commits = self._checked(self._decoded_rows() if rows is None else rows)
+        puts = _in_columns(likely if rows is None else rows, self.first_seq, self.hlc, rows is None)
+        if puts is None or not (self._is_checked or _is_surely_right(puts)):
+            self._take(self._decoded_rows() if rows is None else rows)
         self._puts = puts
         self._rows = None
+        self._is_checked = True
+
+    def _take(self, rows: list[Row]) -> None:
+        """Keep the commits, once they are checked."""
+        self._commits = rows if self._is_checked else self._checked(rows)
+        self._rows = None
+        self._is_checked = True
 
     def release(self) -> None:
-        """Keep the bytes alone: whoever asks for the commits again has them decoded again."""
+        """Keep the bytes alone: whoever asks for the commits again has them decoded again, and not checked again."""
         self._rows = self._commits = self._puts = None
 
     def trust(self) -> None:
@@ -275,9 +282,7 @@ class Frame(msgspec.Struct, gc=False, eq=False):
 
         A quarter of the cost of applying them. The log's checksum stands for their being what they were.
         """
-        if self._commits is None and self._puts is None:
-            self._commits = self._decoded_rows()
-            self._rows = None
+        self._is_checked = True
 
     def _raw_rows(self) -> msgspec.Raw:
         return _decode_wire(self.data[2:]).rows if self._rows is None else self._rows
@@ -388,35 +393,40 @@ class FrameTemplate:
         )
 
 
-def _in_columns(rows: Sequence[Any], first_seq: int, base: int) -> Puts | None:
+def _in_columns(rows: Sequence[Any], first_seq: int, base: int, are_likely: bool = False) -> Puts | None:
     """Rows as columns, if each is one put of a register for good, or if there is one row of nothing but such puts.
 
     None too where something is wrong with their form; but whether keys and values are right is left to `_is_surely_right`.
+
+    Args:
+        are_likely: they come from `_decode_puts`, which has looked at types and lengths.
     """
     count = len(rows)
     try:
-        if set(map(len, rows)) == {3}:
+        if are_likely or set(map(len, rows)) == {3}:
             offsets, metas, deltas = zip(*rows, strict=True)
         elif count == 1:
             offsets, metas, deltas = rows[0][:1], rows[0][1:2], rows[0][2:]
         else:
             return None
-        if not _ARRAYS.issuperset(map(type, deltas)) or set(map(len, deltas)) != {3}:
+        if not are_likely and not (
+            _ARRAYS.issuperset(map(type, deltas)) and set(map(len, deltas)) == {3} and set(map(type, offsets)) == {int}
+        ):
             return None
         kinds, keys, values = zip(*deltas, strict=True)
-        if kinds.count(DeltaKind.REGISTER_PUT) != len(kinds):
-            return None
-        if set(map(type, offsets)) != {int} or offsets[0] < 0 or not all(map(lt, offsets, offsets[1:])):
+        if kinds.count(DeltaKind.REGISTER_PUT) != len(kinds) or offsets[0] < 0 or not all(map(lt, offsets, offsets[1:])):
             return None
         seqs: Sequence[int] = range(first_seq, first_seq + count)
-        hlcs = [base + offset for offset in offsets]
+        hlcs: Sequence[int] = range(base + offsets[0], base + offsets[0] + count)  # most stamps follow each other without a gap
+        if hlcs[-1] != base + offsets[-1]:
+            hlcs = [base + offset for offset in offsets]
         requests = []
         if metas.count(None) != count:
             requests = [
                 (m["r"], n, hlc) for m, n, hlc in zip(metas, seqs, hlcs, strict=True) if m is not None and type(m.get("r")) is bytes
             ]
         if len(kinds) > count:
-            seqs, hlcs = [first_seq] * len(kinds), hlcs * len(kinds)
+            seqs, hlcs = [first_seq] * len(kinds), [hlcs[0]] * len(kinds)
         return Puts(register_slots_of(keys), keys, values, seqs, hlcs, requests)
     except (TypeError, AttributeError, CrdtkvError, UnicodeEncodeError):
         return None
@@ -425,7 +435,7 @@ def _in_columns(rows: Sequence[Any], first_seq: int, base: int) -> Puts | None:
 def _is_surely_right(puts: Puts) -> bool:
     """Whether puts pass a look at all of them at once; if not, a look at each decides."""
     keys, values = puts.keys, puts.values
-    if not "".join(keys).isascii() or not 0 < min(map(len, keys)) <= max(map(len, keys)) <= KEY_BYTES_MAX:
+    if not "".join(keys).isascii() or not all(keys) or max(map(len, keys)) > KEY_BYTES_MAX:
         return False
     if puts.hlcs[-1] > STAMP_MAX or set(map(type, values)) != {bytes}:
         return False

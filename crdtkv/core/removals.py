@@ -8,7 +8,7 @@ the two met. It is outside state and digest, and bounded: the oldest go first, a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -63,6 +63,10 @@ class Removals:
     def get(self, slot: bytes) -> tuple[Removal, ...]:
         """The last removals of a slot that are still remembered."""
         return self._index.get(slot, ())
+
+    def has_any(self, slots: Sequence[bytes]) -> bool:
+        """Whether a removal of any of these slots is still remembered."""
+        return bool(self._index) and not self._index.keys().isdisjoint(slots)
 
     def note(self, slot: bytes, removal: Removal, seen: Mapping[Origin, int]) -> None:
         """Remember a removal instead of those that it had seen; the oldest slot goes if there are too many."""

@@ -125,19 +125,15 @@ class State:
 
     def get_all(self, slots: Sequence[bytes]) -> list[bytes | None]:
         """The records of slots; see `get`."""
-        over, folding, known, base = self._slots, self._folding, self._known, self._base.get
-        aside = _NOTHING if folding is None else folding.slots
-        found = []
-        for slot in slots:
-            record = over.get(slot, _ABSENT)
-            if record is _ABSENT:
-                record = aside.get(slot, _ABSENT)
-                if record is _ABSENT:
-                    record = known.get(slot, _ABSENT)
-                    if record is _ABSENT:
-                        record = base(slot)
-            found.append(record)
-        return found  # type: ignore[return-value]  # as above
+        folding = self._folding
+        layers = [self._slots, self._known] if folding is None else [self._slots, folding.slots, self._known]
+        layers = [layer for layer in layers if not layer.keys().isdisjoint(slots)]
+        if not layers:
+            return self._base.multi_get(slots)
+        first = layers[0]
+        if len(layers) == 1 and first.keys() >= set(slots):
+            return [first[slot] for slot in slots]
+        return [self.get(slot) for slot in slots]
 
     def put(self, slot: bytes, record: bytes | None) -> None:
         """Replace or (None) drop a slot's record."""

@@ -73,7 +73,7 @@ def _wrap(frames: list[bytes]) -> bytes:
     return MAGIC + bytes([FORMAT_VERSION]) + _checksum(body) + body
 
 
-def _checksum(body: bytes) -> bytes:
+def _checksum(body: bytes | memoryview) -> bytes:
     return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).digest()
 
 
@@ -87,7 +87,7 @@ def decode_frames(data: bytes) -> list[Frame]:
         raise CorruptionError("merge: the bytes are not what delta_since gives")
     if data[2] != FORMAT_VERSION:
         raise IncompatibleFormatError(f"merge: format version {data[2]}, this version of crdtkv knows {FORMAT_VERSION}: upgrade it")
-    body = data[_HEADER_BYTES:]
+    body = memoryview(data)[_HEADER_BYTES:]
     if data[3:_HEADER_BYTES] != _checksum(body):
         raise CorruptionError("merge: the checksum does not fit: the bytes were cut or changed on their way")
     try:

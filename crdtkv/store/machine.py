@@ -106,7 +106,7 @@ class Machine:
         settings: CoreSettings | None = None,
         sync_releases: bool = False,
         fold_records_max: int = 4096,
-        gather_commits_max: int = 64,
+        gather_commits_max: int = 256,
     ) -> None:
         self.log = log
         self.engine = engine

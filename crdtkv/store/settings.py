@@ -39,7 +39,7 @@ class Settings(CoreSettings):
     shard: int = 0
     async_sync_ms: int = 100
     fold_records_max: int = 4096
-    gather_commits_max: int = 64
+    gather_commits_max: int = 256
     memory_log_bytes: int = 64 << 20
     log_segment_bytes: int = 64 << 20
     log_keep_s: int = 86_400

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from crdtkv.core.codec import (
     TYPE_NAMES,
     VALUE_DEPTH_MAX,
+    are_plain_values,
     check_value,
     decode_value,
     encode_value,
     key_range,
+    register_slot_of,
+    register_slots_of,
     slot_of,
     split_slot,
     type_range,
@@ -154,3 +157,30 @@ def test_ranges_hold_exactly_their_slots(a: tuple[bytes, int, bytes], b: tuple[b
     assert (start <= slot_of(*b) < end) == (a[0] == b[0])
     start, end = type_range(a[0], a[1])
     assert (start <= slot_of(*b) < end) == (a[:2] == b[:2])
+
+
+pieces = st.sampled_from(
+    [b"\xa1a", b"\xa2a", b"b\x01", b"\x01", b"\xd9\x01a", b"\xcd\x00\x01", b"\xcb" + bytes(8), b"\x90", b"", b"\xc4\x00", b"\xc0"]
+)
+
+
+@given(st.lists(pieces | st.text(max_size=40).map(encode_value) | integers.map(encode_value), max_size=6))
+def test_a_look_at_all_values_at_once_says_of_each_what_a_look_at_each_says(given: list[bytes]) -> None:
+    """Also where the end of one and the beginning of the next would pass for values together."""
+    assert are_plain_values(given) is all(is_plain(data) for data in given)
+
+
+def is_plain(data: bytes) -> bool:
+    try:
+        check_value(data)
+    except CorruptionError:
+        return False
+    return isinstance(decode_value(data), bool | int | str | bytes | None)
+
+
+register_keys = st.text(st.sampled_from("ad\0\1\2é\x7f"), min_size=1, max_size=5)
+
+
+@given(st.lists(register_keys, max_size=6))
+def test_the_slots_of_many_registers_are_those_of_each(keys: list[str]) -> None:
+    assert register_slots_of(keys) == [register_slot_of(key) for key in keys] == [slot_of(key.encode(), 1) for key in keys]
