@@ -6,10 +6,10 @@ frames byte for byte and answer the same, whatever is asked of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import msgspec
@@ -25,6 +25,7 @@ from crdtkv.core.types.registry import APPLY
 from crdtkv.errors import CrdtkvError
 from crdtkv.results import Commit
 from crdtkv.store import Settings, Store
+from crdtkv.store.batch import Batch
 from crdtkv.store.handles import CounterHandle, MapHandle, SetHandle
 from crdtkv.store.opening import open_machine
 from crdtkv.store.transaction import Transaction, _Written
@@ -53,6 +54,9 @@ class PlainReplica(Replica):
 
     def commit_put(self, slot: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
         return self.commit([delta], request_id)
+
+    def commit_together(self, puts: Mapping[str, bytes]) -> tuple[int, int]:
+        return self.commit([[DeltaKind.REGISTER_PUT, key, value] for key, value in puts.items()])
 
     def commit_puts(
         self, slots: Sequence[bytes], keys: Sequence[str], values: Sequence[bytes], request_ids: Sequence[bytes | None]
@@ -87,6 +91,15 @@ class PlainTransaction(Transaction):
 
     def put_alone(self, key: str, value: bytes) -> Delta | None:
         return None
+
+
+class PlainBatch(Batch):
+    """Each put is a call of the transaction."""
+
+    def put(self, key: str, value: Any, *, ttl: float | None = None) -> None:
+        data = self._encode(value)
+        expiry = self._expiry(ttl)
+        self._write(lambda t: t.put(key, data, expiry))
 
 
 class PlainCalls:
@@ -124,6 +137,7 @@ def plainly(is_plain: bool = True) -> Iterator[None]:
         patch("crdtkv.store.machine.Replica", PlainReplica),
         patch("crdtkv.store.store.Transaction", PlainTransaction),
         patch("crdtkv.store.batch.Transaction", PlainTransaction),
+        patch("crdtkv.store.store.Batch", PlainBatch),
         patch("crdtkv.store.requests.Transaction", PlainTransaction),
         patch("crdtkv.store.handles.direct", PlainCalls),
     ):

@@ -32,6 +32,8 @@ VALUE_BYTES_MAX = 1 << 20
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
+encode_text = _encode
+"""`encode_value` for text that is known to be ASCII, on the path of every put."""
 decode_checked = _decode
 """`decode_value` for bytes that were checked when they came in, on the path of every read; raises whatever the decoder does."""
 _pack_header = msgpack.Packer(autoreset=True)

@@ -288,11 +288,9 @@ class Replica:
         step = self._applier
         step.begin(origin, seq, hlc, self._vv, True)
         if len(deltas) > 1 and step.touched is None:
-            # Registers put for good, the most of a large batch, are written in one step: their records differ in the value alone.
-            puts = [d for d in deltas if d[0] == DeltaKind.REGISTER_PUT and len(d) == 3]
-            begin, end = around_value(origin, seq, hlc)
-            records = [begin + value + end for value in map(_encode, [d[2] for d in puts])]
-            self.state.put_all(dict(zip(register_slots_of([d[1] for d in puts]), records, strict=True)))
+            # Registers put for good, the most of a large batch, are written in one step.
+            puts = {d[1]: d[2] for d in deltas if d[0] == DeltaKind.REGISTER_PUT and len(d) == 3}
+            self._put_all(puts, seq, hlc)
             for delta in deltas if len(puts) < len(deltas) else ():
                 if delta[0] != DeltaKind.REGISTER_PUT or len(delta) > 3:
                     APPLY[delta[0]](step, delta)
@@ -305,6 +303,21 @@ class Replica:
             meta = {"r": request_id}
             self._requests.note(request_id, origin, seq, hlc)
         self._rows.append([hlc - self._first_hlc, meta, *deltas])
+        return seq, hlc
+
+    def _put_all(self, puts: Mapping[str, bytes], seq: int, hlc: int) -> None:
+        """Put registers for good in a local commit that nobody watches: their records differ in the value alone."""
+        if puts:
+            begin, end = around_value(self.origin, seq, hlc)
+            records = [begin + value + end for value in map(_encode, puts.values())]
+            self.state.put_all(dict(zip(register_slots_of(list(puts)), records, strict=True)))
+
+    def commit_together(self, puts: Mapping[str, bytes]) -> tuple[int, int]:
+        """`commit` of register puts for good, by key, that nobody watches; its `(seq, hlc)`. Most large batches are one."""
+        seq, hlc = self._begin_commit()
+        self._put_all(puts, seq, hlc)
+        self._vv[self.origin] = seq
+        self._rows.append([hlc - self._first_hlc, None, *[[DeltaKind.REGISTER_PUT, key, value] for key, value in puts.items()]])
         return seq, hlc
 
     def _begin_commit(self, count: int = 1) -> tuple[int, int]:
@@ -374,10 +387,14 @@ class Replica:
 
         A local write has seen whatever is there, so nothing is read; see `Applier.write`. `slot` is the register's.
         """
-        origin = self.origin
-        seq, hlc = self._begin_commit()
-        rows = self._rows
-        self.state.put(slot, encode_entries((Entry(origin, seq, hlc, delta[2], None),)))
+        if self.refusal is not None:
+            raise self.refusal
+        origin, rows = self.origin, self._rows
+        hlc = self.clock.issue()
+        if not rows:
+            self._first_hlc = hlc
+        seq = self._vv.get(origin, 0) + 1
+        self.state.put(slot, encode_entries(((origin, seq, hlc, delta[2], None),)))  # an `Entry`, as it is encoded
         self._vv[origin] = seq
         if request_id is None:
             rows.append([hlc - self._first_hlc, None, delta])

@@ -2,23 +2,26 @@
 
 The batch holds no lock: it gathers the calls, and each read or check runs against the store as it is then. At exit
 the calls are run again, as one transaction, so the commit's net effect is of one moment.
+
+Most batches are puts for good, of keys that nothing in the store forbids. Those are kept as what they come to, a value a key, until
+another call comes: a batch of a thousand of them is a dict, and its commit needs no transaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from crdtkv.core.codec import TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_value
-from crdtkv.core.frame import Delta
+from crdtkv.core.codec import KEY_BYTES_MAX, TYPE_NAMES, SlotType, check_size, decode_value, encode_key, encode_text, encode_value
+from crdtkv.core.frame import Delta, DeltaKind
 from crdtkv.errors import CrdtkvError, StoreClosedError, missing_element, missing_field, missing_key
 from crdtkv.results import Commit
 from crdtkv.store.handles import encode_field
 from crdtkv.store.reading import wrong_type
-from crdtkv.store.transaction import Transaction, check_commit_size, delete_all, utf8_size, whole
+from crdtkv.store.transaction import PUT_BYTES, Transaction, check_commit_size, delete_all, utf8_size, whole
 
 if TYPE_CHECKING:
     from crdtkv.store.store import Store
@@ -36,6 +39,10 @@ def _repeat(calls: Sequence[Call], transaction: Transaction) -> bool:
     return changed
 
 
+def _deltas(puts: Mapping[str, bytes]) -> list[Call]:
+    return [[DeltaKind.REGISTER_PUT, key, value] for key, value in puts.items()]
+
+
 class Batch:
     """The mutators of a store, gathered. `commit` is what the exit made: a `Commit`, or None if nothing changed."""
 
@@ -43,7 +50,12 @@ class Batch:
         self._store = store
         self._durability = durability
         self._machine = store._machine
+        self._heads = store._heads
         self._value_max = store.settings.value_bytes_max
+        self._puts: dict[str, bytes] = {}
+        """What was put since the last look at it: neither among the calls nor in the preview yet."""
+        self._room = store.settings.commit_bytes_max
+        """Bytes that may still be put so; less than 0 once the batch did something else, or has ended."""
         self._calls: list[Call] = []
         self._preview: Transaction | None = Transaction(store._replica, store._reader)
         self.commit: Commit | None = None
@@ -52,15 +64,34 @@ class Batch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        calls, self._calls = self._calls, []
-        tried, self._preview = self._preview, None
-        if kind is None and calls:
-            self.commit = self._store._transact(partial(_repeat, calls), self._durability, tried)
-            if self._store._replica.purges:
-                self._store._upkeep.start()
+        if kind is None and self._calls:
+            self._look_at_puts()
+        store, puts, calls, tried, room = self._store, self._puts, self._calls, self._preview, self._room
+        self._puts, self._calls, self._preview, self._room = {}, [], None, -1
+        if kind is not None:
+            return
+        if puts:
+            self.commit = store._put_all(puts, store.settings.commit_bytes_max - room, self._durability)
+            if self.commit is None:
+                calls, tried = _deltas(puts), None
+        if calls:
+            self.commit = store._transact(partial(_repeat, calls), self._durability, tried)
+            if store._replica.purges:
+                store._upkeep.start()
+
+    def _look_at_puts(self) -> None:
+        """Make the preview show what was only put so far, and have it among the calls."""
+        if self._puts and self._preview is not None:
+            puts, self._puts = self._puts, {}
+            self._calls += _deltas(puts)
+            for key, value in puts.items():
+                self._preview.put_blind(key, value, is_allowed=True)  # it was, when it was put
+            self._room = self._store.settings.commit_bytes_max - self._preview.size
 
     def _write(self, call: Callable[[Transaction], bool]) -> bool:
         """Check a call against the batch so far and keep it; whether it changes anything."""
+        self._look_at_puts()
+        self._room = -1
         try:
             changed = self._read(call)
         except CrdtkvError:
@@ -76,6 +107,7 @@ class Batch:
             raise StoreClosedError("the batch has ended: begin another with store.batch()")
         with self._store._lock:
             self._store._check()
+            self._look_at_puts()
             return call(self._preview)
 
     def _encode(self, value: Any, what: str = "value") -> bytes:
@@ -89,19 +121,35 @@ class Batch:
     # -- registers and keys ---------------------------------------------------------------------------------------
 
     def put(self, key: str, value: Any, *, ttl: float | None = None) -> None:
-        data = encode_value(value)
+        data = encode_text(value) if type(value) is str and value.isascii() else encode_value(value)
+        if ttl is None and type(key) is str and key.isascii() and not self._machine.blocked and not self._heads.exist:
+            room = self._room - len(key) - len(data) - PUT_BYTES
+            if room >= 0 and 0 < len(key) <= KEY_BYTES_MAX and len(data) <= self._value_max:
+                self._room = room
+                self._puts[key] = data
+                return
         if len(data) > self._value_max:
             check_size(data, self._value_max)
-        if ttl is None and self._preview is not None and self._store._closed is None and self._machine.failed is None:
+        expiry = self._expiry(ttl)
+        if expiry is None:
+            self._put(key, data)
+        else:
+            self._write(lambda t: t.put(key, data, expiry))
+
+    def _put(self, key: str, data: bytes) -> None:
+        """Put a register for good, after a look at what forbids it."""
+        self._look_at_puts()
+        if self._preview is not None and self._store._closed is None and self._machine.failed is None:
             delta = self._preview.put_blind(key, data)
             if delta is None:
                 with self._store._lock:
                     delta = self._preview.put_alone(key, data)
             if delta is not None:
                 self._calls.append(delta)
+                if self._room >= 0:
+                    self._room = self._store.settings.commit_bytes_max - self._preview.size
                 return
-        expiry = self._expiry(ttl)
-        self._write(lambda t: t.put(key, data, expiry))
+        self._write(lambda t: t.put(key, data))
 
     def get(self, key: str, default: Any = None) -> Any:
         encode_key(key)
@@ -121,6 +169,7 @@ class Batch:
 
         Unlike the store's, it is atomic, and so bounded by what one commit may hold.
         """
+        self._look_at_puts()
         preview = self._preview
         keys: list[str] = []
         size = 0

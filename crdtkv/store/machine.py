@@ -33,7 +33,7 @@ from crdtkv.core.apply import Touched
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.control import Control, Steering, close_delta
-from crdtkv.core.frame import Delta, Frame
+from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.heads import Head
 from crdtkv.core.install import Installed, Installer
 from crdtkv.core.replica import Applied, Outcome, Replica
@@ -130,7 +130,7 @@ class Machine:
         self.full: DiskFullError | None = None
         """Why nothing is taken, as long as that is so."""
         self.blocked = False
-        """Failed or full: what a write looks at first."""
+        """Failed, full or closed: what a write looks at first."""
         self.when_failed: Callable[[], None] = lambda: None
         self.engine_is_rebuilt = False
         """The engine starts empty at each opening: nothing may come to it but by the log."""
@@ -280,6 +280,18 @@ class Machine:
             self.fail(e)
             raise
 
+    def transact_together(self, puts: Mapping[str, bytes]) -> tuple[int, int]:
+        """`transact` of register puts for good, by key."""
+        if self.replica.is_watched:
+            return self.transact([[DeltaKind.REGISTER_PUT, key, value] for key, value in puts.items()])
+        try:
+            return self.replica.commit_together(puts)
+        except REFUSED:
+            raise  # nothing has changed
+        except BaseException as e:
+            self.fail(e)
+            raise
+
     def transact_puts(
         self, slots: Sequence[bytes], keys: Sequence[str], values: Sequence[bytes], request_ids: Sequence[bytes | None]
     ) -> tuple[int, int]:
@@ -319,6 +331,22 @@ class Machine:
         if self.replica.making >= self.gather_commits_max or self._gathered_bytes >= GATHER_BYTES_MAX:
             self.seal()
         return position
+
+    def gather_put(self, slot: bytes, delta: Delta, size: int) -> tuple[int, int, int]:
+        """`transact_put` and `gather`, for a log that nobody follows: `(seq, hlc, position)`. The commonest write of all, written out."""
+        replica = self.replica
+        try:
+            seq, hlc = replica.commit_put(slot, delta)
+        except REFUSED:
+            raise  # nothing has changed
+        except BaseException as e:
+            self.fail(e)
+            raise
+        self._gathered_bytes += size
+        position = replica.position  # where the log ends: all that is applied and not in the making is there
+        if replica.making >= self.gather_commits_max or self._gathered_bytes >= GATHER_BYTES_MAX:
+            self.seal()
+        return seq, hlc, position
 
     def seal(self, *, sync: bool = False) -> int:
         """Close the frame in the making and append it; the log's end. `sync`: it may leave only once fsynced.

@@ -34,6 +34,7 @@ from crdtkv.core.codec import (
     decode_value,
     encode_key,
     encode_prefix,
+    encode_text,
     encode_value,
     register_slot_of,
 )
@@ -160,6 +161,7 @@ class Store:
                         self._opened.instance.close_clean(self.origin, machine.own_seq(), machine.commits_durable())
             finally:
                 self._closed = "the store is closed"
+                self._machine.blocked = True
                 self._record = self._closed_record
                 self._opened.close()
         _stores.discard(self)
@@ -230,6 +232,7 @@ class Store:
 
     def _forked(self) -> None:
         self._closed = "the store belongs to the parent process of this fork"
+        self._machine.blocked = True
 
     def begin_incarnation(self, reason: str) -> Origin:
         """Go on under a new id; its origin. What was written stays, under the former one. See docs/operations.md for when.
@@ -286,12 +289,16 @@ class Store:
             InvalidKeyError, InvalidValueError, ValueTooLargeError: nothing changed.
             WrongTypeError: something else than a register is visible at the key.
         """
-        data = encode_value(value)
+        data = encode_text(value) if type(value) is str and value.isascii() else encode_value(value)
         if len(data) > self._value_max:
             check_size(data, self._value_max)
         slot = register_slot_of(key)
         delta: Delta = [DeltaKind.REGISTER_PUT, key, data]
         with self._lock:
+            if self._gathers and durability is None and ttl is None and not self._machine.blocked and not self._heads.exist:
+                context = self._replica.context()
+                seq, hlc, position = self._machine.gather_put(slot, delta, len(data))
+                return Commit(self.origin, seq, hlc, (self.shard, position, context, True))
             self._begin(durability)
             if self._heads.exist:
                 self._reader.require(encode_key(key), SlotType.REGISTER)
@@ -473,6 +480,21 @@ class Store:
         deltas = transaction.deltas()
         return self._finish(deltas, transaction.size, durability) if deltas else None
 
+    def _put_all(self, puts: Mapping[str, bytes], size: int, durability: str | None) -> Commit | None:
+        """Put registers for good in one commit, of values as canonical bytes; None: at some key there may be something else.
+
+        Args:
+            size: about how many bytes that is.
+        """
+        with self._lock:
+            self._begin(durability)
+            if self._heads.exist:
+                return None
+            context = self._replica.context()
+            seq, hlc = self._machine.transact_together(puts)
+            commit = self._appended(seq, hlc, context, size, durability)
+        return self._settle(commit, durability)
+
     def _add(self, key: str, raw: bytes, elements: list[bytes], ttl: float | None, durability: str | None) -> Commit | None:
         """Add elements to a set in one commit: what a transaction of adds comes to, without one."""
         if not elements:
@@ -495,6 +517,10 @@ class Store:
         """Commit and append, with the lock held; `_settle` follows without it."""
         context = self._replica.context()
         seq, hlc = self._machine.transact(deltas)
+        return self._appended(seq, hlc, context, size, durability)
+
+    def _appended(self, seq: int, hlc: int, context: VersionVector, size: int, durability: str | None) -> Commit:
+        """Append a commit of about so many bytes, or leave it in the frame in the making."""
         if self._gathers and durability is None:
             return Commit(self.origin, seq, hlc, (self.shard, self._machine.gather(size), context, True))
         return self._sealed(seq, hlc, context, durability)
@@ -511,7 +537,7 @@ class Store:
         Also seal what an interrupt (Ctrl-C) left between its commit and its frame. Such a commit is visible, and may not share a
         frame with one that was not made with it.
         """
-        if self._closed is not None or self._machine.blocked:
+        if self._machine.blocked:
             self._check()
             self._machine.check_writable()
         if durability is not None:

@@ -17,6 +17,8 @@ from crdtkv.core.replica import Replica
 from crdtkv.errors import InvalidValueError, ValueTooLargeError
 from crdtkv.store.reading import Reader, wrong_type
 
+PUT_BYTES: Final = 16
+"""What a change is taken to need beside its key and value."""
 TOTAL_MAX: Final = 2**63 - 1
 """Counters are whole numbers of 64 bits with sign, per run."""
 
@@ -136,9 +138,9 @@ class Transaction:
             is_allowed: what the store has at the key was looked at, and does not forbid it.
         """
         if type(key) is str and key.isascii() and 0 < len(key) <= KEY_BYTES_MAX:
-            size = self._bytes + len(key) + len(value) + 16
+            size = self._bytes + len(key) + len(value) + PUT_BYTES
         else:
-            size = self._bytes + len(encode_key(key)) + len(value) + 16
+            size = self._bytes + len(encode_key(key)) + len(value) + PUT_BYTES
         before = self._keys.get(key)
         if type(before) is not list and (before is not None or (self._heads.exist and not is_allowed)):
             return None  # (A register put here before is visible. And where no key has a head, there are registers only.)
@@ -441,7 +443,7 @@ class Transaction:
             self._reader.require(encode_key(key), type_code)
 
     def _account(self, key: str, value: bytes = b"", name: str = "") -> None:
-        size = self._bytes + utf8_size(key) + len(value) + (utf8_size(name) if name else 0) + 16
+        size = self._bytes + utf8_size(key) + len(value) + (utf8_size(name) if name else 0) + PUT_BYTES
         if size > self._bytes_max:
             check_commit_size(size, self._bytes_max)
         self._bytes = size

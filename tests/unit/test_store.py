@@ -577,12 +577,12 @@ def test_commits_that_follow_each_other_share_a_frame_until_somebody_looks(store
     store.counter("c").increment()
     digest = store.digest()
     assert store._machine.log.end() == 2
-    for i in range(65):
+    for i in range(257):
         store.put("again", i)
     assert store._machine.log.end() == 3  # a frame is full
     store.put("large", "x" * (64 << 10))
     assert store._machine.log.end() == 4
-    assert [f.count for f in store._machine.log.read(0, bytes_max=1 << 30)[0]] == [10, 2, 64, 2]
+    assert [f.count for f in store._machine.log.read(0, bytes_max=1 << 30)[0]] == [10, 2, 256, 2]
     with stores("eu") as (eu,):
         eu.merge(store.delta_since())
         assert eu.digest() == store.digest() != digest
@@ -592,9 +592,9 @@ def test_commits_that_follow_each_other_share_a_frame_until_somebody_looks(store
 
 
 def test_a_watch_from_inside_a_gathered_frame_begins_after_its_commit(store: Store) -> None:
-    tokens = [store.put(f"k{i}", i).token for i in range(100)]
-    for i in (0, 1, 62, 63, 64, 98, 99):
-        assert [c.value for c in store.watch("k", since=tokens[i], timeout=0.001)] == list(range(i + 1, 100))
+    tokens = [store.put(f"k{i}", i).token for i in range(300)]
+    for i in (0, 1, 254, 255, 256, 298, 299):
+        assert [c.value for c in store.watch("k", since=tokens[i], timeout=0.001)] == list(range(i + 1, 300))
 
 
 def test_a_store_without_a_disk_takes_a_durability_like_any_other() -> None:
