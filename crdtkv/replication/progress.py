@@ -228,10 +228,10 @@ class Outgoing:
         return min(settings.window_messages_max, settings.window_messages_min + more)
 
     def has_room(self, round_trip_ms: float | None) -> bool:
-        """Whether another message may leave. On a short link all that is on its way is less than one full message, and that last one."""
+        """Whether another message may leave. On a short link all that is on its way is less than `flight_bytes_max`, and that last one."""
         if self.in_flight >= self.window(round_trip_ms) or self.credit <= 0:
             return False
-        return self.in_flight_bytes < self.settings.message_bytes_max or not self._is_short(round_trip_ms)
+        return self.in_flight_bytes < self.settings.flight_bytes_max or not self._is_short(round_trip_ms)
 
     def _is_short(self, round_trip_ms: float | None) -> bool:
         return round_trip_ms is None or round_trip_ms < self.settings.round_trip_short_ms

@@ -39,6 +39,9 @@ class ReplicationSettings:
         window_messages_min: how many messages of frames may be on their way on the fastest link; then what is written gathers.
             Twice the peer's `ack_messages` or more, or the sender waits for acks that are being gathered.
         window_messages_max: how many messages of frames are on their way at most, however long the link.
+        flight_bytes_max: how much is on its way on a link with a short round trip, but for the message that goes beyond it. Less: the
+            receiver has nothing to apply while a sender that is busy does not hear its acks. More: what others write rests on more of
+            what waits there.
         ack_messages: so many messages dealt with are acknowledged at once; fewer wait for more.
         ack_delay_ms: how long they wait at most, on a slower link for one pace if that is longer. What is sent meanwhile takes the
             ack along. Lower: more messages, each of which costs both sides as much as one of frames.
@@ -80,6 +83,7 @@ class ReplicationSettings:
     flushes_per_round_trip: int = 16
     window_messages_min: int = 8
     window_messages_max: int = 64
+    flight_bytes_max: int = 512 * KIB
     ack_messages: int = 4
     ack_delay_ms: int = 5
     compression: str = "auto"

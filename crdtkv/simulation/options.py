@@ -115,10 +115,12 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
         expiry_grace_ms=dice.pick((50, 1_000)),
     )
     credit = dice.pick((8 << 10, 1 << 20))
+    heartbeat_ms, message_bytes_max = dice.pick((250, 700)), dice.pick((200, 2_000, 1 << 20))
     replication = TinyReplicationSettings(
-        heartbeat_ms=dice.pick((250, 700)),
+        heartbeat_ms=heartbeat_ms,
         hello_timeout_ms=500,
-        message_bytes_max=dice.pick((200, 2_000, 1 << 20)),
+        message_bytes_max=message_bytes_max,
+        flight_bytes_max=message_bytes_max,
         message_frames_max=dice.pick((1, 3, 4096)),
         own_credit_bytes=credit,
         relay_credit_bytes=credit,

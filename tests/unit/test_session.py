@@ -695,15 +695,15 @@ def test_what_a_slow_receiver_has_not_dealt_with_stays_within_the_window_and_the
     assert frames_in(side.send()) == frames  # in one message
 
 
-def test_on_a_short_link_no_more_is_on_its_way_than_about_one_full_message(us: ToyReplica, eu: ToyReplica) -> None:
-    settings = replace(LAN, message_bytes_max=10_000)
+def test_on_a_short_link_no_more_is_on_its_way_than_its_bound_and_a_message(us: ToyReplica, eu: ToyReplica) -> None:
+    settings = replace(LAN, message_bytes_max=3_000, flight_bytes_max=5_000)
     side = live(us, eu, settings)
     measure_round_trip(side, 0.3)
     sent = 0
     for _ in range(100):
         side.write(size=900)
         sent += sum(frame.size for frame in frames_in(side.send()))
-    assert sent < 2 * settings.message_bytes_max
+    assert settings.flight_bytes_max <= sent < settings.flight_bytes_max + settings.message_bytes_max
 
 
 def test_own_commits_alone_cause_no_ack(us: ToyReplica, eu: ToyReplica) -> None:
