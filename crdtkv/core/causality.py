@@ -14,7 +14,7 @@ After: Parker et al., "Detection of Mutual Inconsistency in Distributed Systems"
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, KeysView, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping
 from functools import lru_cache
 from typing import NamedTuple, NewType, final
 
@@ -125,6 +125,23 @@ class VersionVector(Mapping[Origin, int]):
     def __len__(self) -> int:
         return len(self._seqs)
 
+    # `Mapping` would make these of `__iter__` and `__getitem__`, at several times the cost.
+
+    def __contains__(self, origin: object) -> bool:
+        return origin in self._seqs
+
+    def items(self) -> ItemsView[Origin, int]:
+        seqs = self._seqs
+        return (seqs if len(seqs) < 2 else dict(sorted(seqs.items()))).items()
+
+    def pairs(self) -> ItemsView[Origin, int]:
+        """The items, in no order. O(1)."""
+        return self._seqs.items()
+
+    def count(self) -> int:
+        """How many commits this vector covers."""
+        return sum(self._seqs.values())
+
     def origins(self) -> KeysView[Origin]:
         """The origins, in no order: to be looked up, and compared. O(1)."""
         return self._seqs.keys()
@@ -212,7 +229,7 @@ class VersionVector(Mapping[Origin, int]):
         last = ""
         items = iter(flat)
         for name, seq in zip(items, items, strict=True):
-            origin = check_origin(name)
+            origin = _checked(name) if type(name) is str else check_origin(name)
             if type(seq) is not int or not 0 < seq <= SEQ_MAX:
                 raise CorruptionError(f"version vector: seq {seq!r} of {origin} is not in 1..2^63-1")
             if origin <= last:

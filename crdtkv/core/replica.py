@@ -567,7 +567,7 @@ class Replica:
             )
         if frame.first_seq > done + 1:
             return Outcome.HELD
-        for origin, seq in frame.context.items():
+        for origin, seq in frame.context.pairs():
             if applied.get(origin, 0) < seq:
                 return Outcome.HELD
         return Outcome.APPLIED
@@ -624,7 +624,7 @@ class Replica:
         past = frame.context
         if self.control:
             past = self.control.complete(past.advance(origin, frame.first_seq - 1))
-        seen: dict[Origin, int] = dict(past.items())
+        seen: dict[Origin, int] = dict(past.pairs())
         if frame.is_control:
             self._check_closings(frame, seen)
         own = origin == self.origin

@@ -206,7 +206,9 @@ class State:
 
         The caller may change what was already yielded, nothing else, while it iterates.
         """
-        over = {k: v for k, v in self._overlay().items() if start <= k and (end is None or k < end)} if self.pending else {}
+        folding = self._folding
+        parts = (self._slots, self._side) if folding is None else (folding.slots, folding.side, self._slots, self._side)
+        over = {k: v for part in parts if part for k, v in part.items() if start <= k and (end is None or k < end)}
         if not over:
             yield from self._base.scan(start, end)
             return

@@ -36,7 +36,7 @@ from crdtkv.core.control import Steering
 from crdtkv.core.frame import Frame
 from crdtkv.core.replica import Applied
 from crdtkv.errors import CorruptionError, CrdtkvError
-from crdtkv.replication.membership import Membership
+from crdtkv.replication.membership import NO_STEERING, Membership
 from crdtkv.replication.messages import Ack, Chunk, ChunkAck, Credit, Frames, HeartbeatReply, Message, Reports
 from crdtkv.replication.packing import Packing
 from crdtkv.replication.port import ReplicaPort
@@ -251,7 +251,10 @@ class Drive:
         """Something was committed here, released, or became durable. Cheap; many changes may share one call."""
         self._begin(now_ms)
         self._refresh()
-        if self._agreed_as_of != (self._port.control.version, len(self._port.control.frozen)) or self.membership.steering:
+        if (
+            self._agreed_as_of != (self._port.control.version, len(self._port.control.frozen))
+            or self.membership.steering is not NO_STEERING
+        ):
             self._agree()
 
     def applied(self, result: Applied, now_ms: float) -> None:
@@ -401,7 +404,7 @@ class Drive:
         arrivals = self._next_group() if apply else ()
         frames = _frames_of(arrivals)
         wake_at_ms = min(wakes, default=None)
-        jobs, steering = self.transfers.jobs, self.membership.steering or None
+        jobs, steering = self.transfers.jobs, None if self.membership.steering is NO_STEERING else self.membership.steering
         events, packings = tuple(self._events), {link: self._peers[link].session.packing for link in messages}
         return Work(messages, frames, tuple(closed), events, wake_at_ms, steering, jobs, len(sends), readies, packings, arrivals)
 
@@ -437,7 +440,7 @@ class Drive:
             return
         del self._events[: len(work.events)]
         if work.steering is not None:
-            self.membership.steering = Steering()
+            self.membership.steering = NO_STEERING
         self.transfers.accept(len(work.jobs), work.sends)
         if work.arrivals:
             self._groups += 1
@@ -521,7 +524,7 @@ class Drive:
         told = membership.message
         message = membership.review(vv, durable, live, is_handed_over=not is_draining or self._is_handed_over())
         # Again, until nothing changes any more; and what may fail is asked for again.
-        self._reviewed_as_of = as_of if message is told and not membership.steering else None
+        self._reviewed_as_of = as_of if message is told and membership.steering is NO_STEERING else None
         if message is not None:
             for peer in self._peers.values():
                 if peer.session.told is not message:
@@ -601,13 +604,17 @@ class Drive:
     def _review(self) -> None:
         """Find what does not come by itself; ask for it, go on to the next peer, or end what is no longer needed."""
         live: list[tuple[Link, Session]] = []
-        rests = not self._needs and not self._snapshot_for
+        direct: list[Origin] = []
+        rests, vv = not self._needs and not self._snapshot_for, self._vv
         for link, peer in self._peers.items():
             session = peer.session
-            if session.state is State.LIVE:
-                live.append((link, session))
-                rests = rests and session.relay not in (Relay.ASKED, Relay.OPEN) and session.peer_vv <= self._vv and not session.is_waiting
-        self._direct = frozenset([session.origin for _, session in live if session.sends_own and session.origin is not None])
+            if session.state is not State.LIVE:
+                continue
+            live.append((link, session))
+            if session.origin is not None and session.sends_own:
+                direct.append(session.origin)
+            rests = rests and session.relay not in (Relay.ASKED, Relay.OPEN) and not session.is_waiting and session.peer_vv <= vv
+        self._direct = frozenset(direct)
         self._relay_wake_ms = None
         if rests:
             return  # nothing is missing, nothing is being brought: so it is nearly always, and this is asked at every tick

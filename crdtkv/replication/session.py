@@ -249,10 +249,10 @@ class Session:
             self._now = now_ms
         if (vv is self._vv and durable is self._durable) or self._ended:
             return
-        peer = self.origin
+        peer, former, former_durable = self.origin, self._vv, self._durable
         if peer is not None:
-            moved = vv.seq(peer) != self._vv.seq(peer) or durable.seq(peer) != self._durable.seq(peer)
-            if moved or (self.relay in (Relay.ASKED, Relay.OPEN) and (vv != self._vv or durable != self._durable)):
+            moved = vv.seq(peer) != former.seq(peer) or durable.seq(peer) != former_durable.seq(peer)
+            if moved or (self.relay in (Relay.ASKED, Relay.OPEN) and (vv != former or durable != former_durable)):
                 self._ack.note(self._now)
                 self._quiet = None
         self._vv, self._durable = vv, durable
@@ -493,7 +493,9 @@ class Session:
     @property
     def sends_own(self) -> bool:
         """Whether what the peer itself writes comes over this link, as far as one can know."""
-        return self.state is State.LIVE and self.origin is not None and self.own_floor.seq(self.origin) <= self._vv.seq(self.origin)
+        if self.state is not State.LIVE or self.origin is None:
+            return False
+        return self.own_floor is EMPTY_VV or self.own_floor.seq(self.origin) <= self._vv.seq(self.origin)
 
     @property
     def refuses_to_relay(self) -> bool:
@@ -587,7 +589,7 @@ class Session:
             return True
         # What it no longer names it has closed, but for the two that talk here; what it names must not go back.
         known, talking = self.peer_vv.seq, (self.origin, self._port.origin)
-        if any(n < known(o) for o, n in named.items()) or any(o and named.seq(o) < known(o) for o in talking):
+        if any([n < known(o) for o, n in named.pairs()]) or any(o and named.seq(o) < known(o) for o in talking):
             self._end(Code.PROTOCOL, "the peer's version vector went back")
             return False
         vv = self.peer_vv.join(vv)
@@ -744,7 +746,7 @@ class Session:
     def _missing(self, frame: Frame) -> VersionVector:
         """What a frame rests on and is not applied."""
         seq = self._vv.seq
-        missing = {o: n for o, n in frame.context.items() if n > seq(o)}
+        missing = {o: n for o, n in frame.context.pairs() if n > seq(o)}
         if frame.first_seq > seq(frame.origin) + 1:
             missing[frame.origin] = frame.first_seq - 1
         return VersionVector.adopt(missing)

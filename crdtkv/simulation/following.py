@@ -106,7 +106,10 @@ class FollowedSlots:
             changed = []
         else:
             get, known = replica.state.get, self.records.get
-            candidates = {slot for slot, _ in overlay.items() ^ self._overlay.items()}.union(touched)
+            before = self._overlay
+            candidates = {slot for slot, record in overlay.items() if slot not in before or before[slot] != record}
+            candidates.update(slot for slot in before if slot not in overlay)
+            candidates.update(touched)
             changed = sorted([slot for slot in candidates if slot[:1] == SLOT_SPACE and get(slot) != known(slot)])
             for slot in changed:
                 self._put(slot, get(slot))

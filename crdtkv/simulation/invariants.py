@@ -85,11 +85,15 @@ def _goes_beyond(one: Member, other: Member) -> bool:
 class _Followed:
     """What is remembered of one replica from one check to the next."""
 
+    ends_judged: object = None
+    """What the last look at closed origins rested on."""
+
     def rebuilt(self) -> None:
         """The replica was rebuilt from its disk, or changed back: nothing that was followed of its state counts."""
         self.slots.forget()
         self.checked = EMPTY_VV
         self.requests_checked.clear()
+        self.ends_judged = None
 
     def __init__(self) -> None:
         self.order: list[Frame] = []
@@ -128,6 +132,8 @@ class Auditor:
         self._requests_of: dict[Origin, dict[int, bytes]] = {}
         self._done_for: dict[bytes, list[Dot]] = {}
         self._closed_at: dict[Origin, int] = {}
+        self._ends_as_of = 0
+        """Changes whenever that does."""
         self._closings: dict[Origin, set[Dot]] = {}
         """The commits that closed an origin at its present end."""
         self._unsaid: set[Origin] = set()
@@ -283,7 +289,10 @@ class Auditor:
 
     def _check_ends(self, member: Member, vv: VersionVector) -> None:
         """An origin is closed once, and nobody has more of it than that; each vector says the same with and without what is closed."""
-        control = member.machine.control
+        control, followed = member.machine.control, self._followed[member.index]
+        judged = vv, dict(control.closed), self._ends_as_of, self.ends_may_rise, len(self.removed_regions), len(self._unsaid), member.origin
+        if judged == followed.ends_judged:
+            return  # all that this rests on is as it was
         if control.closed and control.complete(control.show(vv)) != vv:
             raise Violation(f"{member.region} shows {vv} as {control.show(vv)}")
         for origin, closes in control.closed.items():
@@ -297,11 +306,13 @@ class Auditor:
                 raise Violation(f"{member.region}: {origin} is closed at {end} and at {known}")
             if end > self._closed_at.get(origin, 0):
                 self._closed_at[origin], self._closings[origin] = end, set()
+                self._ends_as_of += 1
             self._closings[origin].update(Dot(c.by, c.at) for c in closes if c.seq == self._closed_at[origin])
         if region_of(member.origin) not in self.removed_regions and not self.ends_may_rise:
             for origin, end in self._closed_at.items():
                 if vv.seq(origin) > end:
                     raise Violation(f"{member.region} has {origin} up to {vv.seq(origin)}, which was closed at {end}")
+        followed.ends_judged = judged
 
     def _check_heads(self, member: Member, followed: _Followed, changed: Sequence[bytes]) -> None:
         """3: the bookkeeping beside the state: heads count slots and name runs."""
@@ -467,6 +478,7 @@ class Auditor:
             if is_beyond or not any(vv.covers(dot) for vv in vvs for dot in dots):
                 self._unsaid.add(origin)
                 del self._closings[origin], self._closed_at[origin]
+                self._ends_as_of += 1
 
     def renewed(self, member: Member) -> None:
         """8: it goes on under an id that nobody has seen, above every one seen; what its disk holds is followed anew."""

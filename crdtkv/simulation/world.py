@@ -83,6 +83,7 @@ class World:
         self.dice = Dice(seed)
         self.options: Options = draw(self.dice, scenario)
         self.now_us = 0
+        self.now_ms = 0.0
         self.rare: Counter[str] = Counter()
         self.acknowledged: set[Dot] = set()
         self.history = History()
@@ -120,17 +121,14 @@ class World:
     # -- time -----------------------------------------------------------------------------------------------------
 
     @property
-    def now_ms(self) -> float:
-        return self.now_us / 1000
-
-    @property
     def is_busy(self) -> bool:
         """Clients write."""
         return self.now_ms < self.options.busy_s * 1000
 
     def after(self, delay_ms: float, what: Callable[..., None], *args: object) -> None:
         """Have something done later; in the order of asking, if at the same instant."""
-        self.at(self.now_us + int(delay_ms * 1000), what, *args)
+        self._count += 1
+        heapq.heappush(self._events, (self.now_us + int(delay_ms * 1000), self._count, what, args))
 
     def at(self, at_us: int, what: Callable[..., None], *args: object) -> None:
         """Have something done at an instant: through a delay in ms one may be off by a microsecond, and what is sent in order is not."""
@@ -155,6 +153,7 @@ class World:
             self._begin()
             while not self._finished:
                 self.now_us, _, what, args = heapq.heappop(self._events)
+                self.now_ms = self.now_us / 1000
                 self._turns += 1
                 self._is_idle = False
                 try:
