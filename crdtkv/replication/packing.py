@@ -43,7 +43,8 @@ class Packing:
 
     Attributes:
         agreed: both hellos name `zlib`.
-        round_trip_ms: as measured; None: not yet.
+        round_trip_ms: the least measured lately, which is the link's own; None: not yet. (What a loaded peer adds by answering late is no
+            distance: between nodes side by side compressing would only add to the load.)
         sent_bytes, received_bytes: of all messages, as they are without compression.
         sent_wire_bytes, received_wire_bytes: as they went over the link.
     """

@@ -758,11 +758,11 @@ class Session:
         sent_ms, sent_wall_ms = beat
         round_trip_ms = max(0.0, self._now - sent_ms - reply.waited_us / 1000)
         self.round_trip_ms = round_trip_ms if self.round_trip_ms is None else self.round_trip_ms + (round_trip_ms - self.round_trip_ms) / 8
-        self.packing.round_trip_ms = self.round_trip_ms
         self._ack.delay_ms = max(self._settings.ack_delay_ms, self.own_out.flow.pace_ms(self.round_trip_ms))
         there = reply.received_wall_us / 1000
         offset_ms = ((there - sent_wall_ms) + (there + reply.waited_us / 1000 - self._wall_ms())) / 2
         self._clock_samples.append((round_trip_ms, offset_ms))
+        self.packing.round_trip_ms = min(self._clock_samples)[0]
 
     def _compare_digest(self, beat: Heartbeat) -> None:
         """Equal vectors must have equal digests; anything else is divergence, whoever is to blame."""

@@ -668,6 +668,22 @@ def test_on_a_long_link_acks_wait_as_long_as_messages_of_frames_do(us: ToyReplic
     only(Ack, side.send())
 
 
+def test_a_short_link_to_a_loaded_peer_is_not_compressed(us: ToyReplica, eu: ToyReplica) -> None:
+    """Five peers of one node on one machine answered late under load: it compressed for each of them, a fifth of its CPU."""
+    side = live(us, eu)
+    side.session.packing.agreed = True
+    for number, ms in enumerate((0.3, 60.0, 90.0, 60.0)):
+        side.now += ms
+        side.receive(HeartbeatReply(number, int((WALL_MS + side.now) * 1000), 0))
+        side.pass_time(LAN.heartbeat_ms)
+        only(Heartbeat, side.send())
+    assert (side.session.round_trip_ms or 0) > LAN.compression_round_trip_ms and not side.session.packing.is_on
+    far = live(us, eu)
+    far.session.packing.agreed = True
+    measure_round_trip(far, 60.0)
+    assert far.session.packing.is_on
+
+
 @pytest.mark.parametrize("round_trip_ms", [0.3, 20.0])
 def test_a_sender_never_waits_for_an_ack_that_waits_for_more(us: ToyReplica, eu: ToyReplica, round_trip_ms: float) -> None:
     """No time passes at the receiver, so no delay runs out there: what it says at once keeps the sender going."""
