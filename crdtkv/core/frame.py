@@ -132,8 +132,8 @@ class Puts(NamedTuple):
     values: Sequence[bytes]
     seqs: Sequence[int]
     hlcs: Sequence[int]
-    requests: Sequence[tuple[bytes, int, int]]
-    """Those commits that carry a request's id: it, seq and stamp."""
+    requests: tuple[Sequence[bytes], Sequence[int], Sequence[int]]
+    """Of those commits that carry a request's id, in columns: it, seq and stamp."""
 
     @property
     def columns(self) -> tuple[Sequence[bytes], Sequence[str], Sequence[bytes], Sequence[int], Sequence[int]]:
@@ -144,7 +144,7 @@ class Puts(NamedTuple):
 class Frame(msgspec.Struct, gc=False, eq=False):
     """One frame, decoded as far as its header; the rows are decoded and checked on first use.
 
-    Immutable but for that. (A struct outside the garbage collector: logs keep many, and none refers to another.)
+    Immutable but for that, and its hash. (A struct outside the garbage collector: logs keep many, and none refers to another.)
     """
 
     data: bytes
@@ -156,10 +156,10 @@ class Frame(msgspec.Struct, gc=False, eq=False):
     hlc: int
     context: VersionVector
     previous: bytes
-    hash: bytes
     size: int
     is_control: bool = False
     """Whether it may hold control deltas: it requires the feature."""
+    _hash: bytes | None = None
     _rows: msgspec.Raw | None = None
     _commits: list[Row] | None = None
     _puts: Puts | None = None
@@ -189,7 +189,7 @@ class Frame(msgspec.Struct, gc=False, eq=False):
         if len(data) > FRAME_BYTES_MAX:
             raise CorruptionError(f"frame: {len(data):,} bytes, the limit is {FRAME_BYTES_MAX:,}")
         try:
-            wire = _decode_wire(data[2:])
+            wire = _decode_wire(memoryview(data)[2:])  # its rows are then a view of `data`, not another copy
         except _DECODE_ERRORS as e:
             raise CorruptionError(f"frame: {e}") from e
         header = wire.header
@@ -220,11 +220,18 @@ class Frame(msgspec.Struct, gc=False, eq=False):
             header.hlc,
             context,
             header.previous,
-            hash_of(data),
             len(data),
             CONTROL_FEATURE in header.requires,
+            None,
             wire.rows,
         )
+
+    @property
+    def hash(self) -> bytes:
+        """What the origin's next frame carries as `previous`. Computed once somebody asks: who sends what the log holds never does."""
+        if self._hash is None:
+            self._hash = hash_of(self.data)
+        return self._hash
 
     @property
     def count(self) -> int:
@@ -285,7 +292,7 @@ class Frame(msgspec.Struct, gc=False, eq=False):
         self._is_checked = True
 
     def _raw_rows(self) -> msgspec.Raw:
-        return _decode_wire(self.data[2:]).rows if self._rows is None else self._rows
+        return _decode_wire(memoryview(self.data)[2:]).rows if self._rows is None else self._rows
 
     def _decoded_rows(self) -> list[Row]:
         try:
@@ -344,7 +351,7 @@ def peek(data: bytes) -> tuple[Origin, int]:
         frame = Frame.decode(data)
         return frame.origin, frame.last_seq
     try:
-        header = _decode_wire(data[2:]).header
+        header = _decode_wire(memoryview(data)[2:]).header
     except _DECODE_ERRORS as e:
         raise CorruptionError(f"frame: {e}") from e
     return Origin(header.origin), header.first_seq + header.count - 1
@@ -387,9 +394,9 @@ class FrameTemplate:
             hlc,
             self.context,
             previous,
-            digest,
             len(data),
             self.is_control,
+            digest,
         )
 
 
@@ -420,16 +427,27 @@ def _in_columns(rows: Sequence[Any], first_seq: int, base: int, are_likely: bool
         hlcs: Sequence[int] = range(base + offsets[0], base + offsets[0] + count)  # most stamps follow each other without a gap
         if hlcs[-1] != base + offsets[-1]:
             hlcs = [base + offset for offset in offsets]
-        requests = []
-        if metas.count(None) != count:
-            requests = [
-                (m["r"], n, hlc) for m, n, hlc in zip(metas, seqs, hlcs, strict=True) if m is not None and type(m.get("r")) is bytes
-            ]
+        requests = _requests_of(metas, seqs, hlcs)
         if len(kinds) > count:
             seqs, hlcs = [first_seq] * len(kinds), [hlcs[0]] * len(kinds)
         return Puts(register_slots_of(keys), keys, values, seqs, hlcs, requests)
     except (TypeError, AttributeError, CrdtkvError, UnicodeEncodeError):
         return None
+
+
+def _requests_of(metas: Sequence[Any], seqs: Sequence[int], hlcs: Sequence[int]) -> tuple[Sequence[bytes], Sequence[int], Sequence[int]]:
+    """`Puts.requests` of commits with these metas."""
+    if metas.count(None) == len(metas):
+        return (), (), ()
+    try:
+        ids = [meta["r"] for meta in metas]  # all have one, or none
+    except (TypeError, KeyError):
+        pass
+    else:
+        if set(map(type, ids)) == {bytes}:
+            return ids, seqs, hlcs
+    found = [(m["r"], seq, hlc) for m, seq, hlc in zip(metas, seqs, hlcs, strict=True) if m is not None and type(m.get("r")) is bytes]
+    return tuple(zip(*found, strict=True)) if found else ((), (), ())  # type: ignore[return-value]  # three columns
 
 
 def _is_surely_right(puts: Puts) -> bool:

@@ -424,13 +424,12 @@ class Replica:
             for offset, request_id, key, value in zip(offsets, request_ids, keys, values, strict=True)
         ]
         self._vv[origin] = first_seq + count - 1
-        self._requests.note_all(
-            [
-                Made(request_id, origin, seq, hlc)
-                for request_id, seq, hlc in zip(request_ids, seqs, hlcs, strict=True)
-                if request_id is not None
-            ]
-        )
+        if None not in request_ids:
+            self._requests.note_all(request_ids, origin, seqs, hlcs)  # type: ignore[arg-type]  # there is none that is None
+        else:
+            for request_id, seq, hlc in zip(request_ids, seqs, hlcs, strict=True):
+                if request_id is not None:
+                    self._requests.note(request_id, origin, seq, hlc)
         return first_seq, first_hlc
 
     def commit_add(self, slot: bytes, head: Head, delta: Delta) -> tuple[int, int]:
@@ -630,7 +629,9 @@ class Replica:
         own = origin == self.origin
         if puts is not None:
             self._applier.put_all(origin, seen, puts)
-            self._requests.note_all([Made(rid, origin, seq, hlc) for rid, seq, hlc in puts.requests])
+            ids, seqs, hlcs = puts.requests
+            if ids:
+                self._requests.note_all(ids, origin, seqs, hlcs)
             hlc = puts.hlcs[-1]
         else:
             hlc = self._apply_commits(frame, seen)

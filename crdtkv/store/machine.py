@@ -605,7 +605,7 @@ class Machine:
         applied: list[Frame] = []
         added = dropped = 0
         try:
-            if len(frames) > 1 and not self._in_memory:
+            if not self._in_memory and sum([frame.count for frame in frames]) > 1:
                 self._read_ahead(frames)
             for frame in frames:
                 outcome, _ = replica.receive(frame, applied)
