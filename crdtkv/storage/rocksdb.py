@@ -51,6 +51,9 @@ WRITE_BUFFER_BYTES = 4 << 20
 WRITE_BUFFERS_MERGED = 8
 """So many of them are written out together, as one file without what was overwritten."""
 WRITE_BUFFERS_MAX = 2 * WRITE_BUFFERS_MERGED + 1
+FILES_MERGED = 8
+"""So many files that were written out are merged into the next level at once. With four, RocksDB's default, that level is rewritten twice
+as often, at half as much CPU again in all; a look-up asks the filters of four files more at most."""
 BLOOM_BITS_PER_KEY = 10  # about 1 % of useless file reads for keys that are absent
 MEMTABLE_BLOOM_SHARE = 0.1
 """Of a memtable's memory, what its bloom filter takes: a third of the cost of asking for a key that is absent."""
@@ -93,6 +96,7 @@ def _options() -> Options:
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
     options.set_max_write_buffer_number(WRITE_BUFFERS_MAX)
     options.set_min_write_buffer_number_to_merge(WRITE_BUFFERS_MERGED)
+    options.set_level_zero_file_num_compaction_trigger(FILES_MERGED)
     options.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_SHARE)
     options.set_memtable_whole_key_filtering(True)
     options.set_allow_concurrent_memtable_write(False)  # there is one writer: it need not guard against others
