@@ -1,8 +1,8 @@
 """The thread that writes a store's engine, beside those who write the store.
 
 It works in small steps (`Machine.fold_some`). What it looks up in the engine, it looks up without the interpreter's lock; the batch at the
-end RocksDB takes with it, about a microsecond a record. It is there while there is something to fold, and a little longer, so that an idle
-store has no thread for it; and it takes no lock of the store.
+end RocksDB takes with it, about half a microsecond a record. It is there while there is something to fold, and a little longer, so that
+an idle store has no thread for it; and it takes no lock of the store.
 """
 
 from __future__ import annotations
