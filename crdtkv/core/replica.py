@@ -367,7 +367,7 @@ class Replica:
     def refuse_writes(self, why: str | None) -> None:
         """Take no writes, because the cluster says that this region is removed; None: as its records say."""
         self._find_refusal()
-        if why is not None and self.refusal is None:
+        if why is not None and not isinstance(self.refusal, RegionRemovedError):  # a drained one may never hear of its removal by commits
             self.refusal = RegionRemovedError(why, origin=self.origin)
 
     def _find_refusal(self) -> None:

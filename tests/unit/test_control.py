@@ -125,6 +125,12 @@ def test_a_drained_and_a_removed_region_take_no_writes() -> None:
     control(us, member_delta("us", MemberState.DRAINING, "", 1))
     with pytest.raises(RegionUnavailableError, match="is being drained"):
         put(us)
+    us.refuse_writes("us was removed")  # say its peers, who end its links with the removal: their commits never reach it
+    with pytest.raises(RegionRemovedError, match="us was removed"):
+        put(us)
+    us.refuse_writes(None)  # it was added again, and others talk to it
+    with pytest.raises(RegionUnavailableError, match="is being drained"):
+        put(us)
     control(us, member_delta("us", MemberState.REMOVED, "", 2))
     with pytest.raises(RegionRemovedError, match="crdtkv recover export"):
         put(us)
