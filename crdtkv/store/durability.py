@@ -1,4 +1,4 @@
-"""What the levels of durability promise, and the background fsync of level `async`.
+"""What the levels of durability promise, and what a writer waits for; the background fsync of level `async`.
 
 `memory`  acknowledged once the log has it: with a directory it survives the death of the process, and nothing is fsynced on
           purpose. Lost with the machine: whatever the kernel had not written, typically half a minute.
@@ -15,9 +15,74 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from crdtkv.errors import StoreClosedError
+from crdtkv.errors import StorageError, StoreClosedError
 from crdtkv.storage.log import CommitLog
+from crdtkv.store.settings import check_durability
+
+if TYPE_CHECKING:
+    from crdtkv.store.machine import Machine
+
+
+class Durability:
+    """What one store's writes wait for before they are acknowledged. Takes no lock of the store.
+
+    Args:
+        level: of writes that name none.
+        bound_s: within what time `async` is fsynced.
+        on_disk: else nothing is ever fsynced, and `sync` asks no more than `memory`.
+
+    Attributes:
+        is_sync, is_async: whether that is the store's level. waits: whether a write that names none may have to wait.
+    """
+
+    def __init__(self, machine: Machine, level: str, bound_s: float, *, on_disk: bool) -> None:
+        self._machine = machine
+        self._level = level
+        self.is_sync = level == "sync"
+        self.is_async = level == "async"
+        self.waits = level != "memory" and on_disk
+        self._background = BackgroundSync(machine.log, bound_s, everything=self.is_async, failed=machine.fail) if on_disk else None
+
+    def start(self) -> None:
+        """Begin what the store's level needs in the background; other levels begin it when they are first asked for."""
+        if self.is_async and self._background is not None:
+            self._background.start()
+
+    def stop(self) -> None:
+        """End the background fsync, soon."""
+        if self._background is not None:
+            self._background.stop()
+
+    def syncs(self, level: str | None) -> bool:
+        """Whether a write of that level, or of the store's, leaves only once it is fsynced."""
+        return self.is_sync if level is None else check_durability(level) == "sync"
+
+    def make(self, position: int, level: str | None = None) -> None:
+        """Do what a level, or the store's, asks for before a write up to a log position may be acknowledged."""
+        level = self._level if level is None else level
+        if level == "sync":
+            self._wait_synced(position)
+        elif level == "async" and self._background is not None:
+            self._background.start()
+            if not self._background.admit(position):
+                self._wait_synced(position)
+
+    def _wait_synced(self, position: int) -> None:
+        """Wait until the log is fsynced up to a position. Concurrent writers share one fsync."""
+        log = self._machine.log
+        try:
+            while log.synced() < position:
+                log.sync()
+        except StoreClosedError as e:
+            if log.synced() < position:  # else `close` has synced it meanwhile
+                e.maybe_applied = True
+                raise
+        except StorageError as e:
+            self._machine.fail(e)
+            e.maybe_applied = True
+            raise
 
 
 class BackgroundSync:

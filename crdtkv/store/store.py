@@ -43,11 +43,11 @@ from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.install import Installed
 from crdtkv.core.replica import Applied
 from crdtkv.core.types.base import decode_entries
-from crdtkv.errors import DiskFullError, InvalidValueError, StorageError, StoreClosedError, missing_key
+from crdtkv.errors import DiskFullError, InvalidValueError, StoreClosedError, missing_key
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
 from crdtkv.storage.retention import Acknowledgement, RetentionPolicy
 from crdtkv.store.batch import Batch
-from crdtkv.store.durability import BackgroundSync
+from crdtkv.store.durability import Durability
 from crdtkv.store.exchange import decode, delta_since, known_of_own, merge
 from crdtkv.store.folding import Folder
 from crdtkv.store.handles import CounterHandle, MapHandle, SetHandle
@@ -92,15 +92,12 @@ class Store:
         self._wall_ms = wall_ms
         self._lock = threading.RLock()
         self._closed: str | None = None
-        self._sync_default = durability == "sync"
-        self._async_default = durability == "async"
-        self._waits = durability != "memory" and opened.path is not None
+        self._durable = Durability(self._machine, durability, settings.async_sync_ms / 1000, on_disk=opened.path is not None)
         self._gathers = opened.path is None and settings.gather_commits_max > 1
         """Commits that follow each other share a frame: nobody follows the log, and there is no disk to be on."""
         self._value_max = settings.value_bytes_max
         self._callbacks: tuple[Callable[[], None], ...] = ()
         self._watches = Watches(self._machine, self._reader)
-        self._background: BackgroundSync | None = None
         self._port: StorePort | None = None
         policy = RetentionPolicy(settings.log_keep_s * 1000, settings.log_keep_bytes, settings.log_bytes_max)
         self._retention = Retention(self._machine, policy)
@@ -126,12 +123,8 @@ class Store:
         if self.path is not None and not self._machine.engine_is_rebuilt:
             Folder(self._machine)
         if self.path is not None:
-            self._background = BackgroundSync(
-                self._machine.log, settings.async_sync_ms / 1000, everything=self._async_default, failed=self._machine.fail
-            )
-            weakref.finalize(self, self._background.stop)
-            if self._async_default:
-                self._background.start()
+            weakref.finalize(self, self._durable.stop)
+            self._durable.start()
         if self.path is not None or self._replica.purges:
             self._upkeep.start()
             self._machine.when_beyond = self._upkeep.wake
@@ -145,8 +138,7 @@ class Store:
             if self._closed is not None:
                 return
             self._watches.close()
-            if self._background is not None:
-                self._background.stop()
+            self._durable.stop()
             try:
                 if self._machine.failed is None:
                     self._machine.seal()
@@ -526,7 +518,7 @@ class Store:
         return self._sealed(seq, hlc, context, durability)
 
     def _sealed(self, seq: int, hlc: int, context: VersionVector, durability: str | None) -> Commit:
-        position = self._machine.seal(sync=self._sync_default if durability is None else self._syncs(durability))
+        position = self._machine.seal(sync=self._durable.syncs(durability))
         if self._watches.active:
             self._watches.publish(position)
         return Commit(self.origin, seq, hlc, (self.shard, position, context))
@@ -543,7 +535,7 @@ class Store:
         if durability is not None:
             check_durability(durability)
         if not self._gathers and self._replica.making:
-            self._machine.seal(sync=self._sync_default)
+            self._machine.seal(sync=self._durable.is_sync)
 
     def _open_for_reads(self) -> None:
         """`_begin` for what need not write: on a full disk it goes on."""
@@ -560,39 +552,12 @@ class Store:
 
     def _settle(self, commit: Commit, durability: str | None) -> Commit:
         """Wait until a commit is as durable as was asked for, then tell the peers."""
-        if durability is not None or self._waits:
+        if durability is not None or self._durable.waits:
             assert not isinstance(commit.mark, str)
-            self._make_durable(commit.mark[1], self.durability if durability is None else durability)
+            self._durable.make(commit.mark[1], durability)
         for callback in self._callbacks:
             callback()
         return commit
-
-    def _syncs(self, durability: str | None) -> bool:
-        return self._sync_default if durability is None else check_durability(durability) == "sync"
-
-    def _make_durable(self, position: int, level: str) -> None:
-        """Do what a level asks for before a write up to a position may be acknowledged."""
-        if level == "sync":
-            self._wait_synced(position)
-        elif level == "async" and self._background is not None:
-            self._background.start()
-            if not self._background.admit(position):
-                self._wait_synced(position)
-
-    def _wait_synced(self, position: int) -> None:
-        """Wait until the log is fsynced up to a position. Without the lock: concurrent writers share one fsync."""
-        log = self._machine.log
-        try:
-            while log.synced() < position:
-                log.sync()
-        except StoreClosedError as e:
-            if log.synced() < position:  # else `close` has synced it meanwhile
-                e.maybe_applied = True
-                raise
-        except StorageError as e:
-            self._machine.fail(e)
-            e.maybe_applied = True
-            raise
 
     def _expiry(self, ttl: float) -> int:
         if type(ttl) not in (int, float) or not 0 < ttl <= 10**10:
@@ -737,8 +702,7 @@ class Store:
         """
         with self._lock:
             result, position = self._merge(data)
-        if self._sync_default:
-            self._wait_synced(position)
+        self.wait_durable(position)
         for callback in self._callbacks:
             callback()
         return result
@@ -764,8 +728,8 @@ class Store:
         with self._lock:
             self._open_for_reads()
             executed = execute(self, requests)
-        if executed.level is not None or self._async_default:
-            self._make_durable(executed.position, executed.level or "async")
+        if executed.level is not None or self._durable.is_async:
+            self._durable.make(executed.position, executed.level or "async")
         for callback in self._callbacks:
             callback()
         return executed
@@ -789,12 +753,12 @@ class Store:
 
     def is_durable(self, position: int) -> bool:
         """Whether `wait_durable` would return at once. O(1), takes no lock."""
-        return not self._sync_default or self._machine.log.synced() >= position
+        return not self._durable.is_sync or self._machine.log.synced() >= position
 
     def wait_durable(self, position: int) -> None:
         """Block until what is before a log position is durable at the store's level."""
-        if self._sync_default:
-            self._wait_synced(position)
+        if self._durable.is_sync:
+            self._durable.make(position)
 
     def _apply_received(self, frames: Sequence[Frame]) -> Applied:
         with self._lock:
@@ -812,8 +776,7 @@ class Store:
         with self._lock:
             self._settled()
             position = self._machine.commit_control(deltas)
-        if self._sync_default:
-            self.wait_durable(position)
+        self.wait_durable(position)
         for callback in self._callbacks:
             callback()
 

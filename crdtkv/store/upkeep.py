@@ -119,7 +119,7 @@ class Upkeep:
             due = list(replica.due(1000)) if machine.full is None else []
             # While the clock may not be read, expired entries stay hidden as they are; their removal is issued later.
             if due and self._try_transact(due):
-                position = machine.seal(sync=store._sync_default)
+                position = machine.seal(sync=store._durable.is_sync)
                 callbacks = store._callbacks
                 if store._watches.active:
                     store._watches.publish(position)
@@ -128,7 +128,7 @@ class Upkeep:
                     machine.purge_slice(store.settings.purge_slots)
                 replica.maintain(self._wall_ms())
                 machine.note_synced()
-        if store._sync_default and machine.log.synced() < position:
+        if store._durable.is_sync and machine.log.synced() < position:
             machine.log.sync()
         for callback in callbacks:
             callback()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -192,7 +193,7 @@ def test_writers_of_a_stalled_disk_are_held_up_and_go_on_with_it(tmp_path: Path,
         writer = threading.Thread(target=write)
         writer.start()
         assert stalled.wait(20)
-        background = store._background
+        background = store._durable._background
         assert background is not None
         until(lambda: not background.admit(0) and store._machine.log.end() == acknowledged + 1)
         at_risk = acknowledged
@@ -210,7 +211,8 @@ def test_a_failed_background_fsync_stops_the_store(tmp_path: Path) -> None:
             raise StorageError("the disk failed")
 
         store._machine.log.sync = failing  # type: ignore[method-assign]
-        store.put("k", 1)
+        with contextlib.suppress(StorageError):  # the bound has passed on a slow machine: then it waits for the fsync itself
+            store.put("k", 1)
         until(lambda: store._machine.failed)
         with pytest.raises(StorageError, match="opened again"):
             store.put("k", 2)
