@@ -70,6 +70,8 @@ def list_(target: str, output: str) -> int:
     if output == JSON:
         for one in found:
             emit_json(as_json(one))
+    elif not found:
+        emit(f"{target} holds no backup")
     else:
         table(
             ("backup", "kind", "continues", "from", "reaches", "records", "commits", "bytes"),

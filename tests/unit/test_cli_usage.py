@@ -369,6 +369,12 @@ def test_what_is_mistyped_is_told_in_plain_words(capsys: pytest.CaptureFixture[s
     assert main(typed) == 2 and capsys.readouterr().err == said
 
 
+def test_a_target_without_backups_is_said_to_have_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["backup", "list", str(tmp_path / "nowhere")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'nowhere'} holds no backup\n"
+    assert main(["backup", "list", str(tmp_path / "nowhere"), "-o", "json"]) == 0 and capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("group", ["cluster", "bench", "backup", "region", "recover"])
 def test_a_group_lists_its_commands_with_whole_sentences(capsys: pytest.CaptureFixture[str], group: str) -> None:
     assert main([group, "--help"]) == 0
