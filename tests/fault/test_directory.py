@@ -136,7 +136,7 @@ def test_a_lost_state_is_rebuilt_from_the_log(directory: Path, engine: str) -> N
 
 
 def snapshot() -> bytes:
-    with crdtkv.open(region="eu", settings=Settings(memory_log_bytes=1000)) as donor:
+    with crdtkv.open(region="eu", settings=Settings(memory_log_bytes=1000, gather_commits_max=1)) as donor:
         for i in range(100):
             donor.put("from eu", i)
         return donor.delta_since()

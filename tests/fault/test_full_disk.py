@@ -339,7 +339,7 @@ def test_a_node_without_room_is_not_ready_and_takes_what_peers_wrote_once_it_has
 
 
 def test_a_snapshot_for_which_there_is_no_room_leaves_nothing(disk: FaultyDisk, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    with crdtkv.open(region="eu", settings=Settings(memory_log_bytes=1000)) as donor:
+    with crdtkv.open(region="eu", settings=Settings(memory_log_bytes=1000, gather_commits_max=1)) as donor:
         for n in range(100):
             donor.put(f"from eu {n}", n)
         donor.counter("c").increment(1)

@@ -403,7 +403,7 @@ def test_an_install_is_noted_outside_before_anything_rests_on_it(tmp_path: Path,
     write(store, count=2)
     store._machine.log.sync()
     shutil.copytree(data, tmp_path / "copy")
-    with crdtkv.open(region="eu", settings=Settings(memory_log_bytes=1_000)) as other:
+    with crdtkv.open(region="eu", settings=Settings(memory_log_bytes=1_000, gather_commits_max=1)) as other:
         for _ in range(100):
             other.put("theirs", "x" * 100)
         store.merge(other.delta_since())  # its log no longer has all of it: a snapshot
