@@ -104,7 +104,7 @@ def test_a_client_sends_what_its_caller_asks_next_before_it_asks_for_the_next_an
     monkeypatch.setattr(client_session.Session, "_connect", connect)
 
     async def run() -> None:
-        async with AsyncClient(["127.0.0.1:1"]) as client:
+        async with AsyncClient(["127.0.0.1:1"], timeout=60.0) as client:
             for _ in range(PUTS):
                 await client.put("k", 1)
 
