@@ -669,3 +669,60 @@ def test_a_call_that_a_batch_refused_half_way_leaves_nothing_of_itself() -> None
             assert batch.set("s").members() == []
             batch.put("also", 2)
         assert dict(store.scan()) == {"kept": 1, "also": 2}
+
+
+def test_a_batch_of_puts_is_refused_where_a_put_is_wrong_and_keeps_what_was_right() -> None:
+    """Puts are only gathered, so that many cost little; what is wrong with one must still be said when it is made."""
+    with stores("us", settings=Settings(value_bytes_max=1024, commit_bytes_max=1024)) as (store,):
+        with store.batch() as batch:
+            for key in ("", "\ud800", "x" * 1025, "é" * 600):
+                with pytest.raises((InvalidKeyError, KeyTooLargeError)):
+                    batch.put(key, 1)
+            for value in (object(), "\ud800"):
+                with pytest.raises(InvalidValueError):
+                    batch.put("k", value)
+            with pytest.raises(ValueTooLargeError, match="value is 1,0"):
+                batch.put("k", "x" * 1024)
+            made = 0
+            with pytest.raises(ValueTooLargeError, match="commit: holds more than 1,024 bytes"):
+                while made < 100:
+                    batch.put(f"k{made:02d}", "x" * 50)
+                    made += 1
+        assert batch.commit is not None and batch.commit.seq == 1 and store.count() == made == 14
+        with pytest.raises(StoreClosedError, match="the batch has ended"):
+            batch.put("later", 1)
+        with pytest.raises(ZeroDivisionError), store.batch() as given_up:
+            given_up.put("never", 1 // 0)
+        unfinished = store.batch()
+        unfinished.put("never", 1)
+        store.close()
+        with pytest.raises(StoreClosedError, match="the store is closed"):
+            unfinished.put("never", 2)
+        with pytest.raises(StoreClosedError, match="the store is closed"):
+            unfinished.__exit__(None, None, None)
+
+
+def test_puts_of_a_batch_and_its_other_calls_see_each_other(store: Store) -> None:
+    with store.batch() as batch:
+        batch.put("z", 1)
+        batch.put("z", 2)
+        assert batch.get("z") == 2
+        batch.put("z", 3)
+        assert batch.delete("z")
+        batch.put("z", 4)
+        batch.set("s").add(1)
+        with pytest.raises(WrongTypeError):
+            batch.put("s", 1)
+        batch.put("t", 1)
+        with pytest.raises(WrongTypeError):
+            batch.set("t").add(1)
+    assert dict(store.scan()) == {"s": [1], "t": 1, "z": 4}
+
+
+def test_a_set_that_was_made_while_a_batch_gathered_puts_is_not_put_over(store: Store) -> None:
+    batch = store.batch()
+    batch.put("q", 1)
+    store.set("q").add(5)
+    with pytest.raises(WrongTypeError):
+        batch.__exit__(None, None, None)
+    assert store.types("q") == ["set"]
