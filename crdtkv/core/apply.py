@@ -295,7 +295,7 @@ class Applier:
             ]
         else:
             records = [encode((put,)) for put in mine]
-        self.state.put_all(dict(zip(slots, records, strict=True)))
+        self.state.put_all(slots, records)
         self.journal.record_puts(origin, met)
         if self.touched is not None:
             self.touched += [

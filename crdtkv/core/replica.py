@@ -103,6 +103,7 @@ class Replica:
         base: the engine's records; empty, or what an earlier replica folded.
         origin: this incarnation; used only if `base` is empty.
         clock: stamps local commits.
+        base_keeps: the base keeps records as the objects that it is given.
         digest_on_demand: the digest of a new state is kept only from when somebody first asks for it: see `State`.
     """
 
@@ -116,6 +117,7 @@ class Replica:
         clock: HybridClock,
         settings: CoreSettings | None = None,
         digest_on_demand: bool = False,
+        base_keeps: bool = False,
     ) -> None:
         self.settings = settings or CoreSettings()
         self.clock = clock
@@ -127,7 +129,7 @@ class Replica:
         self.position = meta.position if meta else 0
         """The log position up to which frames are applied."""
         digest = (None if digest_on_demand else 0) if meta is None else int.from_bytes(meta.digest, "big") if meta.digest else None
-        self.state = State(base, enters_digest, digest)
+        self.state = State(base, enters_digest, digest, trims=base_keeps)
         self._vv: dict[Origin, int] = dict(VersionVector.from_flat(meta.vv)) if meta else {}
         self._hashes: dict[Origin, tuple[int, bytes]] = meta.hashes if meta else {}
         self._kept: dict[Origin, list[tuple[int, bytes]]] = meta.kept if meta else {}
@@ -310,7 +312,7 @@ class Replica:
         if puts:
             begin, end = around_value(self.origin, seq, hlc)
             records = [begin + value + end for value in map(_encode, puts.values())]
-            self.state.put_all(dict(zip(register_slots_of(list(puts)), records, strict=True)))
+            self.state.put_all(register_slots_of(list(puts)), records, are_trimmed=True)
 
     def commit_together(self, puts: Mapping[str, bytes]) -> tuple[int, int]:
         """`commit` of register puts for good, by key, that nobody watches; its `(seq, hlc)`. Most large batches are one."""
@@ -417,7 +419,7 @@ class Replica:
         offsets = range(first_hlc - self._first_hlc, first_hlc - self._first_hlc + count)
         # An `Entry`, as it is encoded, for each.
         records = [encode_entries(((origin, seq, hlc, value, None),)) for seq, hlc, value in zip(seqs, hlcs, values, strict=True)]
-        self.state.put_all(dict(zip(slots, records, strict=True)))
+        self.state.put_all(slots, records)
         put = DeltaKind.REGISTER_PUT
         self._rows += [
             [offset, None if request_id is None else {"r": request_id}, [put, key, value]]

@@ -35,6 +35,7 @@ FOLD_AT_ONCE_BYTES = 4 << 20
 """Records that are looked up and hashed at a time, and what they may hold: few enough for memory and for who waits, enough for a thread
 that, beside a busy one, may wait for the interpreter before and after each lookup."""
 _MASK = (1 << 128) - 1
+_join = b"".join
 _ABSENT = object()
 _ARRAY_OF_FOUR = 0x94
 
@@ -97,14 +98,17 @@ class State:
 
     Args:
         counts: says whether a slot's record enters the digest (a counter run that is not live does not).
+        trims: the base keeps records as the objects that it is given. An encoder gives bytes with room at their end, up to a third of them;
+            so they are copied without it, which costs least while they are new.
         digest: of what the base holds; None: it is counted when somebody first asks for it, and kept from then on.
     """
 
-    __slots__ = ("_base", "_counts", "_digest", "_folding", "_known", "_side", "_slots")
+    __slots__ = ("_base", "_counts", "_digest", "_folding", "_known", "_side", "_slots", "_trims")
 
-    def __init__(self, base: Base, counts: Callable[[bytes, bytes], bool], digest: int | None = 0) -> None:
+    def __init__(self, base: Base, counts: Callable[[bytes, bytes], bool], digest: int | None = 0, *, trims: bool = False) -> None:
         self._base = base
         self._counts = counts
+        self._trims = trims
         self._digest = digest
         self._slots: dict[bytes, bytes | None] = {}
         self._side: dict[bytes, bytes | None] = {}
@@ -137,11 +141,13 @@ class State:
 
     def put(self, slot: bytes, record: bytes | None) -> None:
         """Replace or (None) drop a slot's record."""
-        self._slots[slot] = record
+        self._slots[slot] = _join((record, b"")) if self._trims and record is not None else record
 
-    def put_all(self, records: Mapping[bytes, bytes]) -> None:
-        """Replace the records of slots."""
-        self._slots.update(records)
+    def put_all(self, slots: Sequence[bytes], records: Sequence[bytes], *, are_trimmed: bool = False) -> None:
+        """Replace the records of slots. `are_trimmed`: they have no room at their end."""
+        if self._trims and not are_trimmed:
+            records = [_join((record, b"")) for record in records]
+        self._slots.update(zip(slots, records, strict=True))
 
     def side_get(self, key: bytes) -> bytes | None:
         """A bookkeeping record."""
@@ -157,7 +163,7 @@ class State:
 
     def side_put(self, key: bytes, record: bytes | None) -> None:
         """Replace or (None) drop a bookkeeping record."""
-        self._side[key] = record
+        self._side[key] = _join((record, b"")) if self._trims and record is not None else record
 
     def load(self, keys: Sequence[bytes]) -> None:
         """Read ahead in one multi-get what a group of frames will touch; `forget` ends it."""

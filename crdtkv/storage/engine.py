@@ -36,7 +36,6 @@ SCAN_CHUNK = 256
 """Items that a scan fetches at a time: long enough to hide the cost of seeking, short enough to bound memory."""
 
 _SAMPLE = 10_000
-_join = b"".join
 _CHECKPOINT_NAME = "memory.checkpoint"
 _CHECKPOINT_MAGIC = b"CRDTKVM1"
 
@@ -112,7 +111,7 @@ class _Version:
 
 
 class MemoryEngine:
-    """The engine without a disk. `get` takes no lock."""
+    """The engine without a disk. `get` takes no lock. It keeps the values that it is given, as the objects that they are."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -159,8 +158,7 @@ class MemoryEngine:
                         data.pop(key, None)
                 batch = {key: value for key, value in batch.items() if value is not None}
             size = len(data)
-            # An encoder gives bytes with room at their end, up to a third of them. What is kept for good is copied without it.
-            data.update(zip(batch, [_join((value, b"")) for value in batch.values()], strict=True))  # type: ignore[arg-type]  # none is None
+            data.update(batch)  # type: ignore[arg-type]  # none is None
             self._tail += len(data) - size
 
     def _preserve(self, batch: Mapping[bytes, bytes | None]) -> None:

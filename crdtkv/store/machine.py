@@ -118,6 +118,7 @@ class Machine:
             shard=shard,
             clock=clock,
             settings=settings,
+            base_keeps=isinstance(engine, MemoryEngine),
             digest_on_demand=self._in_memory,  # where nothing is compared with peers, few ask; and no restart needs it
         )
         self.origin = self.replica.origin

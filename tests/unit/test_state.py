@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
+import tracemalloc
 from collections.abc import Mapping
 
+import msgspec
 import pytest
 
 import crdtkv
@@ -14,6 +17,7 @@ from crdtkv.core.state import DictBase, State
 from crdtkv.core.types.base import encode_entries
 from crdtkv.core.types.counter import Run, encode_run
 from crdtkv.errors import DiskFullError
+from crdtkv.storage.engine import MemoryEngine
 from crdtkv.store.statistics import statistics
 
 
@@ -94,3 +98,38 @@ def test_who_is_compared_with_peers_keeps_a_digest_from_the_start() -> None:
     with crdtkv.open(region="us") as store:
         store.put("k", 1)
         assert store.port is not None and store._replica.state.has_digest
+
+
+def test_records_are_copied_without_room_at_their_end_where_the_base_keeps_what_it_is_given() -> None:
+    record = encode_entries((("us@1-00000000", 1, 1, b"\x01", None),))
+    for trims in (False, True):
+        state = State(DictBase(), enters_digest, trims=trims)
+        state.put(b"da", record)
+        state.put_all([b"db"], [record])
+        state.put_all([b"dc"], [record], are_trimmed=True)
+        state.put(b"dd", None)
+        state.side_put(b"x", record)
+        found = [state.get(b"da"), state.get(b"db"), state.side_get(b"x")]
+        assert found == [record] * 3 and state.get(b"dc") is record and state.get(b"dd") is None
+        assert all((one is not record) is trims for one in found)
+    with crdtkv.open() as store:
+        assert store._replica.state._trims
+
+
+def test_a_store_in_memory_keeps_no_room_at_the_end_of_records() -> None:
+    """msgspec's encoder gives bytes that have up to a third more memory than length, and a store would keep that for each of its keys."""
+    engine = MemoryEngine()
+    state = State(engine, enters_digest, None, trims=True)
+    slots = [register_slot(b"%d" % n) for n in range(1000)]
+    tracemalloc.start()
+    try:
+        for n, slot in enumerate(slots):
+            state.put(slot, msgspec.msgpack.encode([n, b"v" * 100, "text"]))
+        kept = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*state.py")])
+    finally:
+        tracemalloc.stop()
+    state.begin_fold(lambda digest: {})
+    state.end_fold()
+    values = sum(map(sys.getsizeof, engine.multi_get(slots)))
+    assert values <= sum(trace.size for trace in kept.traces if trace.size < 1000) <= values + 50 * 1000 // 20
+    engine.close()
