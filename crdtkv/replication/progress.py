@@ -69,6 +69,8 @@ def pick(
     size = looked_at = 0
     bytes_max = min(bytes_max, credit)
     while cursor < until and looked_at < read_bytes_max:
+        if picked and size + picked[-1].size > bytes_max:
+            break  # the next one is likely to be as large: it would be read, and read again for the next message
         frames, following = log.read(cursor, bytes_max=min(READ_BYTES, max(bytes_max - size, READ_BYTES_MIN)), until=until)
         if not frames:
             break
