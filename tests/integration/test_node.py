@@ -27,7 +27,7 @@ import crdtkv
 import crdtkv.aio
 from crdtkv.core.causality import generation_of
 from crdtkv.core.codec import decode_value, encode_value
-from crdtkv.node import Limits
+from crdtkv.node import Limits, peers
 from crdtkv.pb.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from crdtkv.transport import channel_options
 from crdtkv.transport.errors import from_rpc_error
@@ -224,7 +224,8 @@ def test_a_region_that_was_away_catches_up_and_all_become_equal(regions: Regions
 
 
 @pytest.mark.parametrize("region", ["us", "ap"])  # the one that accepted its links, and the one that dialled them
-def test_a_node_that_closes_sends_what_it_has_before(regions: Regions, region: str) -> None:
+def test_a_node_that_closes_sends_what_it_has_before(regions: Regions, region: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "FLUSH_S", 60.0)  # two seconds are short where others compute
     for n in range(2_000):
         regions.stores[region].put(f"last/{n}", n)
     regions.nodes[region].close()
