@@ -73,7 +73,7 @@ class ReplicationSettings:
     heartbeat_ms: int = 500
     heartbeats_missed_max: int = 3
     hello_timeout_ms: int = 5_000
-    message_bytes_max: int = 128 * KIB
+    message_bytes_max: int = 256 * KIB
     message_frames_max: int = 4_096
     own_credit_bytes: int = 32 * MIB
     relay_credit_bytes: int = 32 * MIB
@@ -91,7 +91,7 @@ class ReplicationSettings:
     compression_bytes_min: int = 512
     read_bytes_max: int = 4 * MIB
     tail_bytes_max: int = 8 * MIB
-    apply_bytes_max: int = 64 * KIB
+    apply_bytes_max: int = 128 * KIB
     apply_retry_ms: int = 200
     relay_delay_ms: int = 100
     relay_timeout_ms: int = 1_000
