@@ -234,6 +234,26 @@ def sustained(bench: Bench, stack: ExitStack) -> Mapping[str, Side]:
     return sides
 
 
+def steady(bench: Bench, stack: ExitStack) -> Mapping[str, Side]:
+    """Three writers at a fixed rate, each in its region; then how long until all three regions are equal."""
+    rate, seconds = 5_000, bench.seconds(30.0)
+    three = stack.enter_context(nodes(["us", "eu", "ap"], bench.directory))
+    addresses = [node.address for node in three.values()]
+    writers = [stack.enter_context(module("bench.probe", "write", "crdtkv", address, parent=bench.directory)) for address in addresses]
+    rounds = itertools.count(1)
+
+    def run() -> Figures:
+        count, start_ns = int(rate * seconds), time.monotonic_ns() + 200_000_000
+        for writer in writers:
+            writer.ask(round=next(rounds), rate=rate, start_ns=start_ns, count=count)
+        failed = sum(writer.answer()["failed"] for writer in writers)
+        answered = time.monotonic()
+        equal_s = asyncio.run(equal_after(addresses, answered))
+        return {"each_per_s": count / (answered - start_ns / 1e9), "equal_ms": equal_s * 1e3, "failed": failed}
+
+    return {OURS: run}
+
+
 def _flow(signs: Sequence[tuple[float, int]]) -> float:
     """Commits per second between the first sign of progress and the last; all at once counts from the heal."""
     (first_s, first), (last_s, last) = signs[0], signs[-1]
@@ -440,6 +460,21 @@ ROWS: Final = (
         (Claim(f"{OURS}/op_per_s", 0.3, f"{Redis.name}/op_per_s"), Claim(f"{SYNC}/op_per_s", None, f"{Redis.name}/op_per_s")),
         sustained,
         _DURABILITY,
+    ),
+    Row(
+        "steady",
+        "three regions take 5 k writes/s each for 30 s, batched: until they are equal",
+        "–",
+        "≥ 4.9 k/s each, equal within 500 ms of the last answer; none fails",
+        (
+            Claim(f"{OURS}/each_per_s", 4_900),
+            Claim(f"{OURS}/equal_ms", 500.0, at_most=True),
+            Claim(f"{OURS}/failed", 0.0, at_most=True),
+        ),
+        steady,
+        {OURS: "process crash (async)"},
+        rounds=1,
+        warm_up=False,
     ),
     Row(
         "drain",
