@@ -88,7 +88,9 @@ def _grown(curve: Mapping[str, Any], metrics: tuple[str, ...]) -> str:
     costs = []
     for metric in metrics:
         name = metric.rsplit("_", 1)[0].replace("_", " ")
-        costs.append(f"{name} {human(first['figures'][metric])} → {amount(last['figures'][metric], metric)}")
+        begins, ends = amount(first["figures"][metric], metric), amount(last["figures"][metric], metric)
+        unit = ends.rpartition(" ")[2]
+        costs.append(f"{name} {begins.removesuffix(f' {unit}')} → {ends}")
     return f"| {curve['title']} | {human(first['x'])} → {human(last['x'])} | {'; '.join(costs)} |"
 
 
