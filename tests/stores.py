@@ -55,16 +55,22 @@ def sync(*replicas: Store) -> None:
         assert other.digest() == first.digest()
 
 
+def chunks(source: Source, size: int = 2_000) -> list[tuple[bytes, bytes]]:
+    """What a donor sends: the chunks of a snapshot, of some `size` bytes each, and their links. Closes the source."""
+    found, link = [], NO_LINK
+    cursor: bytes | None = b""
+    while cursor is not None:
+        data, cursor = source.read(cursor, size)
+        link = next_link(link, data)
+        found.append((data, link))
+    source.close()
+    return found
+
+
 def install(donor: Store, receiver: Store) -> None:
     """Bring the receiver up by a snapshot, as nodes do."""
     snapshots = receiver._machine.snapshots
     assert snapshots is not None
-    source = Source(donor._machine)
-    link, cursor, first = NO_LINK, b"", True
-    while cursor is not None:
-        data, cursor = source.read(cursor, 2_000)  # type: ignore[assignment]
-        link = next_link(link, data)
-        snapshots.stage(data, link, anew=first)
-        first = False
-    source.close()
+    for number, (data, link) in enumerate(chunks(Source(donor._machine))):
+        snapshots.stage(data, link, anew=number == 0)
     snapshots.install()

@@ -33,14 +33,7 @@ from crdtkv.core.journal import (
 )
 from crdtkv.core.removals import Removal, Removals
 from crdtkv.core.state import State
-from crdtkv.core.types.base import (
-    Entry,
-    decode_entries,
-    encode_entries,
-    rank,
-    uncovered,
-    winner,
-)
+from crdtkv.core.types.base import Entry, decode_entries, encode_entries, rank, uncovered, winner
 
 PURGE_SPACE = b"p"
 EXPIRY_SPACE = b"t"

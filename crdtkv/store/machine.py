@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -457,14 +457,8 @@ class Machine:
             if not self.replica.state.is_folding:
                 return True
             began = time.perf_counter()
-            try:
+            with self._or_stopped():
                 is_done = self.replica.state.fold_some(records_max)
-            except DiskFullError as e:
-                self.refuse(e)
-                raise
-            except BaseException as e:
-                self.fail(e)
-                raise
             self.fold_steps.note(time.perf_counter() - began)
             return is_done
 
@@ -490,6 +484,18 @@ class Machine:
         self._begin_fold()
         self._end_fold()
 
+    @contextlib.contextmanager
+    def _or_stopped(self) -> Iterator[None]:
+        """What the disk may refuse beside the writers: no room makes the machine full, anything else fails it; either is raised."""
+        try:
+            yield
+        except DiskFullError as e:
+            self.refuse(e)
+            raise
+        except BaseException as e:
+            self.fail(e)
+            raise
+
     def settle(self) -> None:
         """Have log and engine on the disk, up to here. Raises as `flush` does."""
         self.check()
@@ -499,28 +505,16 @@ class Machine:
 
     def flush(self, position: int) -> None:
         """Have log and engine on the disk up to a position that was folded. May run beside everything else."""
-        try:
+        with self._or_stopped():
             if self.log.synced() < position:
                 self.log.sync()  # first: an engine that is ahead of its log would look like a log that was rolled back
             self.engine.flush()
-        except DiskFullError as e:
-            self.refuse(e)
-            raise
-        except BaseException as e:
-            self.fail(e)
-            raise
         self.flushed = max(self.flushed, position)
 
     def note_synced(self) -> None:
         """See `CommitLog.note_synced`. Raises as `flush` does."""
-        try:
+        with self._or_stopped():
             self.log.note_synced()
-        except DiskFullError as e:
-            self.refuse(e)
-            raise
-        except BaseException as e:
-            self.fail(e)
-            raise
 
     def purge_slice(self, slots_max: int) -> bool:
         """Do some of the clearing that is due, and write it once enough has gathered; True if more is left."""

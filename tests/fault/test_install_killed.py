@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 import crdtkv
-from crdtkv.core.transfer import NO_LINK, next_link
 from crdtkv.errors import CorruptionError
-from crdtkv.store import Store
 from crdtkv.store.settings import Settings
 from crdtkv.store.snapshots import DIRECTORY, INSTALLING, STAGED, FileStaging, Source
+from tests.stores import chunks
 
 STEPS = ("flushed before", "marked", "batch", "joined", "floor", "installed", "done")
 CHILD = """
@@ -34,19 +33,6 @@ os._exit(0)
 """
 
 
-def chunks(store: Store, size: int = 2_000) -> list[tuple[bytes, bytes]]:
-    """What a donor would send: the chunks and their links."""
-    source = Source(store._machine)
-    found, link = [], NO_LINK
-    cursor: bytes | None = b""
-    while cursor is not None:
-        data, cursor = source.read(cursor, size)
-        link = next_link(link, data)
-        found.append((data, link))
-    source.close()
-    return found
-
-
 @pytest.fixture(scope="module")
 def cut_off(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object], dict[str, object]]:
     """A region's directory in which the other's snapshot is staged as a whole; what it reads before and after the install."""
@@ -62,7 +48,7 @@ def cut_off(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, o
         eu.put("alone", 1)
         eu.counter("hits").increment(10)
         before = dict(eu.scan())
-        staged = chunks(us)
+        staged = chunks(Source(us._machine))
         us.merge(eu.delta_since(us.vv()))
         after = dict(us.scan())
     staging = FileStaging(path / DIRECTORY)
@@ -95,7 +81,7 @@ def test_a_torn_end_of_what_is_staged_is_cut(tmp_path: Path) -> None:
     with crdtkv.open(region="us") as us:
         for at in range(200):
             us.put(f"k{at:03}", "x" * 50)
-        sent = chunks(us)
+        sent = chunks(Source(us._machine))
     assert len(sent) > 4
     for cut in (1, 10, 30):
         directory = tmp_path / f"cut{cut}"
@@ -124,9 +110,9 @@ def test_chunks_of_two_snapshots_are_never_put_together(tmp_path: Path) -> None:
     with crdtkv.open(region="us") as us:
         for at in range(100):
             us.put(f"k{at:03}", "x" * 50)
-        one = chunks(us)
+        one = chunks(Source(us._machine))
         us.put("k050", "y")
-        two = chunks(us)
+        two = chunks(Source(us._machine))
     staging = FileStaging(tmp_path / "staging")
     staging.append(*one[0])
     with pytest.raises(CorruptionError, match="does not follow"):
@@ -146,7 +132,7 @@ def test_an_end_that_comes_too_early_is_not_installed(tmp_path: Path) -> None:
         for at in range(100):
             us.put(f"k{at:03}", "x" * 50)
         assert eu._machine.snapshots is not None
-        for number, (data, link) in enumerate(chunks(us)[:-1]):
+        for number, (data, link) in enumerate(chunks(Source(us._machine))[:-1]):
             eu._machine.snapshots.stage(data, link, anew=not number)
         with pytest.raises(CorruptionError, match="digest"):
             eu._machine.snapshots.install()
@@ -161,7 +147,7 @@ def test_a_receiver_that_dies_after_any_chunk_goes_on_from_there(tmp_path: Path)
             us.put(f"k{at:03}", "x" * 50)
         us.set("tags").add("a")
         us.counter("hits").increment(3)
-        sent, digest = chunks(us), us.digest()
+        sent, digest = chunks(Source(us._machine)), us.digest()
     assert len(sent) > 5
     for done in range(1, len(sent) + 1):
         path, copy = tmp_path / f"eu{done}", tmp_path / f"copy{done}"
@@ -188,10 +174,10 @@ def test_a_donor_that_dies_after_any_chunk_leaves_nothing_of_its_snapshot_in_the
     with crdtkv.open(region="us") as us:
         for at in range(120):
             us.put(f"k{at:03}", "x" * 50)
-        first = chunks(us)
+        first = chunks(Source(us._machine))
         us.delete("k007")
         us.put("k008", "changed")
-        second, digest = chunks(us), us.digest()
+        second, digest = chunks(Source(us._machine)), us.digest()
     for done in range(1, len(first) + 1):
         with crdtkv.open(tmp_path / f"eu{done}", region="eu", settings=Settings(instance_dir="trust")) as eu:
             snapshots = eu._machine.snapshots

@@ -35,6 +35,7 @@ from crdtkv.store.reading import Reader
 from crdtkv.store.retention import Retention
 from crdtkv.store.snapshots import MemoryStaging, Snapshots
 from crdtkv.store.transaction import Transaction
+from tests.stores import chunks
 from tests.toy_replica import Network, ToyReplica
 
 
@@ -215,11 +216,8 @@ def test_an_install_that_had_begun_was_refused_after_a_restart() -> None:
     ap.apply([first])
     ap.freeze([us])
     ap.raise_limits({us: 2})
-    source, link = Snapshots(eu, MemoryStaging()).open(), b""
-    cursor: bytes | None = b""
-    while cursor is not None:
-        data, cursor = source.read(cursor, 1 << 20)
-        staging.append(data, link := next_link(link, data))
+    for data, link in chunks(Snapshots(eu, MemoryStaging()).open(), 1 << 20):
+        staging.append(data, link)
 
     def killed(step: str) -> None:
         if step == "marked":
@@ -275,11 +273,8 @@ def test_a_closing_that_had_waited_for_a_snapshot_kept_its_install_from_being_fi
     log, engine, staging = SimulatedLog(), SimulatedEngine(), MemoryStaging()
     ap = machine("ap", log, engine)
     assert ap.apply([closing]).held == 1
-    source, link = Snapshots(eu, MemoryStaging()).open(), b""
-    cursor: bytes | None = b""
-    while cursor is not None:
-        data, cursor = source.read(cursor, 1 << 20)
-        staging.append(data, link := next_link(link, data))
+    for data, link in chunks(Snapshots(eu, MemoryStaging()).open(), 1 << 20):
+        staging.append(data, link)
 
     def killed(step: str) -> None:
         if step == "installed":
