@@ -114,7 +114,11 @@ def status(place: Place, output: str) -> int:
 @output_option
 @where_options
 def lag(place: Place, output: str) -> int:
-    """Print how far each peer is behind and ahead of this region. What is not known, as when cut off, is "–", never 0."""
+    """Print how far each peer is behind and ahead of this region. What is not known, as when cut off, is "–", never 0.
+
+    To come: commits that the peer has and this region has not; to be acked: commits that this region has sent or keeps for it; both with
+    their bytes, where known.
+    """
     with place.connect() as client:
         found = client.status()
     if output == JSON:
@@ -133,17 +137,18 @@ def _peers(found: Status) -> None:
             return f"{peer.sent_wire_bytes} ({peer.sent_wire_bytes / peer.sent_bytes:.0%})"
         return None if peer.sent_wire_bytes is None else str(peer.sent_wire_bytes)
 
+    def commits(count: int | None, size: int | None) -> str | None:
+        return None if count is None else f"{count} ({size} B)" if size else str(count)
+
     table(
-        ("peer", "link", "lag", "to come", "bytes", "not acked", "bytes", "sent", "round trip", "clock", "heard"),
+        ("peer", "link", "lag", "to come", "to be acked", "bytes sent", "round trip", "clock", "heard"),
         [
             (
                 peer.region,
                 peer.state or ("up" if peer.connected else "down"),
                 span(peer.lag_ms),
-                peer.commits_behind,
-                peer.bytes_behind,
-                peer.commits_ahead,
-                peer.bytes_ahead,
+                commits(peer.commits_behind, peer.bytes_behind),
+                commits(peer.commits_ahead, peer.bytes_ahead),
                 sent(peer),
                 span(peer.rtt_ms),
                 span(peer.clock_offset_ms),
