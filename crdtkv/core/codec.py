@@ -229,10 +229,10 @@ SLOT_SPACE = b"d"
 _KEY_END = b"\x00\x00"
 _SUFFIX = {code: _KEY_END + bytes([code]) for code in TYPE_NAMES}
 REGISTER_SUFFIX = _SUFFIX[SlotType.REGISTER]
-_SLOT_TEXT, _REGISTER_TEXT = SLOT_SPACE.decode(), REGISTER_SUFFIX.decode()
+SLOT_TEXT, REGISTER_TEXT = SLOT_SPACE.decode(), REGISTER_SUFFIX.decode()
 _BETWEEN_SLOTS = b"\x00\x02"
 """Stands nowhere within the slots of registers whose keys hold no NUL, or across their ends."""
-_BETWEEN_KEYS = _REGISTER_TEXT + _BETWEEN_SLOTS.decode() + _SLOT_TEXT
+_BETWEEN_KEYS = REGISTER_TEXT + _BETWEEN_SLOTS.decode() + SLOT_TEXT
 _KEY_CHARACTERS_SURE = KEY_BYTES_MAX // 4
 
 
@@ -289,7 +289,7 @@ def register_slot_of(key: str) -> bytes:
     """
     if type(key) is str and 0 < len(key) <= _KEY_CHARACTERS_SURE and "\x00" not in key:
         try:
-            return f"{_SLOT_TEXT}{key}{_REGISTER_TEXT}".encode()
+            return f"{SLOT_TEXT}{key}{REGISTER_TEXT}".encode()
         except UnicodeEncodeError:
             pass  # a lone surrogate: `encode_key` says so
     return register_slot(encode_key(key))
@@ -299,7 +299,7 @@ def register_slots_of(keys: Sequence[str]) -> list[bytes]:
     """`register_slot_of` each key, all of which are known to be valid."""
     if not keys or "\x00" in "".join(keys):
         return [register_slot_of(key) for key in keys]
-    return f"{_SLOT_TEXT}{_BETWEEN_KEYS.join(keys)}{_REGISTER_TEXT}".encode().split(_BETWEEN_SLOTS)
+    return f"{SLOT_TEXT}{_BETWEEN_KEYS.join(keys)}{REGISTER_TEXT}".encode().split(_BETWEEN_SLOTS)
 
 
 def sure_register_slots(keys: Sequence[str]) -> list[bytes] | None:

@@ -28,7 +28,7 @@ from typing import Protocol, Self
 
 from xxhash import xxh3_128_intdigest
 
-from crdtkv.core.codec import SLOT_SPACE, successor
+from crdtkv.core.codec import REGISTER_TEXT, SLOT_SPACE, SLOT_TEXT, register_slot_of, successor
 
 FOLD_AT_ONCE = 1024
 FOLD_AT_ONCE_BYTES = 4 << 20
@@ -36,7 +36,6 @@ FOLD_AT_ONCE_BYTES = 4 << 20
 that, beside a busy one, may wait for the interpreter before and after each lookup."""
 _MASK = (1 << 128) - 1
 _join = b"".join
-_ABSENT = object()
 _ARRAY_OF_FOUR = 0x94
 
 
@@ -117,15 +116,31 @@ class State:
 
     def get(self, slot: bytes) -> bytes | None:
         """A slot's record. O(1) plus the engine's read if nothing newer is here."""
-        record = self._slots.get(slot, _ABSENT)
-        if record is _ABSENT:
-            if (folding := self._folding) is not None:
-                record = folding.slots.get(slot, _ABSENT)
-            if record is _ABSENT:
-                record = self._known.get(slot, _ABSENT) if self._known else _ABSENT
-                if record is _ABSENT:
-                    return self._base.get(slot)
-        return record  # type: ignore[return-value]  # what is not the sentinel is a record or None
+        slots = self._slots
+        if slot in slots:
+            return slots[slot]
+        if (folding := self._folding) is not None and slot in folding.slots:
+            return folding.slots[slot]
+        known = self._known
+        return known[slot] if slot in known else self._base.get(slot)
+
+    def register(self, key: str) -> bytes | None:
+        """`get(register_slot_of(key))`, its errors included: the path of every read of a register.
+
+        What is found where text without NUL leads is a valid key's record. Anything else takes the longer way.
+        """
+        if type(key) is str and "\x00" not in key:
+            try:
+                slot = f"{SLOT_TEXT}{key}{REGISTER_TEXT}".encode()
+            except UnicodeEncodeError:
+                pass  # `register_slot_of` says so
+            else:
+                slots = self._slots
+                if slot in slots:
+                    return slots[slot]
+                if self._folding is None and not self._known and (record := self._base.get(slot)) is not None:
+                    return record
+        return self.get(register_slot_of(key))
 
     def get_all(self, slots: Sequence[bytes]) -> list[bytes | None]:
         """The records of slots; see `get`."""
@@ -151,15 +166,13 @@ class State:
 
     def side_get(self, key: bytes) -> bytes | None:
         """A bookkeeping record."""
-        record = self._side.get(key, _ABSENT)
-        if record is _ABSENT:
-            if (folding := self._folding) is not None:
-                record = folding.side.get(key, _ABSENT)
-            if record is _ABSENT:
-                record = self._known.get(key, _ABSENT) if self._known else _ABSENT
-                if record is _ABSENT:
-                    return self._base.get(key)
-        return record  # type: ignore[return-value]  # as above
+        side = self._side
+        if key in side:
+            return side[key]
+        if (folding := self._folding) is not None and key in folding.side:
+            return folding.side[key]
+        known = self._known
+        return known[key] if key in known else self._base.get(key)
 
     def side_put(self, key: bytes, record: bytes | None) -> None:
         """Replace or (None) drop a bookkeeping record."""

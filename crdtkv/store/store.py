@@ -42,7 +42,7 @@ from crdtkv.core.control import Steering
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.install import Installed
 from crdtkv.core.replica import Applied
-from crdtkv.core.types.base import decode_entries
+from crdtkv.core.types.base import decode_only_entry
 from crdtkv.errors import DiskFullError, InvalidValueError, StoreClosedError, missing_key
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
 from crdtkv.storage.retention import Acknowledgement, RetentionPolicy
@@ -86,7 +86,7 @@ class Store:
         self._machine: Machine = opened.machine
         self._replica = opened.machine.replica
         self._reader = Reader(self._replica)
-        self._record = self._replica.state.get
+        self._record = self._replica.state.register
         self._heads = self._replica.heads
         self._purges = self._replica.purges
         self._wall_ms = wall_ms
@@ -109,7 +109,7 @@ class Store:
         self.origin: Origin = self._machine.origin
         self.cluster = self._machine.cluster
         self.shard = self._machine.shard
-        self._machine.when_failed = self._show_nothing
+        self._machine.when_failed = self._refuse_reads
         self.owed_incarnation: str | None = None
         """Why a new incarnation is to be taken, for which there was no room: until it is, nothing is written."""
         self.last_install = ""
@@ -154,7 +154,7 @@ class Store:
             finally:
                 self._closed = "the store is closed"
                 self._machine.blocked = True
-                self._record = self._closed_record
+                self._record = self._refused_record
                 self._opened.close()
         _stores.discard(self)
 
@@ -187,12 +187,13 @@ class Store:
             raise StoreClosedError(f"{self._closed}: open it again with crdtkv.open({str(self.path)!r})" if self.path else self._closed)
         self._machine.check()
 
-    def _show_nothing(self) -> None:
-        """The overlay may hold what the log does not: the lock-free read must not show it. It finds nothing, and then why."""
-        self._record = lambda slot: None
+    def _refuse_reads(self) -> None:
+        """The overlay may hold what the log does not: the read without the lock must not show it."""
+        self._record = self._refused_record
 
-    def _closed_record(self, slot: bytes) -> bytes | None:
-        """What the lock-free read meets after `close`: it would find the engine closed, which says less."""
+    def _refused_record(self, key: str) -> bytes | None:
+        """What the read without the lock meets once the store is closed or has failed: why. (The engine would say less.)"""
+        encode_key(key)
         self._check()
         return None
 
@@ -209,10 +210,10 @@ class Store:
             if self._machine.failed is None:
                 self._record = record
 
-    def _record_later(self, slot: bytes) -> bytes | None:
+    def _record_later(self, key: str) -> bytes | None:
         with self._lock:
             self._check()
-            return self._replica.state.get(slot)
+            return self._replica.state.register(key)
 
     def _installed(self, donor: Origin, done: Installed) -> None:
         removed = f" ({', '.join(done.removed_keys[:5])} …)" if done.removed_keys else ""
@@ -225,6 +226,7 @@ class Store:
     def _forked(self) -> None:
         self._closed = "the store belongs to the parent process of this fork"
         self._machine.blocked = True
+        self._record = self._refused_record
 
     def begin_incarnation(self, reason: str) -> Origin:
         """Go on under a new id; its origin. What was written stays, under the former one. See docs/operations.md for when.
@@ -311,16 +313,15 @@ class Store:
         Raises:
             WrongTypeError: a set, counter or map is there.
         """
-        record = self._record(register_slot_of(key))
-        if record is not None and self._closed is None:
-            entries = decode_entries(record)
-            entry = entries[0]
-            # What is written out here is `Reader.entry` of a slot that holds one entry for good.
-            if len(entries) == 1 and entry.expiry is None and not self._purges.active:
-                try:
-                    return decode_checked(entry.value)
-                except Exception:
-                    return decode_value(entry.value)  # says what is wrong with it
+        record = self._record(key)
+        if record is not None:
+            # `Reader.entry` of a slot that holds one entry for good, written out.
+            try:
+                ((_, _, _, value, expiry),) = decode_only_entry(record)
+                if expiry is None:
+                    return decode_checked(value)
+            except Exception:
+                pass  # siblings; or else what follows says what is wrong
             chosen = self._reader.register(encode_key(key))
             if chosen is not None:
                 return decode_value(chosen.value)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import random
 import sys
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 import pytest
 
 import crdtkv
-from crdtkv.core.codec import SlotType, register_slot, slot_of
+from crdtkv.core.codec import SlotType, encode_value, register_slot, register_slot_of, slot_of
 from crdtkv.core.replica import enters_digest
 from crdtkv.core.state import DictBase, State
 from crdtkv.core.types.base import encode_entries
 from crdtkv.core.types.counter import Run, encode_run
-from crdtkv.errors import DiskFullError
+from crdtkv.errors import CrdtkvError, DiskFullError
 from crdtkv.storage.engine import MemoryEngine
 from crdtkv.store.statistics import statistics
 
@@ -133,3 +134,39 @@ def test_a_store_in_memory_keeps_no_room_at_the_end_of_records() -> None:
     values = sum(map(sys.getsizeof, engine.multi_get(slots)))
     assert values <= sum(trace.size for trace in kept.traces if trace.size < 1000) <= values + 50 * 1000 // 20
     engine.close()
+
+
+def outcome(call: Callable[[Any], bytes | None], argument: Any) -> bytes | tuple[type[Exception], str] | None:
+    try:
+        return call(argument)
+    except CrdtkvError as e:
+        return type(e), str(e)
+
+
+def test_a_registers_record_is_found_by_its_key_as_it_is_by_its_slot_wherever_it_lies() -> None:
+    """Nothing else is: a key with NUL spells, unescaped, the slot of an element in a set; and a number has a text too."""
+    state = State(DictBase(), enters_digest)
+    texts = ["k", "é", "n\0", "x" * 1024, "7", "\x01"]
+    spelling = "k\0\0" + chr(SlotType.SET) + "e"
+    records = {register_slot_of(text): encode_value(text) for text in texts}
+    records[slot_of(b"k", SlotType.SET, b"e\0\0\x01")] = b"an element"
+    asked = [*texts, spelling, "absent", 7, b"k", None, "", "\ud800", "x" * 1025, "é" * 513]
+
+    def check(held: int) -> None:
+        for key in asked:
+            assert outcome(state.register, key) == outcome(lambda key: state.get(register_slot_of(key)), key)
+        assert [state.register(key) for key in texts].count(None) == len(texts) - held
+        assert state.register(spelling) is None
+
+    check(0)
+    for slot, record in records.items():
+        state.put(slot, record)
+    check(len(texts))  # in the overlay
+    state.begin_fold(lambda digest: {})
+    check(len(texts))  # set aside
+    state.end_fold()
+    check(len(texts))  # in the base
+    state.load([*records, register_slot(b"absent")])
+    check(len(texts))  # read ahead
+    state.put(register_slot(b"k"), None)
+    check(len(texts) - 1)  # dropped, and not yet in the base

@@ -511,7 +511,10 @@ def test_closed_and_forked_stores_say_so() -> None:
     ):
         with pytest.raises(StoreClosedError, match="the store is closed"):
             call()
+    with pytest.raises(InvalidKeyError):
+        store.get("")
     with crdtkv.open() as parent:
+        parent.put("a", 1)
         pid = os.fork()
         if pid == 0:
             try:
