@@ -787,16 +787,16 @@ class Replica:
     def begin_fold(self) -> None:
         """Set aside everything that changed, with the replica's own record of now, for `State.fold_some` to write in one batch.
 
-        O(heads and request ids that changed); nothing is read.
+        O(heads that changed); nothing is read.
         """
         assert not self._rows, "a frame is being made"
-        self._requests.fold()
+        requests = self._requests.fold()
         self.heads.fold()
         meta = self._meta()
 
         def record(digest: int | None) -> dict[bytes, bytes | None]:
             meta.digest = b"" if digest is None else digest.to_bytes(16, "big")
-            return {META_KEY: _encode(meta)}
+            return {META_KEY: _encode(meta), **requests()}
 
         self.state.begin_fold(record)
 

@@ -19,8 +19,8 @@ def window(base: DictBase, count_max: int, age_ms: int = 1000) -> tuple[RequestW
 
 
 def fold(made: RequestWindow, state: State) -> None:
-    made.fold()
-    state.begin_fold(lambda digest: {})
+    records = made.fold()
+    state.begin_fold(lambda digest: records())
     state.end_fold()
 
 
