@@ -12,11 +12,9 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
-
 from crdtkv.client import wire
 from crdtkv.client.batch import AsyncBatch
-from crdtkv.client.endpoints import check_endpoints, credentials
+from crdtkv.client.endpoints import Credentials, check_endpoints, credentials
 from crdtkv.client.pipeline import PipelineCore
 from crdtkv.client.runtime import runtime
 from crdtkv.client.session import Session, closed_error
@@ -32,7 +30,7 @@ class _Core:
 
     __slots__ = ("closed", "credentials", "endpoints", "generation", "loop", "session", "thread")
 
-    def __init__(self, endpoints: Sequence[str], credentials: grpc.ChannelCredentials | None) -> None:
+    def __init__(self, endpoints: Sequence[str], credentials: Credentials | None) -> None:
         self.endpoints = tuple(endpoints)
         self.credentials = credentials
         self.generation = runtime.generation
@@ -60,7 +58,7 @@ class _Core:
 class AsyncClient:
     """A region's store over gRPC, for one event loop. `async with` closes it; awaiting it waits for the connection."""
 
-    def __init__(self, endpoints: Sequence[str], *, timeout: float = 5.0, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(self, endpoints: Sequence[str], *, timeout: float = 5.0, credentials: Credentials | None = None) -> None:
         self._core = _Core(endpoints, credentials)
         self._timeout = timeout
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 
 from crdtkv.errors import ConfigError
 from crdtkv.transport import check_address
-from crdtkv.transport.grpc import channel_credentials
+from crdtkv.transport.grpc import channel_credentials, client_context
+
+
+class Credentials(NamedTuple):
+    """Whom to trust and who we are, for the session stream and for gRPC's channels."""
+
+    tls: ssl.SSLContext
+    channel: grpc.ChannelCredentials
 
 
 def check_endpoints(endpoints: str | Iterable[str]) -> tuple[str, ...]:
@@ -29,10 +38,11 @@ def check_endpoints(endpoints: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(check_address(endpoint) for endpoint in listed))
 
 
-def credentials(ca: str | None, cert: str | None, key: str | None) -> grpc.ChannelCredentials | None:
+def credentials(ca: str | None, cert: str | None, key: str | None) -> Credentials | None:
     """TLS if any of its files is named; None: plain text."""
     if (cert is None) != (key is None):
         raise ConfigError("tls_cert and tls_key belong together")
     if ca is None and cert is None:
         return None
-    return channel_credentials(Path(ca) if ca else None, Path(cert) if cert else None, Path(key) if key else None)
+    files = [Path(name) if name else None for name in (ca, cert, key)]
+    return Credentials(client_context(*files), channel_credentials(*files))

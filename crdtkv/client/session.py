@@ -3,8 +3,8 @@
 Theory of operation. Calls gather in a queue; a writer takes all that have gathered into one message, so the requests of one
 turn of the event loop travel together, and while a message is on its way the next one fills: batches clock themselves, from
 one request at rest to thousands under load, without a delay that anyone chose. A message may follow the last when it is full,
-when something was answered since, or after `PACE_S` (over a long round trip nothing is answered for a while); never while gRPC
-still holds the last write, whose completion is the only back-pressure it gives. Over a short round trip no more than two wait for an
+when something was answered since, or after `PACE_S` (over a long round trip nothing is answered for a while); never while the last one
+has not left for want of room in the node's window or the socket. Over a short round trip no more than two wait for an
 answer unless they are full, so what a node that stood still has missed comes to it in few messages. What is in flight and waits is bounded.
 
 A region that takes no writes (it is drained, was removed, or its disk is full) turns the client away: once everything in flight is
@@ -26,13 +26,15 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
 import grpc.aio
 import msgspec
+from google.protobuf.message import DecodeError
 
+from crdtkv.client.endpoints import Credentials
 from crdtkv.client.queues import MESSAGE_REQUESTS_MAX, InFlight, Waiting
 from crdtkv.client.wire import Block, Call, new_request_ids
 from crdtkv.errors import (
@@ -50,8 +52,9 @@ from crdtkv.pb.v1 import kv_pb2, kv_pb2_grpc
 from crdtkv.results import OK, ONE_BY_ONE
 from crdtkv.transport import channel_options
 from crdtkv.transport.errors import from_rpc_error
-from crdtkv.transport.loop import give_way
+from crdtkv.transport.http2 import ClientStream, open_stream
 
+SESSION: Final = "/crdtkv.v1.KeyValue/Session"
 IN_FLIGHT_MAX: Final = 8192
 """Requests sent and not answered; a node reads on below 16,384."""
 IN_FLIGHT_BYTES_MAX: Final = 16 << 20
@@ -83,16 +86,38 @@ _decode = msgspec.msgpack.Decoder(list[tuple[int, int, Any]]).decode
 
 
 class Connection:
-    """An open channel with its stream."""
+    """An open session stream; and a channel to the same node for calls beside it, made when the first is."""
 
-    __slots__ = ("address", "channel", "index", "stream", "stub")
+    __slots__ = ("_channel", "_credentials", "_stub", "address", "index", "stream")
 
-    def __init__(self, index: int, address: str, channel: grpc.aio.Channel) -> None:
+    def __init__(self, index: int, address: str, stream: ClientStream, credentials: Credentials | None) -> None:
         self.index = index
         self.address = address
-        self.channel = channel
-        self.stub = kv_pb2_grpc.KeyValueStub(channel)
-        self.stream: Any = self.stub.Session(wait_for_ready=False)  # a grpc.aio.StreamStreamCall; its stubs differ between versions
+        self.stream = stream
+        self._credentials = credentials
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+
+    @property
+    def stub(self) -> Any:
+        """For scans and watches."""
+        if self._stub is None:
+            options = channel_options()
+            if self._credentials is None:
+                self._channel = grpc.aio.insecure_channel(self.address, options=options)
+            else:
+                self._channel = grpc.aio.secure_channel(self.address, self._credentials.channel, options=options)
+            self._stub = kv_pb2_grpc.KeyValueStub(self._channel)
+        return self._stub
+
+    async def close(self) -> None:
+        """End the session stream, and what goes beside it."""
+        self.stream.cancel()
+        try:
+            if self._channel is not None:
+                await self._channel.close()
+        finally:
+            await self.stream.closed()
 
 
 class Session:
@@ -103,9 +128,7 @@ class Session:
         pending: calls that wait to be sent, and how many requests they are.
     """
 
-    def __init__(
-        self, endpoints: Sequence[str], *, credentials: grpc.ChannelCredentials | None = None, pending_max: int = PENDING_MAX
-    ) -> None:
+    def __init__(self, endpoints: Sequence[str], *, credentials: Credentials | None = None, pending_max: int = PENDING_MAX) -> None:
         self.endpoints = tuple(endpoints)
         self.pending = Waiting()
         self.messages = 0
@@ -123,7 +146,8 @@ class Session:
         self._unanswered: deque[tuple[int, float]] = deque()  # messages without an answer: the last request, and when it was sent
         self._round_trip_s = float("inf")  # the shortest time to an answer, on this connection
         self._heard_at = 0.0
-        self._wake: asyncio.Future[None] | None = None  # the writer waits for it
+        self._is_woken = False  # the writer is to run in the next iteration of the loop
+        self._broken: CrdtkvError | None = None  # what the node sent that cannot be read
         self._refusals = 0  # streams in a row that ended before anything was heard
         self._refusal: CrdtkvError | None = None  # and why, as far as they said
         self._wanted = asyncio.Event()  # somebody needs a connection
@@ -177,12 +201,11 @@ class Session:
     def _submitted(self, deadline: float) -> None:
         if deadline < self._timer_at:
             self._set_timer(deadline)
-        wake = self._wake
-        if wake is not None:
-            if not wake.done():
-                wake.set_result(None)
-        elif self._connection is None:
+        if self._connection is None:
             self._wanted.set()
+        elif not self._is_woken:
+            self._is_woken = True
+            self.loop.call_soon(self._write)
 
     async def connected(self) -> Connection:
         """The current connection, made if there is none.
@@ -233,14 +256,13 @@ class Session:
             self._adopt(connection)
             why: CrdtkvError | None = None
             try:
-                why = await self._serve(connection)
+                self._wake_writer()
+                why = self._why(await connection.stream.ended)
             finally:
                 self._connection = None
-                self._wake = None
                 self._requeue(connection)
                 with contextlib.suppress(Exception):
-                    connection.stream.cancel()
-                    await connection.channel.close()
+                    await connection.close()
             if not self.closed:
                 await self._consider(why)
             if self.pending or self._connecting:
@@ -274,23 +296,15 @@ class Session:
                 await asyncio.sleep(min(BACKOFF_MAX_S, BACKOFF_S * 2**attempt) * random.uniform(0.5, 1.0))
             for index in order:
                 address = self.endpoints[index]
-                options = channel_options()
-                if self._credentials is None:
-                    channel = grpc.aio.insecure_channel(address, options=options)
-                else:
-                    channel = grpc.aio.secure_channel(address, self._credentials, options=options)
                 try:
                     async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                        await _ready(channel)
-                    return Connection(index, address, channel)
-                except grpc.RpcError as e:
-                    reasons[address] = from_rpc_error(e).message
+                        tls = None if self._credentials is None else self._credentials.tls
+                        stream = await open_stream(address, SESSION, self._message, self._wake_writer, tls=tls)
+                    return Connection(index, address, stream, self._credentials)
+                except RegionUnavailableError as e:
+                    reasons[address] = e.message
                 except TimeoutError:
                     reasons[address] = f"no answer within {CONNECT_TIMEOUT_S:g} s"
-                except BaseException:
-                    await channel.close()
-                    raise
-                await channel.close()
         why = "; ".join(f"{address}: {reason}" for address, reason in reasons.items())
         raise RegionUnavailableError(f"no endpoint answered: {why}", endpoints=list(self.endpoints))
 
@@ -319,15 +333,12 @@ class Session:
                 waiter.set_result(connection)
         self._connecting.clear()
 
-    async def _serve(self, connection: Connection) -> CrdtkvError | None:
-        """Write and read until the stream ends; why it did, if that is known."""
-        writer = self.loop.create_task(self._write(connection), name="crdtkv-client-writer")
-        try:
-            return await self._read(connection)
-        finally:
-            writer.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await writer
+    def _why(self, error: grpc.RpcError | None) -> CrdtkvError | None:
+        """Why a stream ended, if that is known."""
+        broken, self._broken = self._broken, None
+        if broken is not None or error is None:
+            return broken
+        return from_rpc_error(error, where=self._where())
 
     def _requeue(self, connection: Connection) -> None:
         """Sort what was in flight: it waits again, writes bound to the endpoint that may have them."""
@@ -354,27 +365,22 @@ class Session:
 
     # -- writing --------------------------------------------------------------------------------------------------------
 
-    async def _write(self, connection: Connection) -> None:
-        write: Callable[[Any], Any] = connection.stream.write
-        batch = kv_pb2.RequestBatch
-        try:
-            while True:
-                if not self._may_send():
-                    self._wake = self.loop.create_future()
-                    if self.pending and self._in_flight and not self._answered:
-                        self._set_pace()
-                    await self._wake
-                    self._wake = None
-                    continue
-                calls = self.pending.take(IN_FLIGHT_MAX - self._in_flight.requests)
-                if calls:
-                    self._answered = False
-                    self.messages += 1
-                    rows, deadline_ms = self._rows(calls)
-                    self._unanswered.append((rows[-1][0], self.loop.time()))
-                    await write(batch(rows=_encode(rows), deadline_ms=deadline_ms))
-        except (grpc.RpcError, asyncio.InvalidStateError):
-            connection.stream.cancel()  # the reader reports the loss
+    def _write(self) -> None:
+        """Send what may go now. Runs in the iteration of the loop after the one that gave it something to do, with all that gathered."""
+        self._is_woken = False
+        if self._connection is None:
+            return
+        stream = self._connection.stream
+        while stream.can_send and self._may_send():
+            calls = self.pending.take(IN_FLIGHT_MAX - self._in_flight.requests)
+            if calls:
+                self._answered = False
+                self.messages += 1
+                rows, deadline_ms = self._rows(calls)
+                self._unanswered.append((rows[-1][0], self.loop.time()))
+                stream.send(kv_pb2.RequestBatch(rows=_encode(rows), deadline_ms=deadline_ms).SerializeToString())
+        if self.pending and self._in_flight and not self._answered:
+            self._set_pace()
 
     def _may_send(self) -> bool:
         in_flight = self._in_flight
@@ -424,28 +430,21 @@ class Session:
         self._wake_writer()
 
     def _wake_writer(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        if not self._is_woken:
+            self._is_woken = True
+            self.loop.call_soon(self._write)
 
     # -- reading --------------------------------------------------------------------------------------------------------
 
-    async def _read(self, connection: Connection) -> CrdtkvError | None:
-        read = connection.stream.read
+    def _message(self, data: bytes) -> None:
+        """Take a message of the stream. Its callers go on in the next iteration of the loop."""
         try:
-            while True:
-                message = await read()
-                if message is grpc.aio.EOF:
-                    return None
-                self._receive(message.rows, message.token)
-                await give_way()
-        except grpc.RpcError as e:
-            return from_rpc_error(e, where=connection.address)
-        except (CorruptionError, asyncio.InvalidStateError) as e:
-            return e if isinstance(e, CorruptionError) else None
-        except asyncio.CancelledError:
-            if self.closed:
-                raise
-            return None  # our own cancel of the stream, to leave a silent endpoint
+            message = kv_pb2.ReplyBatch.FromString(data)
+            self._receive(message.rows, message.token)
+        except (CorruptionError, DecodeError) as e:
+            self._broken = e if isinstance(e, CorruptionError) else CorruptionError(f"replies: {e}")
+            assert self._connection is not None
+            self._connection.stream.cancel()
 
     def _receive(self, data: bytes, token: str) -> None:
         try:
@@ -566,17 +565,6 @@ class Session:
             # Nothing at all was heard since that call was sent: leave this endpoint for the next one.
             self._first = (self._connection.index + 1) % len(self.endpoints)
             self._connection.stream.cancel()
-
-
-async def _ready(channel: grpc.aio.Channel) -> None:
-    """Wait until the channel is connected; a refusal is raised at once, as the error gRPC gives a call."""
-    state = channel.get_state(try_to_connect=True)
-    while state is not grpc.ChannelConnectivity.READY:
-        if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-            call: Any = kv_pb2_grpc.KeyValueStub(channel).Session(wait_for_ready=False)
-            await call.wait_for_connection()
-        await channel.wait_for_state_change(state)
-        state = channel.get_state(try_to_connect=True)
 
 
 def _error_of(payload: Any) -> CrdtkvError:

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import grpc
-
 from crdtkv.client import wire
 from crdtkv.client.batch import Batch
+from crdtkv.client.endpoints import Credentials
 from crdtkv.client.pipeline import PipelineCore
 from crdtkv.client.runtime import run, runtime
 from crdtkv.client.session import Session, closed_error
@@ -72,7 +71,7 @@ class _Waiter:
 class _Core:
     """What a client and its views with another timeout share: the session, and the way into its loop."""
 
-    def __init__(self, endpoints: Sequence[str], credentials: grpc.ChannelCredentials | None) -> None:
+    def __init__(self, endpoints: Sequence[str], credentials: Credentials | None) -> None:
         self.generation = runtime.generation
         self.loop = runtime.acquire()
         self.inbox: deque[tuple[list[Call], float]] = deque()
@@ -86,7 +85,7 @@ class _Core:
             raise
 
     @staticmethod
-    async def _start(endpoints: Sequence[str], credentials: grpc.ChannelCredentials | None) -> Session:
+    async def _start(endpoints: Sequence[str], credentials: Credentials | None) -> Session:
         return Session(endpoints, credentials=credentials)
 
     def check(self) -> None:
@@ -136,7 +135,7 @@ class _Core:
 class Client:
     """A region's store over gRPC. Thread-safe; `with` closes it. See `crdtkv.connect`."""
 
-    def __init__(self, endpoints: Sequence[str], *, timeout: float = 5.0, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(self, endpoints: Sequence[str], *, timeout: float = 5.0, credentials: Credentials | None = None) -> None:
         self._core = _Core(endpoints, credentials)
         self._timeout = timeout
         self._owner = True

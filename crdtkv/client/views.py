@@ -51,7 +51,9 @@ class NodeSide:
         (self.endpoint,) = check_endpoints([endpoint])
         secure = credentials(tls_ca, tls_cert, tls_key)
         options = channel_options()
-        self._channel = grpc.insecure_channel(endpoint, options) if secure is None else grpc.secure_channel(endpoint, secure, options)
+        self._channel = (
+            grpc.insecure_channel(endpoint, options) if secure is None else grpc.secure_channel(endpoint, secure.channel, options)
+        )
         self._stub: Any = admin_pb2_grpc.AdminStub(self._channel)
         try:
             status = self._call(self._stub.Status, admin_pb2.StatusRequest(), connect_s)

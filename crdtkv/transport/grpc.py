@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,26 @@ def _pem(name: str, path: Path | None) -> bytes | None:
 def channel_credentials(ca: Path | None, cert: Path | None = None, key: Path | None = None) -> grpc.ChannelCredentials:
     """TLS towards a node: `ca` says whom to trust (None: the system's), `cert` and `key` who we are."""
     return grpc.ssl_channel_credentials(_pem("tls.ca", ca), _pem("tls.key", key), _pem("tls.cert", cert))
+
+
+def client_context(ca: Path | None, cert: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
+    """The same for a connection that the event loop makes (`crdtkv.transport.http2`)."""
+    trusted = _pem("tls.ca", ca)
+    try:
+        context = ssl.create_default_context(cadata=None if trusted is None else trusted.decode("latin-1"))
+    except (ssl.SSLError, ValueError) as e:
+        raise ConfigError(f"tls.ca: {ca}: no certificates in PEM form: {e}", setting="tls.ca") from e
+    if cert is not None and key is not None:
+        _pem("tls.cert", cert), _pem("tls.key", key)
+        try:
+            context.load_cert_chain(cert, key, password=lambda: b"")  # asks nobody
+        except (ssl.SSLError, OSError) as e:
+            raise ConfigError(
+                f"tls.cert, tls.key: {cert}, {key}: not a certificate and its key in PEM form: {e}", setting="tls.cert"
+            ) from e
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as gRPC's: what a node's other clients trust is trusted here
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def server_credentials(cert: Path, key: Path, ca: Path | None = None) -> grpc.ServerCredentials:

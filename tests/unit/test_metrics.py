@@ -22,33 +22,12 @@ from crdtkv.node import NodeConfig
 from crdtkv.node import metrics as metrics_module
 from crdtkv.node.config import Tls
 from crdtkv.node.metrics import METRICS, REGIONS_MAX, table
+from tests.certificates import CERTIFICATE, KEY
 from tests.unit.documents import ROOT
 
 DEADLINE_S = 60.0
 NAMES = {row.shown for rows in METRICS.values() for row in rows}
 LOOPBACK = "127.0.0.1:0"
-
-# Of nobody, for nothing but this test.
-CERTIFICATE = """\
------BEGIN CERTIFICATE-----
-MIIBmzCCAUGgAwIBAgIURHzrhPfVSjWeWZAvvljRvnxPrsMwCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNjA0MDk0MFoYDzIxMjYxMTAy
-MDQwOTQwWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAATyU6VEmcuk4hHS728ITtVrX+5V9Rm6YmyjMYVy0C5APfhhFsprEyru
-SbyQ9yNMC58sJo7epGdGbb4tWJWUfMuJo28wbTAdBgNVHQ4EFgQUiBHntehYo6UB
-P95nJRkrtdMBg7UwHwYDVR0jBBgwFoAUiBHntehYo6UBP95nJRkrtdMBg7UwDwYD
-VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
-zj0EAwIDSAAwRQIhAMQN1zhXQZqblw91I0JRvy2MtS+0NxaDGG21r6eE+f2+AiAU
-na65i+ZTxT+bCv0dqZ00ARiLkvsLSx2P+qdfN4gAdg==
------END CERTIFICATE-----
-"""
-KEY = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgB0C/+F8H3YMXsC+H
-X3Q3dIBE7mEK57Oll1tpDFmxHNOhRANCAATyU6VEmcuk4hHS728ITtVrX+5V9Rm6
-YmyjMYVy0C5APfhhFsprEyruSbyQ9yNMC58sJo7epGdGbb4tWJWUfMuJ
------END PRIVATE KEY-----
-"""
 
 
 def scrape(node: crdtkv.Node, *, accept: str = "") -> str:
