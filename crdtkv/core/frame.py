@@ -68,6 +68,15 @@ class DeltaKind:
 Delta = list[Any]
 Row = list[Any]
 
+
+class PutDelta(msgspec.Struct, array_like=True, gc=False):
+    """The delta of a register's put for good, for rows of many: encoded like the list, and nothing for the collector to walk."""
+
+    kind: int
+    key: str
+    value: bytes
+
+
 _KINDS_WITH_ORDER = {
     DeltaKind.SET_CLEAR: SlotType.SET,
     DeltaKind.SET_ADD: SlotType.SET,

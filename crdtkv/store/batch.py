@@ -128,16 +128,16 @@ class Batch:
                 self._room = room
                 self._puts[key] = data
                 return
+        self._put(key, data, ttl)
+
+    def _put(self, key: str, data: bytes, ttl: float | None) -> None:
+        """Put a register after a look at what forbids it. (Not in `put` itself: its variables would be cells, and it a fifth slower.)"""
         if len(data) > self._value_max:
             check_size(data, self._value_max)
         expiry = self._expiry(ttl)
-        if expiry is None:
-            self._put(key, data)
-        else:
+        if expiry is not None:
             self._write(lambda t: t.put(key, data, expiry))
-
-    def _put(self, key: str, data: bytes) -> None:
-        """Put a register for good, after a look at what forbids it."""
+            return
         self._look_at_puts()
         if self._preview is not None and self._store._closed is None and self._machine.failed is None:
             delta = self._preview.put_blind(key, data)

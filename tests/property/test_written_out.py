@@ -53,6 +53,7 @@ steps = st.one_of(
     st.tuples(st.just("raced"), sides, st.lists(calls, max_size=4), calls),
     st.tuples(st.just("merge"), sides, sides),
     st.tuples(st.just("digest"), sides),
+    st.tuples(st.just("scan"), sides),
     st.tuples(st.just("tick"), sides, st.integers(1, 10_000)),
 )
 
@@ -93,6 +94,10 @@ def call(target: Store | Batch, name: str, key: str, *args: Any) -> object:
 
 def call_on(store: Store, one: Call) -> object:
     return call(store, *one)
+
+
+def scan(store: Store) -> object:
+    return list(store.scan())
 
 
 def batch(store: Store, made: list[Call], between: Call | None = None) -> object:
@@ -164,7 +169,9 @@ def run(made: list[Any], regions: tuple[str, ...], gather: int, watched: bool) -
                 case "call":
                     ask = partial(call_on, one=what[0])
                 case "digest":
-                    ask = Store.digest  # folds
+                    ask = Store.digest  # folds, and the digest is kept from now on
+                case "scan":
+                    ask = scan  # folds, and nothing else
                 case "tick":
                     clock.ms += what[0]
                     ask = Store.maintain

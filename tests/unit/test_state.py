@@ -170,3 +170,54 @@ def test_a_registers_record_is_found_by_its_key_as_it_is_by_its_slot_wherever_it
     check(len(texts))  # read ahead
     state.put(register_slot(b"k"), None)
     check(len(texts) - 1)  # dropped, and not yet in the base
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_many_records_at_once_are_what_they_would_be_one_by_one_whatever_waits(seed: int) -> None:
+    """They may go straight to an engine in memory: never past something older that waits, and unseen by who looks at an earlier moment."""
+    dice = random.Random(seed)
+    engine = MemoryEngine()
+    state = State(engine, enters_digest, None, trims=True)
+    expected: dict[bytes, bytes] = {}
+    straight = 0
+    for number in range(200):
+        what = dice.choice(
+            ["together", "together", "together", "one", "drop", "load", "begin", "fold", "fold", "digest" if number > 150 else "end"]
+        )
+        slots = [register_slot(b"k%d" % n) for n in dice.sample(range(10), 3)]
+        records = [encode_entries((("us@1-00000000", 1 + dice.randrange(50), 1, b"\x01", None),)) for _ in slots]
+        if what == "together":
+            before, waiting = dict(expected), state.pending
+            with engine.snapshot() as earlier:
+                was = dict(earlier.scan(b"", None))
+                state.put_all(slots, records, are_trimmed=dice.random() < 0.5)
+                assert dict(earlier.scan(b"", None)) == was
+            expected.update(zip(slots, records, strict=True))
+            straight += not waiting and not state.pending and before != expected
+        elif what == "one":
+            state.put(slots[0], records[0])
+            expected[slots[0]] = records[0]
+        elif what == "drop":
+            state.put(slots[0], None)
+            expected.pop(slots[0], None)
+        elif what == "load":
+            state.load(slots)
+        elif what == "fold":
+            state.end_fold()
+            state.begin_fold(lambda digest: {})
+            state.end_fold()
+            state.forget()
+        elif what == "begin" and not state.is_folding:
+            state.begin_fold(lambda digest: {})
+        elif what == "end":
+            state.end_fold()
+        elif what == "digest":
+            state.digest()
+        assert [state.get(register_slot(b"k%d" % n)) for n in range(10)] == [expected.get(register_slot(b"k%d" % n)) for n in range(10)]
+        assert dict(state.scan(b"", None)) == expected
+    assert straight
+    state.end_fold()
+    plain = State(DictBase(), enters_digest)
+    for slot, record in expected.items():
+        plain.put(slot, record)
+    assert state.digest() == plain.digest()
