@@ -51,6 +51,9 @@ Link = Hashable
 
 SHORT_BYTES_MAX: Final = 64 << 10
 """So many bytes of frames are applied before anything else is sent: a millisecond or two."""
+_UNANSWERED: Final = (Ack, HeartbeatReply)
+_NOT_REVIEWED: Final = (Frames, Ack, Credit, HeartbeatReply, Chunk, ChunkAck)
+"""After these it is not looked anew at what is missing: what acks tell of others' commits, the next heartbeat tells as well."""
 REMEMBERED_MAX: Final = 64
 """Regions whose peers are listed in `statistics` after they are gone."""
 
@@ -180,6 +183,8 @@ class Drive:
         self._relay_wake_ms: float | None = None
         self._resubscribe_at_ms: float | None = None
         self._resubscribe_after_ms = settings.resubscribe_ms
+        self._is_quiet = False
+        """The last `ready` had nothing to do, and nothing came since: `_rests` is the deadline of every link."""
         self._began_here = False
         """The present origin began in this process: whoever says to know more of it is wrong."""
         self._rests: float | None = None
@@ -218,6 +223,7 @@ class Drive:
 
     def receive(self, link: Link, data: bytes | Message, now_ms: float) -> None:
         """A message came in; whatever it holds, nothing is raised: a link that breaks the protocol is closed."""
+        rests = self._rests if self._is_quiet else None
         self._begin(now_ms)
         peer = self._peers.get(link)
         if peer is None:
@@ -229,23 +235,27 @@ class Drive:
             session.receive_garbage(e, self._now)
             return
         session.receive(message, self._now)
-        for relayed, frames in session.take_frames():
-            self._queue.append(_Arrival(link, session, relayed, frames))
-            if relayed and any(f.origin not in self._direct and f.last_seq > self._vv.seq(f.origin) for f in frames):
-                session.relay_useful_ms = self._now
+        if isinstance(message, _UNANSWERED) and session.is_quiet and not self._events:
+            self._rests, self._is_quiet = rests, rests is not None  # nothing came of it
+            return
+        if isinstance(message, Frames):
+            for relayed, frames in session.take_frames():
+                self._queue.append(_Arrival(link, session, relayed, frames))
+                if relayed and any(f.origin not in self._direct and f.last_seq > self._vv.seq(f.origin) for f in frames):
+                    session.relay_useful_ms = self._now
         for one in session.take_of_snapshots():
             self.transfers.receive(link, session, one, self._now)
         if session.found_amnesia and before in (State.OPENING, State.LIVE) and self.amnesia is None:
             self.amnesia = next(e.text for e in reversed(self._events) if e.kind is EventKind.AMNESIA)
-        if before is State.OPENING and session.state is State.LIVE:
+        if is_new := before is State.OPENING and session.state is State.LIVE:
             self._drop_duplicates(link, peer)
         if isinstance(message, Reports):
             self.membership.receive(session.reports)
             self._agree()
-        elif not isinstance(message, Frames | Ack | Credit | HeartbeatReply | Chunk | ChunkAck):
-            if before is State.OPENING and session.state is State.LIVE:
+        elif not isinstance(message, _NOT_REVIEWED):
+            if is_new and session.state is State.LIVE:
                 self._agree()
-            self._review()  # what acks tell of others' commits, the next heartbeat tells as well
+            self._review()
 
     def local_commits(self, now_ms: float) -> None:
         """Something was committed here, released, or became durable. Cheap; many changes may share one call."""
@@ -380,33 +390,44 @@ class Drive:
         messages: dict[Link, tuple[Message, ...]] = {}
         readies: dict[Link, Ready] = {}
         closed: list[Closed] = []
-        wakes = [at for at in (self._relay_wake_ms, self._resubscribe_at_ms, self.transfers.wake_ms) if at is not None]
+        transfers, waits, wake_at_ms = self.transfers, bool(self._queue or self._alone), float("inf")
         for link, peer in self._peers.items():
             session = peer.session
             if not peer.writable and not session.ended:
-                wakes.append(self._now + self._settings.heartbeat_ms)
+                wake_at_ms = min(wake_at_ms, self._now + self._settings.heartbeat_ms)
                 continue
             ready = session.ready()
             if ready.messages or ready.plans:
                 readies[link] = ready
                 if ready.messages:
                     messages[link] = ready.messages
-            if ready.wake_at_ms is not None:
-                wakes.append(ready.wake_at_ms)
-            elif session.ended:
+            if ready.wake_at_ms is None:
                 closed.append(Closed(link, session.origin, session.close_code or ""))
-        sends = self.transfers.messages()
+            elif ready.wake_at_ms < wake_at_ms:
+                wake_at_ms = ready.wake_at_ms
+        for at_ms in (self._relay_wake_ms, self._resubscribe_at_ms, transfers.wake_ms):
+            if at_ms is not None and at_ms < wake_at_ms:
+                wake_at_ms = at_ms
+        if waits and self._now < self._apply_at_ms < wake_at_ms:
+            wake_at_ms = self._apply_at_ms
+        sends = transfers.messages()
         for to, message in sends:
             if (receiver := self._peers.get(to)) is not None and receiver.session.state is State.LIVE:
                 messages[to] = (*messages.get(to, ()), message)
-        if self._now < self._apply_at_ms and (self._queue or self._alone):
-            wakes.append(self._apply_at_ms)
-        arrivals = self._next_group() if apply else ()
-        frames = _frames_of(arrivals)
-        wake_at_ms = min(wakes, default=None)
-        jobs, steering = self.transfers.jobs, None if self.membership.steering is NO_STEERING else self.membership.steering
-        events, packings = tuple(self._events), {link: self._peers[link].session.packing for link in messages}
-        return Work(messages, frames, tuple(closed), events, wake_at_ms, steering, jobs, len(sends), readies, packings, arrivals)
+        arrivals = self._next_group() if apply and waits else ()
+        return Work(
+            messages,
+            _frames_of(arrivals),
+            tuple(closed),
+            tuple(self._events),
+            None if wake_at_ms == float("inf") else wake_at_ms,
+            None if self.membership.steering is NO_STEERING else self.membership.steering,
+            transfers.jobs,
+            len(sends),
+            readies,
+            {link: self._peers[link].session.packing for link in messages},
+            arrivals,
+        )
 
     def ready_to_apply(self) -> Work | None:
         """Of `ready`, what is to be applied, if that is all that waits and short: what is to be sent leaves after it, in the same turn.
@@ -431,12 +452,18 @@ class Drive:
             until = min([until, *[peer.session.next_frames_ms for peer in self._peers.values() if peer.writable]])
         return until if now_ms + TIMER_MS < until else None
 
+    @property
+    def is_quiet(self) -> bool:
+        """Another `ready` would find nothing to do either, until `rests_until` at the latest."""
+        return self._is_quiet and self.amnesia is None
+
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""
         is_done = not (work.apply or work.closed or self._queue or self._alone) and work.steering is None
         if is_done and any([peer.writable for peer in self._peers.values()]):
             self._rests = float("inf") if work.wake_at_ms is None else work.wake_at_ms
-        if work.is_empty:
+        self._is_quiet = work.is_empty
+        if self._is_quiet:
             return
         del self._events[: len(work.events)]
         if work.steering is not None:
@@ -491,7 +518,7 @@ class Drive:
     def _begin(self, now_ms: float) -> None:
         if now_ms > self._now:
             self._now = now_ms
-        self._rests = None
+        self._rests, self._is_quiet = None, False
 
     def _refresh(self) -> None:
         """Take in what is applied, durable and released by now. Ports give the same vectors while nothing has changed."""
@@ -504,23 +531,27 @@ class Drive:
         """Look anew at what ends and who is a member; tell the peers, and end links to whoever was removed."""
         control, membership, vv = self._port.control, self.membership, self._vv
         self._agreed_as_of = control.version, len(control.frozen)
-        sessions = [(link, peer.session) for link, peer in self._peers.items() if peer.session.state is State.LIVE]
-        for _, session in sessions:
-            assert session.origin is not None
-            membership.announce(session.origin, session.peer_vv)
         durable, is_draining = self._port.durable_vv(), membership.is_draining
-        peers = [(link, s.origin, s.peer_members, s.peer_durable if is_draining else None) for link, s in sessions]
+        sessions: list[Session] = []
+        peers: list[object] = []
+        for link, peer in self._peers.items():
+            session = peer.session
+            if session.state is State.LIVE:
+                assert session.origin is not None
+                membership.announce(session.origin, session.peer_vv)
+                sessions.append(session)
+                peers += (link, session.origin, session.peer_members, session.peer_durable if is_draining else None)
         as_of = self._agreed_as_of, self._port.origin, membership.changes, membership.rests_on(vv, durable), peers
         # This is asked at every tick, and most of them change nothing that matters here.
         is_known = as_of == self._reviewed_as_of
         if is_known and membership.present is self._checked_for:
             return
         self._checked_for = membership.present
-        for _, session in sessions:
+        for session in sessions:
             session.check_removed()
-        if is_known and all(session.state is State.LIVE for _, session in sessions):
+        if is_known and all(session.state is State.LIVE for session in sessions):
             return
-        live = {s.origin: s.peer_members for _, s in sessions if s.state is State.LIVE and s.origin is not None}
+        live = {s.origin: s.peer_members for s in sessions if s.state is State.LIVE and s.origin is not None}
         told = membership.message
         message = membership.review(vv, durable, live, is_handed_over=not is_draining or self._is_handed_over())
         # Again, until nothing changes any more; and what may fail is asked for again.
@@ -603,21 +634,19 @@ class Drive:
 
     def _review(self) -> None:
         """Find what does not come by itself; ask for it, go on to the next peer, or end what is no longer needed."""
-        live: list[tuple[Link, Session]] = []
         direct: list[Origin] = []
         rests, vv = not self._needs and not self._snapshot_for, self._vv
-        for link, peer in self._peers.items():
+        for peer in self._peers.values():
             session = peer.session
-            if session.state is not State.LIVE:
-                continue
-            live.append((link, session))
-            if session.origin is not None and session.sends_own:
-                direct.append(session.origin)
-            rests = rests and session.relay not in (Relay.ASKED, Relay.OPEN) and not session.is_waiting and session.peer_vv <= vv
+            if session.state is State.LIVE:
+                if session.sends_own and session.origin is not None:
+                    direct.append(session.origin)
+                rests = rests and session.brings_all and session.peer_vv <= vv
         self._direct = frozenset(direct)
         self._relay_wake_ms = None
         if rests:
             return  # nothing is missing, nothing is being brought: so it is nearly always, and this is asked at every tick
+        live = [(link, peer.session) for link, peer in self._peers.items() if peer.session.state is State.LIVE]
         holders = self._find_needs([session for _, session in live])
         for origin, need in self._needs.items():
             if (due := need.since_ms + self._settings.relay_delay_ms) > self._now:

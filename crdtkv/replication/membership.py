@@ -142,7 +142,8 @@ class Membership:
                 met = self._met.setdefault(region_of(origin), origin)
                 if generation_of(met) < generation_of(origin):
                     self._met[region_of(origin)] = origin
-        self._last_announced = {peer: told for peer, told in self._last_announced.items() if peer in present}
+        if not self._last_announced.keys() <= present:
+            self._last_announced = {peer: told for peer, told in self._last_announced.items() if peer in present}
         told_of = [o for told in self._reports.values() for o in told]
         known = {own, *live, *vv.origins(), *self._reports}
         if not (told_of or control.has_limits or control.members or self.message) and len(set(map(region_of, known))) == len(known):
@@ -192,9 +193,9 @@ class Membership:
         later = self._port.control.ended_by.get(origin)
         if later is not None and later not in self._present:
             return True
-        region, generation = region_of(origin), generation_of(origin)
-        same = [o for o in (*self._port.vv().origins(), *self._reports) if region_of(o) == region and o != origin]
-        return any(generation_of(o) >= generation for o in self._open(same))
+        region = region_of(origin)
+        same = [o for o in (*self._port.vv().origins(), *self._reports) if o != origin and region_of(o) == region]
+        return bool(same) and any(generation_of(o) >= generation_of(origin) for o in self._open(same))
 
     def rests_on(self, vv: VersionVector, durable: VersionVector) -> object:
         """What `review` looks at of these vectors: while it is equal, and so is everything else that was given, told and agreed, another
@@ -204,12 +205,15 @@ class Membership:
         if self.is_draining:
             return vv, durable
         watched = {*control.frozen, *control.closed, *[o for told in self._reports.values() for o in told]}
+        if not watched:
+            return vv.origins()
         return vv.origins(), [(o, vv.seq(o), durable.seq(o)) for o in watched]
 
     @property
     def is_draining(self) -> bool:
         """A region is being drained: what all have of all counts."""
-        return any(member.state == MemberState.DRAINING for member in self._port.control.members.values())
+        members = self._port.control.members
+        return bool(members) and any(member.state == MemberState.DRAINING for member in members.values())
 
     @property
     def present(self) -> frozenset[Origin]:

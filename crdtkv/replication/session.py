@@ -71,6 +71,9 @@ from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Relay, State
 from crdtkv.replication.streams import OwnStream, Plan, RelayStream
 
+_UNANSWERED: Final = (Ack, HeartbeatReply, Frames)
+"""What calls for nothing by itself: it may let a stream go on, if one has more; frames have to be applied first."""
+_NO_RELAY: Final = (Relay.NONE, Relay.REFUSED)
 SAMPLES: Final = 8
 """Heartbeats whose answers are waited for, and clock samples of which the one with the shortest round trip counts (NTP's filter)."""
 
@@ -120,6 +123,7 @@ class Session:
         self._began_here = began_here
         self._now = now_ms
         self.state = State.OPENING
+        self.ended = False
         self.origin: Origin | None = None
         self.reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]] = {}
         """What members told of origins that end, by this peer's last word; see `membership`."""
@@ -190,10 +194,11 @@ class Session:
     def receive(self, message: Message, now_ms: float) -> None:
         """Take in one message. A peer that breaks the protocol closes this session; nothing is raised."""
         self._now = max(self._now, now_ms)
-        self._quiet = None
-        if self._ended:
+        if self.ended:
             return
         self._heard_ms = self._now
+        if not isinstance(message, _UNANSWERED) or self.own_out.has_more or self.relay_out.is_open:
+            self._quiet = None
         if isinstance(message, Bye):
             self.said_bye_by_peer = True
             if message.code == Code.REMOVED:
@@ -218,7 +223,7 @@ class Session:
     def receive_garbage(self, error: CorruptionError, now_ms: float) -> None:
         """Bytes came that are not a message."""
         self._now = max(self._now, now_ms)
-        if not self._ended:
+        if not self.ended:
             self._end(Code.CORRUPT, error.message)
 
     def tick(self, now_ms: float) -> None:
@@ -226,7 +231,7 @@ class Session:
         if now_ms > self._now:
             self._now = now_ms
         settings = self._settings
-        if self._ended:
+        if self.ended:
             return
         if self.state is State.OPENING and self._now - self._heard_ms >= settings.hello_timeout_ms:
             self._end(Code.TIMEOUT, f"no hello within {settings.hello_timeout_ms} ms")
@@ -247,7 +252,7 @@ class Session:
         """What is applied here, and fsynced, by now. The only source of what acks and heartbeats say."""
         if now_ms > self._now:
             self._now = now_ms
-        if (vv is self._vv and durable is self._durable) or self._ended:
+        if (vv is self._vv and durable is self._durable) or self.ended:
             return
         peer, former, former_durable = self.origin, self._vv, self._durable
         if peer is not None:
@@ -259,7 +264,8 @@ class Session:
         if self.is_waiting:
             self.own_in.advance(vv)
             self.relay_in.advance(vv)
-            self._quiet = None
+            if self._is_grant_due:
+                self._quiet = None
         # Else what was committed here, or came from others, does not concern this link: what of it may leave, `ready` finds out by itself.
 
     def settle(self, relayed: bool, frames: Sequence[Frame]) -> None:
@@ -303,7 +309,7 @@ class Session:
 
     def close(self, code: Code, reason: str) -> None:
         """End the link from this side."""
-        if not self._ended:
+        if not self.ended:
             self._end(code, reason)
 
     # -- outputs ----------------------------------------------------------------------------------------------
@@ -317,7 +323,7 @@ class Session:
         quiet, released = self._quiet, self._port.released() if self.relay_out.is_open else 0
         if quiet is not None and self._now < self._quiet_until_ms and self._quiet_as_of == (self._tail.last_seq, released):
             return quiet
-        if self._ended:
+        if self.ended:
             bye = self._pending.get("bye")
             return Ready((bye,) if bye is not None else (), None)
         messages, wake_at_ms, plans = self._due()
@@ -339,10 +345,10 @@ class Session:
         now, show = self._now, self._port.control.show
         plans: list[Plan] = []
         of_streams: list[Message] = []
-        deadlines = [self._heard_ms + self._dead_after_ms]
+        wake_at_ms = self._heard_ms + self._dead_after_ms
         if self.relay_out.is_open or self.own_out.has_more:
-            plans, of_streams, wake_at_ms = self._plan_streams()
-            deadlines.append(wake_at_ms)
+            plans, of_streams, again_ms = self._plan_streams()
+            wake_at_ms = min(wake_at_ms, again_ms)
         ack_due = self._ack.due_ms <= now + TIMER_MS
         carrier = None
         if of_streams and ACK_WITH_FRAMES in self.features:
@@ -353,18 +359,18 @@ class Session:
                 out.append(ack)
             else:
                 of_streams[carrier] = msgspec.structs.replace(of_streams[carrier], ack=ack)
-        if self.own_in.grant_due or self.relay_in.grant_due:
+        if self._is_grant_due:
             out.append(Credit(self.own_in.next_grant, self.relay_in.next_grant))
         if self._reply is not None:
             number, received_wall_ms, received_ms = self._reply
             out.append(HeartbeatReply(number, int(received_wall_ms * 1000), int((now - received_ms) * 1000)))
-        if not ack_due:
-            deadlines.append(self._ack.due_ms)
+        if not ack_due and self._ack.due_ms < wake_at_ms:
+            wake_at_ms = self._ack.due_ms
         if self._heartbeat_at_ms <= now:
             out.append(self._heartbeat())
-        else:
-            deadlines.append(self._heartbeat_at_ms)
-        return (*out, *of_streams), min(deadlines), tuple(plans)
+        elif self._heartbeat_at_ms < wake_at_ms:
+            wake_at_ms = self._heartbeat_at_ms
+        return (*out, *of_streams), wake_at_ms, tuple(plans)
 
     def _heartbeat(self) -> Heartbeat:
         # Settling a digest costs the replica work: only when it is idle, and in the first heartbeat.
@@ -480,9 +486,23 @@ class Session:
         return worst
 
     @property
+    def _is_grant_due(self) -> bool:
+        return self.own_in.grant_due or self.relay_in.grant_due
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing came since the last `ready`, which had nothing to do, that could call for anything before its deadline."""
+        return self._quiet is not None
+
+    @property
     def is_waiting(self) -> bool:
         """Frames that came over this link are not applied yet."""
         return bool(self.own_in.waiting or self.relay_in.waiting)
+
+    @property
+    def brings_all(self) -> bool:
+        """No relay is open or asked for, and all that came is applied."""
+        return self.relay in _NO_RELAY and not (self.own_in.waiting or self.relay_in.waiting)
 
     def waits_with(self, origin: str | int, seq: str | int) -> bool:
         """Whether the frame of an origin that begins at a seq came over this link and is not applied."""
@@ -493,18 +513,15 @@ class Session:
     @property
     def sends_own(self) -> bool:
         """Whether what the peer itself writes comes over this link, as far as one can know."""
-        if self.state is not State.LIVE or self.origin is None:
+        if self.state is not State.LIVE:
             return False
-        return self.own_floor is EMPTY_VV or self.own_floor.seq(self.origin) <= self._vv.seq(self.origin)
+        origin, floor = self.origin, self.own_floor
+        return origin is not None and (floor is EMPTY_VV or floor.seq(origin) <= self._vv.seq(origin))
 
     @property
     def refuses_to_relay(self) -> bool:
         """Whether the peer's log, as far as it said, begins beyond what is applied here: no longer, once a snapshot was installed."""
         return self.relay is Relay.REFUSED and not self.relay_floor <= self._vv
-
-    @property
-    def ended(self) -> bool:
-        return self._ended
 
     def statistics(self) -> PeerStatistics:
         """What is known of the peer. Needs its hello."""
@@ -636,7 +653,7 @@ class Session:
             case Frames():
                 if message.ack is not None:
                     self._receive_ack(message.ack)
-                if not self._ended:
+                if not self.ended:
                     self._receive_frames(message)
             case Ack():
                 self._receive_ack(message)
@@ -705,6 +722,8 @@ class Session:
             return None
         incoming.wait_for(frames, self._now)
         incoming.advance(self._vv)
+        if incoming.grant_due:
+            self._quiet = None
         self._arrived.append((message.relayed, frames))
         if message.relayed:
             if any(frame.last_seq > self._vv.seq(frame.origin) for frame in frames):
@@ -778,10 +797,6 @@ class Session:
 
     # -- the end ----------------------------------------------------------------------------------------------
 
-    @property
-    def _ended(self) -> bool:
-        return self.state in (State.CLOSED, State.QUARANTINED)
-
     def _event(self, kind: EventKind, text: str, **details: str | int) -> None:
         self._events.append(Event(kind, self.origin, text, details))
 
@@ -791,12 +806,12 @@ class Session:
 
     def quarantine(self, text: str, **details: str | int) -> None:
         """The replica found other content under a known name in what this peer sent."""
-        if not self._ended:
+        if not self.ended:
             self._alarm(Code.FORK, text, **details)
 
     def _end(self, code: str, reason: str, *, say: bool = True) -> None:
         self._quiet = None
-        self.state = State.QUARANTINED if code == Code.FORK else State.CLOSED
+        self.state, self.ended = State.QUARANTINED if code == Code.FORK else State.CLOSED, True
         self.close_code = str(code)
         self._pending.clear()
         if say:

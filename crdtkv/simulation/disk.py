@@ -171,6 +171,8 @@ class SimulatedEngine:
 
     def take_touched(self) -> list[bytes]:
         """The keys written since this was last asked, for whoever follows what changes."""
+        if not self._touched:
+            return []
         touched, self._touched = list(self._touched), {}
         return touched
 

@@ -173,22 +173,27 @@ class Auditor:
     def check(self, member: Member, *, wholly: bool = False) -> None:
         """Whatever just happened at a replica, all of this holds. `wholly`: look at every record, and not only at those that may have
         changed since the last look."""
-        followed = self._followed[member.index]
-        self._follow_log(member, followed)
-        vv = member.machine.vv()
-        if vv != followed.vv:  # messages are made only where they are needed: this runs after every step
-            raise Violation(f"{member.region} says it has applied {vv}, its log amounts to {followed.vv}")
+        followed, log, machine = self._followed[member.index], member.log, member.machine
+        if len(log.frames) != len(followed.order) or len(log.jumps) != followed.jumps:
+            self._follow_log(member, followed)
+        vv = machine.vv()
+        if vv is not followed.vv:  # messages are made only where they are needed: this runs after every step
+            if vv != followed.vv:
+                raise Violation(f"{member.region} says it has applied {vv}, its log amounts to {followed.vv}")
+            followed.vv = vv  # the machine gives the same object until it changes
         changed = followed.slots.follow(member, wholly=wholly)
-        has_advanced = vv != followed.checked
+        has_advanced = vv is not followed.checked and vv != followed.checked
         if changed or has_advanced:
             self._check_state(member, followed, vv, changed)
             self._check_heads(member, followed, changed)
             self._check_requests(member, followed, vv)
             self._check_digest(member, followed, vv)
             self._check_runs(member, followed, vv, changed)
-        self._check_ends(member, vv)
-        self._check_clock(member, followed)
-        self._check_reads(member, followed, vv, changed, has_advanced=has_advanced)
+        self._check_ends(member, followed, vv)
+        if machine.hlc() != followed.mark:
+            self._check_clock(member, followed)
+        if changed or followed.slots.expiries or followed.expired:
+            self._check_reads(member, followed, vv, changed)
         followed.checked = vv
 
     def _follow_log(self, member: Member, followed: _Followed) -> None:
@@ -287,9 +292,9 @@ class Auditor:
         if self._digests.setdefault(vv, told) != told:
             raise Violation(f"{member.region}: digest {told:032x} at {vv} was {self._digests[vv]:032x} elsewhere")
 
-    def _check_ends(self, member: Member, vv: VersionVector) -> None:
+    def _check_ends(self, member: Member, followed: _Followed, vv: VersionVector) -> None:
         """An origin is closed once, and nobody has more of it than that; each vector says the same with and without what is closed."""
-        control, followed = member.machine.control, self._followed[member.index]
+        control = member.machine.control
         judged = vv, dict(control.closed), self._ends_as_of, self.ends_may_rise, len(self.removed_regions), len(self._unsaid), member.origin
         if judged == followed.ends_judged:
             return  # all that this rests on is as it was
@@ -359,17 +364,14 @@ class Auditor:
                     must(before.seq <= now.seq and before.base_seq <= now.base_seq, f"{member.region}: run {before} became {now}")
                 followed.runs[slot] = now
 
-    def _check_reads(
-        self, member: Member, followed: _Followed, vv: VersionVector, changed: Sequence[bytes], *, has_advanced: bool
-    ) -> None:  # fmt: skip
+    def _check_reads(self, member: Member, followed: _Followed, vv: VersionVector, changed: Sequence[bytes]) -> None:
         """9: readers are shown the winner by stored stamp and origin, unless it has expired: that may change with time alone."""
         now_ms, reader, slots = member.machine.replica.now_ms(), member.reader, followed.slots
         expired = slots.expired_by(now_ms) if slots.expiries else 0
+        judged = changed
         if expired != followed.expired:
             followed.expired = expired
             judged = sorted({*changed, *slots.expiries})
-        else:
-            judged = list(changed)
         for slot in judged:
             if parts_of(slot)[1] != COUNTER:
                 live = slots.live.get(slot, ())
@@ -377,11 +379,12 @@ class Auditor:
                 told = None if shown is None else shown.dot
                 if told != (wanted and wanted.dot):
                     raise Violation(f"{member.region}: {name_of(slot)} shows {told}, it should show {wanted}")
-        counters = self._wanted(vv)[1] if changed or has_advanced else {}
-        for key in sorted({parts_of(slot)[0] for slot in changed if slot in slots.runs}):
-            value, reads = counters.get(key.decode()), reader.counter(key)
-            if value is not None and reads != value:
-                raise Violation(f"{member.region}: {key.decode()} reads {reads}, it should read {value}")
+        if counters := {parts_of(slot)[0] for slot in changed if slot in slots.runs}:
+            wanted_of = self._wanted(vv)[1]
+            for key in sorted(counters):
+                value, reads = wanted_of.get(key.decode()), reader.counter(key)
+                if value is not None and reads != value:
+                    raise Violation(f"{member.region}: {key.decode()} reads {reads}, it should read {value}")
 
     # -- now and then ---------------------------------------------------------------------------------------------
 
@@ -399,13 +402,20 @@ class Auditor:
 
     def sending(self, member: Member, message: Message) -> None:
         """7: what leaves promises and carries only what is applied, and durable, by now."""
-        applied, log = member.machine.vv(), member.log
+        log = member.log
         durable = log.vv_at[log.synced()]
-        if isinstance(message, Frames) and message.ack is not None:
-            self.sending(member, message.ack)
         match message:
-            case Frames(relayed=False):
-                last = max(peek(data)[1] for data in message.frames)
+            case Ack():
+                if not message.applied <= (applied := member.machine.vv()):
+                    raise Violation(f"{member.region} acknowledged {message.applied}, it has applied {applied}")
+                if not message.durable <= durable:
+                    raise Violation(f"{member.region} acknowledged {message.durable} as durable, it is {durable}")
+            case Frames():
+                if message.ack is not None:
+                    self.sending(member, message.ack)
+                if message.relayed:
+                    return
+                last = max([peek(data)[1] for data in message.frames])
                 bound = durable if self._sync else log.vv_at[-1]
                 if last > bound.seq(member.origin):
                     raise Violation(f"{member.region} sent {member.origin}:{last}, durable up to {bound}")
@@ -415,13 +425,8 @@ class Auditor:
                 header.take(message.data, message.link)
                 assert header.incoming is not None
                 must(header.incoming.vv <= durable, f"{member.region} sent a snapshot of {header.incoming.vv}, durable up to {durable}")
-            case Ack():
-                if not message.applied <= applied:
-                    raise Violation(f"{member.region} acknowledged {message.applied}, it has applied {applied}")
-                if not message.durable <= durable:
-                    raise Violation(f"{member.region} acknowledged {message.durable} as durable, it is {durable}")
             case Hello() | Heartbeat() | Subscribe() | AskRelay():
-                if not message.vv <= applied:
+                if not message.vv <= (applied := member.machine.vv()):
                     raise Violation(f"{member.region} told {message.vv}, it has applied {applied}")
             case _:
                 pass

@@ -405,6 +405,8 @@ class Member:
     def _pump(self) -> None:
         self._pump_due = False
         world = self._world
+        if self.drive.is_quiet and self.drive.rests_until(world.now_ms) is not None:
+            return world.idle()
         work = self.drive.ready()
         self.drive.accept(work)
         if work.is_empty:
@@ -431,22 +433,24 @@ class Member:
     def _tell(self, work: Work) -> None:
         """Send, close and note what the drive says."""
         world, is_idle = self._world, not (work.apply or work.jobs or work.steering or work.closed or work.events)
+        sending, trace, send = world.auditor.sending, world.trace, world.network.send
         for link, messages in work.messages.items():
             assert isinstance(link, int)
             for message, data in zip(messages, work.encoded(link), strict=True):
-                is_beat = isinstance(message, _BEATS)
-                is_idle = is_idle and is_beat
-                world.auditor.sending(self, message)
-                if isinstance(message, Frames):
-                    world.rare["relayed_frames"] += message.relayed
-                elif isinstance(message, CannotRelay):
-                    world.rare["cannot_relay"] += 1
+                sending(self, message)
                 plain = data
-                if is_packed(data):
-                    plain = encode(message)
-                    world.rare["compressed"] += 1
-                world.trace("send", self.index, link, plain)  # what zlib makes of it differs between its builds
-                world.network.send(self, link, data, is_idle=is_beat)
+                is_beat = isinstance(message, _BEATS)
+                if not is_beat:
+                    is_idle = False
+                    if isinstance(message, Frames):
+                        world.rare["relayed_frames"] += message.relayed
+                    elif isinstance(message, CannotRelay):
+                        world.rare["cannot_relay"] += 1
+                    if is_packed(data):
+                        plain = encode(message)
+                        world.rare["compressed"] += 1
+                trace("send", self.index, link, plain)  # what zlib makes of it differs between its builds
+                send(self, link, data, is_idle=is_beat)
         if is_idle:
             world.idle()
         for closed in work.closed:
@@ -544,7 +548,9 @@ class Member:
         world.changed(self)
 
     def _wake(self, at_ms: float) -> None:
-        at_us = max(int(at_ms * 1000) + 1, self._world.now_us + 100)
+        at_us, soonest_us = int(at_ms * 1000) + 1, self._world.now_us + 100
+        if at_us < soonest_us:
+            at_us = soonest_us
         if self._wake_us is None or at_us < self._wake_us:
             self._wake_us = at_us
             self._later((at_us - self._world.now_us) / 1000, self._tick, at_us)

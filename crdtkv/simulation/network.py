@@ -49,9 +49,11 @@ IN_FLIGHT_MAX: Final = 4_000
 class _Way:
     """One direction of a connection."""
 
-    __slots__ = ("busy_until_us", "in_flight", "is_full", "stalled")
+    __slots__ = ("busy_until_us", "in_flight", "is_full", "receiver", "sender", "stalled")
 
-    def __init__(self) -> None:
+    def __init__(self, sender: int, receiver: int) -> None:
+        self.sender = sender
+        self.receiver = receiver
         self.busy_until_us = 0
         self.in_flight = 0
         self.is_full = False
@@ -59,13 +61,13 @@ class _Way:
 
 
 class _Connection:
-    __slots__ = ("across", "dead", "ends", "link", "ways")
+    __slots__ = ("dead", "ends", "link", "ways")
 
     def __init__(self, link: int, dialler: Host, listener: Host) -> None:
         self.link = link
-        self.across = {dialler.index: listener.index, listener.index: dialler.index}
-        self.ends = {dialler.index: dialler, listener.index: listener}
-        self.ways = {dialler.index: _Way(), listener.index: _Way()}  # by sender
+        there, back = dialler.index, listener.index
+        self.ends = {there: dialler, back: listener}
+        self.ways = {there: _Way(there, back), back: _Way(back, there)}  # by sender
         self.dead: set[int] = set()  # ends that know that it is over
 
 
@@ -179,8 +181,8 @@ class Network:
         return delay_ms * max(self._slow.get(sender, 1.0), self._slow.get(receiver, 1.0)) if self._slow else delay_ms
 
     def _post(self, connection: _Connection, sender: int, data: bytes | None) -> None:
-        receiver = connection.across[sender]
-        way = connection.ways[sender]
+        way, scheduler = connection.ways[sender], self._scheduler
+        receiver = way.receiver
         way.in_flight += len(data or b"")
         if way.in_flight > IN_FLIGHT_MAX and not way.is_full:
             way.is_full = True
@@ -188,31 +190,35 @@ class Network:
         if (sender, receiver) in self._cut or way.stalled:
             way.stalled.append(data)
             return
-        at_us = max(self._scheduler.now_us + int(self._delay(sender, receiver) * 1000), way.busy_until_us)
+        at_us = scheduler.now_us + int(self._delay(sender, receiver) * 1000)
+        if at_us < way.busy_until_us:
+            at_us = way.busy_until_us
         way.busy_until_us = at_us
-        self._scheduler.at(at_us, self._arrive, connection, receiver, data)
+        scheduler.at(at_us, self._arrive, connection, way, data)
 
-    def _arrive(self, connection: _Connection, receiver: int, data: bytes | None) -> None:
+    def _arrive(self, connection: _Connection, way: _Way, data: bytes | None) -> None:
+        receiver = way.receiver
         host = connection.ends[receiver]
-        self._arrived(connection, connection.across[receiver], len(data or b""))
+        way.in_flight -= len(data or b"")
+        if way.is_full and way.in_flight <= IN_FLIGHT_MAX // 2:
+            self._has_room(connection, way)
         if receiver in connection.dead or not host.is_up:
             return self._scheduler.idle()
-        if isinstance(data, _Idle):
-            self._scheduler.idle()
         if data is None:
             connection.dead.add(receiver)
             self._collect(connection)
             host.disconnected(connection.link)
-        else:
-            host.received(connection.link, data)
+            return None
+        if isinstance(data, _Idle):
+            self._scheduler.idle()
+        host.received(connection.link, data)
+        return None
 
-    def _arrived(self, connection: _Connection, sender: int, size: int) -> None:
-        way = connection.ways[sender]
-        way.in_flight -= size
-        if way.is_full and way.in_flight <= IN_FLIGHT_MAX // 2:
-            way.is_full = False
-            if sender not in connection.dead and connection.ends[sender].is_up:
-                connection.ends[sender].writable(connection.link, True)
+    @staticmethod
+    def _has_room(connection: _Connection, way: _Way) -> None:
+        way.is_full = False
+        if way.sender not in connection.dead and connection.ends[way.sender].is_up:
+            connection.ends[way.sender].writable(connection.link, True)
 
     def _tell_end(self, connection: _Connection, index: int) -> None:
         host = connection.ends[index]

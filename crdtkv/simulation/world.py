@@ -17,11 +17,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import heapq
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Final
 
 from crdtkv.core.causality import Dot, region_of
@@ -128,12 +128,12 @@ class World:
     def after(self, delay_ms: float, what: Callable[..., None], *args: object) -> None:
         """Have something done later; in the order of asking, if at the same instant."""
         self._count += 1
-        heapq.heappush(self._events, (self.now_us + int(delay_ms * 1000), self._count, what, args))
+        heappush(self._events, (self.now_us + int(delay_ms * 1000), self._count, what, args))
 
     def at(self, at_us: int, what: Callable[..., None], *args: object) -> None:
         """Have something done at an instant: through a delay in ms one may be off by a microsecond, and what is sent in order is not."""
         self._count += 1
-        heapq.heappush(self._events, (at_us, self._count, what, args))
+        heappush(self._events, (at_us, self._count, what, args))
 
     def idle(self) -> None:
         """What is being run found nothing to do: it is no event."""
@@ -149,19 +149,20 @@ class World:
             return self._run()
 
     def _run(self) -> Outcome:
+        events = self._events
         try:
             self._begin()
             while not self._finished:
-                self.now_us, _, what, args = heapq.heappop(self._events)
-                self.now_ms = self.now_us / 1000
+                now_us, _, what, args = heappop(events)
+                self.now_us, self.now_ms, self._is_idle = now_us, now_us / 1000, False
                 self._turns += 1
-                self._is_idle = False
                 try:
                     what(*args)
                 except (StorageError, CorruptionError, IncompatibleFormatError) as e:
                     if not self.faults.broke(e):
                         raise
-                self.events += not self._is_idle
+                if not self._is_idle:
+                    self.events += 1
                 if self._turns > TURNS_MAX:
                     raise Violation(f"still going on after {TURNS_MAX:,} turns")
         except (Violation, LogBroke) as e:

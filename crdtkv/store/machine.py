@@ -464,7 +464,9 @@ class Machine:
 
     def _end_fold(self) -> None:
         """Do the rest of a fold that was begun."""
-        while not self.fold_some(FOLD_STEP):
+        if self.failed is not None:
+            raise self._failure()
+        while self.replica.state.is_folding and not self.fold_some(FOLD_STEP):
             pass
 
     def fold(self) -> None:
