@@ -297,7 +297,12 @@ def register_slot_of(key: str) -> bytes:
 
 def register_slots_of(keys: Sequence[str]) -> list[bytes]:
     """`register_slot_of` each key, all of which are known to be valid."""
-    if not keys or "\x00" in "".join(keys):
+    return _register_slots_of(keys, "".join(keys))
+
+
+def _register_slots_of(keys: Sequence[str], text: str) -> list[bytes]:
+    """`register_slots_of`; `text` is all the keys."""
+    if not keys or "\x00" in text:
         return [register_slot_of(key) for key in keys]
     return f"{SLOT_TEXT}{_BETWEEN_KEYS.join(keys)}{REGISTER_TEXT}".encode().split(_BETWEEN_SLOTS)
 
@@ -306,9 +311,8 @@ def sure_register_slots(keys: Sequence[str]) -> list[bytes] | None:
     """`register_slot_of` each key, checked all at once; None if that does not tell that each is one: then a look at each decides."""
     try:
         text = "".join(keys)  # raises for what is no text
-        if not text or not min(map(len, keys)) or max(map(len, keys)) > _KEY_CHARACTERS_SURE:
-            return None
-        return register_slots_of(keys)
+        sizes = set(map(len, keys))
+        return None if not text or 0 in sizes or max(sizes) > _KEY_CHARACTERS_SURE else _register_slots_of(keys, text)
     except (TypeError, UnicodeEncodeError, InvalidKeyError):
         return None
 

@@ -66,7 +66,7 @@ class DeltaKind:
 
 
 Delta = list[Any]
-Row = list[Any]
+Row = Sequence[Any]
 
 
 class PutDelta(msgspec.Struct, array_like=True, gc=False):
@@ -117,7 +117,7 @@ class _Wire(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 _decode_wire = msgspec.msgpack.Decoder(_Wire).decode
-_decode_rows = msgspec.msgpack.Decoder(list[list[Any]]).decode
+_decode_rows = msgspec.msgpack.Decoder(list[Row]).decode
 _decode_puts = msgspec.msgpack.Decoder(list[tuple[int, dict[str, Any] | None, tuple[int, str, bytes]]]).decode
 _encode = msgspec.msgpack.Encoder().encode
 _START = MAGIC + bytes([FORMAT_VERSION]) + b"\x92"
@@ -329,7 +329,7 @@ class Frame(msgspec.Struct, gc=False, eq=False):
             raise
         return rows
 
-    def commits(self) -> Iterator[tuple[int, int, dict[str, Any] | None, list[Delta]]]:
+    def commits(self) -> Iterator[tuple[int, int, dict[str, Any] | None, Sequence[Delta]]]:
         """Each commit as `(seq, hlc, meta, deltas)`."""
         seq = self.first_seq
         for row in self.rows():

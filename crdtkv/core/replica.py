@@ -421,13 +421,10 @@ class Replica:
         seqs, hlcs = range(first_seq, first_seq + count), range(first_hlc, first_hlc + count)
         offsets = range(first_hlc - self._first_hlc, first_hlc - self._first_hlc + count)
         # An `Entry`, as it is encoded, for each.
-        records = [encode_entries(((origin, seq, hlc, value, None),)) for seq, hlc, value in zip(seqs, hlcs, values, strict=True)]
+        records = list(map(encode_entries, zip(zip(repeat(origin), seqs, hlcs, values, repeat(None)))))
         self.state.put_all(slots, records)
-        put = DeltaKind.REGISTER_PUT
-        self._rows += [
-            [offset, None if request_id is None else {"r": request_id}, [put, key, value]]
-            for offset, request_id, key, value in zip(offsets, request_ids, keys, values, strict=True)
-        ]
+        metas = [None if request_id is None else {"r": request_id} for request_id in request_ids]
+        self._rows += zip(offsets, metas, zip(repeat(DeltaKind.REGISTER_PUT), keys, values), strict=True)
         self._vv[origin] = first_seq + count - 1
         if None not in request_ids:
             self._requests.note_all(request_ids, origin, seqs, hlcs)  # type: ignore[arg-type]  # there is none that is None

@@ -15,6 +15,7 @@ from crdtkv.core.causality import Origin, VersionVector, check_origin
 from crdtkv.errors import CorruptionError, InvalidValueError
 
 _VERSION = 1
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Token(NamedTuple):
@@ -34,8 +35,7 @@ class Token(NamedTuple):
         fields: list[object] = [_VERSION, self.shard, self.owner, self.position, self.vv.flat()]
         if self.seq:
             fields.append(self.seq)
-        data = msgspec.msgpack.encode(fields)
-        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+        return base64.urlsafe_b64encode(_encode(fields)).rstrip(b"=").decode()
 
 
 def decode_token(text: str) -> Token:

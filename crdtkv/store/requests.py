@@ -54,6 +54,8 @@ BLOCKS = frozenset(("puts", "gets"))
 BLOCK_ANSWER_BYTES = 1 << 20
 """The values of a block's reads are answered one by one if they hold more together: a reply can then be sent in parts."""
 REQUEST_ID_BYTES_MAX = 64
+_ID_SIZES = frozenset(range(1, REQUEST_ID_BYTES_MAX + 1))
+_BYTES = {bytes}
 SEAL_BYTES = 1 << 20
 """A group's frame is closed, and another begun, once its requests hold this many bytes."""
 
@@ -232,31 +234,35 @@ class _Group:
         """`put` of each, checked all at once if that will do."""
         count = _columns("puts", keys, values, ids)
         slots = sure_register_slots(keys)
-        if slots is None or not self._are_right(keys, values, ids):
+        size = None if slots is None else self._size_if_right(keys, values, ids)
+        if slots is None or size is None:
             rids = [None] * count if ids is None else ids
             self._one_by_one(row, [("put", [key, value], rid) for key, value, rid in zip(keys, values, rids, strict=True)])
             return
         if self._machine.blocked:
             self._machine.check_writable()
-        self.bytes += sum(map(len, values)) + sum(map(len, slots)) + 32 * count
+        self.bytes += size + sum(map(len, slots)) + 32 * count
         self._replies.append((row, len(self._slots), count))
         self._slots += slots
         self._keys += keys
         self._values += values
         self._ids += [None] * count if ids is None else ids
 
-    def _are_right(self, keys: list[str], values: list[bytes], ids: list[bytes] | None) -> bool:
-        """Whether a look at all puts of a block at once finds nothing that is to be looked at more closely."""
-        if set(map(type, values)) != {bytes} or max(map(len, values)) > self._value_max or sum(map(len, values)) > SEAL_BYTES:
-            return False
-        if ids is not None:
-            if set(map(type, ids)) != {bytes} or not 0 < min(map(len, ids)) <= max(map(len, ids)) <= REQUEST_ID_BYTES_MAX:
-                return False
-            if self._replica.requests.has_any(ids):
-                return False
+    def _size_if_right(self, keys: list[str], values: list[bytes], ids: list[bytes] | None) -> int | None:
+        """The bytes of a block's values if a look at all its puts at once finds nothing that is to be looked at more closely; else None."""
+        if set(map(type, values)) != _BYTES:
+            return None
+        sizes = list(map(len, values))
+        size = sum(sizes)
+        if max(sizes) > self._value_max or size > SEAL_BYTES:
+            return None
+        if ids is not None and (
+            set(map(type, ids)) != _BYTES or not _ID_SIZES.issuperset(map(len, ids)) or self._replica.requests.has_any(ids)
+        ):
+            return None
         if self._heads.exist and any(self._heads.get(key.encode()) is not None for key in keys):
-            return False
-        return are_plain_values(values) or _are_values(values)
+            return None
+        return size if are_plain_values(values) or _are_values(values) else None
 
     def _one_by_one(self, row: list[Any], requests: list[tuple[str, list[Any], bytes | None]]) -> None:
         """Answer the requests of a block each by itself."""
@@ -423,8 +429,8 @@ def _are_values(values: list[bytes]) -> bool:
 
 def _is_any_repeated(ids: list[bytes | None]) -> bool:
     """Whether two of the requests are the same one."""
-    given = [rid for rid in ids if rid is not None]
-    return len(set(given)) < len(given)
+    without = ids.count(None)
+    return len(set(ids)) - bool(without) < len(ids) - without
 
 
 def _add(group: _Group, t: Transaction, key: str, elements: list[Any], ttl: float | None = None) -> bool:
