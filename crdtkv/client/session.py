@@ -185,6 +185,13 @@ class Session:
         self.pending.add(calls)
         self._submitted(deadline)
 
+    def submit_now(self, batches: deque[tuple[list[Call], float]]) -> None:
+        """`submit_all` of each and all that comes meanwhile, from left to right, and send it without waiting for more."""
+        self._is_woken = True  # what is submitted need not see to it
+        while batches:
+            self.submit_all(*batches.popleft())
+        self._write()
+
     def gather(self, op: str, weight: int, timeout: float) -> Block:
         """The block to which the caller is to add such a request, now; see `Waiting.gather`."""
         if self.closed:
@@ -473,7 +480,9 @@ class Session:
         if self._leaving and not self._in_flight:
             assert self._connection is not None
             self._connection.stream.cancel()
-        elif self.pending:
+        else:
+            # Even if nothing waits: the callers that were answered go on before it, in the same iteration of the loop, and what they
+            # ask next is sent at the end of that and not of the next.
             self._wake_writer()
 
     def _answer(self, call: Call, status: int, payload: Any, token: str) -> None:

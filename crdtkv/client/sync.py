@@ -107,9 +107,7 @@ class _Core:
 
     def _take(self) -> None:
         self._awake = False
-        inbox, submit = self.inbox, self.session.submit_all
-        while inbox:
-            submit(*inbox.popleft())
+        self.session.submit_now(self.inbox)
 
     def close(self) -> None:
         with self._closing:
