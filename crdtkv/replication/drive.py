@@ -55,7 +55,7 @@ _UNANSWERED: Final = (Ack, HeartbeatReply)
 _NOT_REVIEWED: Final = (Frames, Ack, Credit, HeartbeatReply, Chunk, ChunkAck)
 """After these it is not looked anew at what is missing: what acks tell of others' commits, the next heartbeat tells as well."""
 REMEMBERED_MAX: Final = 64
-"""Regions whose peers are listed in `statistics` after they are gone."""
+"""Regions whose peers are listed in `statistics`, and whose distance is known, after they are gone."""
 
 
 class Closed(msgspec.Struct, frozen=True):
@@ -160,6 +160,8 @@ class Drive:
         self._checked_for: object = None
         """Who was present by the review before it, when it was last checked who of the peers has gone on as another."""
         self._remembered: dict[str, PeerStatistics] = {}
+        self._distances: dict[str, float] = {}
+        """Per region, how far it was by the last link that measured it."""
 
         self._queue: list[_Arrival] = []
         """In order of arrival."""
@@ -248,6 +250,8 @@ class Drive:
         if session.found_amnesia and before in (State.OPENING, State.LIVE) and self.amnesia is None:
             self.amnesia = next(e.text for e in reversed(self._events) if e.kind is EventKind.AMNESIA)
         if is_new := before is State.OPENING and session.state is State.LIVE:
+            if (distance_ms := self._distances.get(session.region)) is not None:
+                session.recall(distance_ms)
             self._drop_duplicates(link, peer)
         if isinstance(message, Reports):
             self.membership.receive(session.reports)
@@ -605,6 +609,11 @@ class Drive:
         self._alone = [group for group in self._alone if group[0].session is not session]
         self._tried.pop(link, None)
         self._served.pop(link, None)
+        if session.origin is not None and session.distance_ms is not None:
+            self._distances.pop(session.region, None)
+            self._distances[session.region] = session.distance_ms
+            if len(self._distances) > REMEMBERED_MAX:
+                del self._distances[next(iter(self._distances))]
         if session.origin is not None and not self.is_connected(session.region):
             state = session.state if session.ended else State.CLOSED
             self._remembered.pop(session.region, None)

@@ -76,6 +76,8 @@ _UNANSWERED: Final = (Ack, HeartbeatReply, Frames)
 _NO_RELAY: Final = (Relay.NONE, Relay.REFUSED)
 SAMPLES: Final = 8
 """Heartbeats whose answers are waited for, and clock samples of which the one with the shortest round trip counts (NTP's filter)."""
+ROUND_TRIPS: Final = 32
+"""Round trips of which the least is the link's: a quarter of a minute of them, for a peer that catches up may be busy for as long."""
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -185,6 +187,11 @@ class Session:
         self._reply: tuple[int, float, float] | None = None
         self._heard_ms = now_ms
         self.round_trip_ms: float | None = None
+        """Of late, on average, with what the peer was busy: how long until it answers."""
+        self.distance_ms: float | None = None
+        """The least round trip lately: the link's own. What a busy peer adds by answering late is no distance; taken for one, it would be
+        sent more ahead."""
+        self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)
         self._clock_samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
         self._divergence: VersionVector | None = None
         self._members = members_of(port, members, self._vv)
@@ -386,10 +393,10 @@ class Session:
         out: list[Message] = []
         wake_at_ms = float("inf")
         for stream in (self.own_out, self.relay_out):
-            flow, round_trip_ms = stream.flow, self.round_trip_ms
-            if not stream.has_more or not flow.has_room(round_trip_ms):
+            flow, distance_ms = stream.flow, self.distance_ms
+            if not stream.has_more or not flow.has_room(distance_ms):
                 continue
-            if (due := flow.flush_due_ms(round_trip_ms)) > self._now + TIMER_MS:
+            if (due := flow.flush_due_ms(distance_ms)) > self._now + TIMER_MS:
                 wake_at_ms = min(wake_at_ms, due)
                 continue
             plan = self._plan(stream)
@@ -415,7 +422,7 @@ class Session:
         if self.state is not State.LIVE:
             return float("inf")
         flows = (self.own_out.flow, self.relay_out.flow) if self.relay_out.is_open else (self.own_out.flow,)
-        return min(flow.flush_due_ms(self.round_trip_ms) if flow.has_room(self.round_trip_ms) else float("inf") for flow in flows)
+        return min(flow.flush_due_ms(self.distance_ms) if flow.has_room(self.distance_ms) else float("inf") for flow in flows)
 
     def accept(self, ready: Ready) -> None:
         """What `ready` returned is being sent. To be called before any further input, if it holds messages or plans."""
@@ -777,11 +784,20 @@ class Session:
         sent_ms, sent_wall_ms = beat
         round_trip_ms = max(0.0, self._now - sent_ms - reply.waited_us / 1000)
         self.round_trip_ms = round_trip_ms if self.round_trip_ms is None else self.round_trip_ms + (round_trip_ms - self.round_trip_ms) / 8
-        self._ack.delay_ms = max(self._settings.ack_delay_ms, self.own_out.flow.pace_ms(self.round_trip_ms))
+        self._note_round_trip(round_trip_ms)
         there = reply.received_wall_us / 1000
         offset_ms = ((there - sent_wall_ms) + (there + reply.waited_us / 1000 - self._wall_ms())) / 2
         self._clock_samples.append((round_trip_ms, offset_ms))
-        self.packing.round_trip_ms = min(self._clock_samples)[0]
+
+    def _note_round_trip(self, round_trip_ms: float) -> None:
+        self._round_trips.append(round_trip_ms)
+        self.distance_ms = self.packing.round_trip_ms = min(self._round_trips)
+        self._ack.delay_ms = max(self._settings.ack_delay_ms, self.own_out.flow.pace_ms(self.distance_ms))
+
+    def recall(self, distance_ms: float) -> None:
+        """Take what an earlier link to this region measured for a first round trip: the peer that comes back may be busy from the start."""
+        if self.distance_ms is None:
+            self._note_round_trip(distance_ms)
 
     def _compare_digest(self, beat: Heartbeat) -> None:
         """Equal vectors must have equal digests; anything else is divergence, whoever is to blame."""

@@ -31,7 +31,8 @@ class ReplicationSettings:
         message_frames_max: how many frames one message carries; at most `messages.FRAMES_MAX`.
         own_credit_bytes, relay_credit_bytes: what each peer may have on its way or held here, per kind. Memory per peer
             is at most their sum; at least twice the largest frame, or that frame could never be sent.
-        round_trip_short_ms: on a link faster than this messages follow each other at once, within the smallest window.
+        round_trip_short_ms: on a link faster than this (by the least round trip lately) messages follow each other at once, within the
+            smallest window.
         flush_ms, flush_ms_max: on a slower link, bounds of the time between two messages of frames (the *pace*): a message costs both
             sides the same whatever it holds. A link at rest sends at once, and one that catches up does not wait between full messages.
         flushes_per_round_trip: the pace between those bounds. Fewer: what is written adds more to the delay of the link (half a pace

@@ -658,6 +658,19 @@ def test_statistics_name_every_region_with_clock_offsets() -> None:
     assert [row.round_trip_ms for row in rows] == [20.0, 20.0]
 
 
+def test_a_link_that_comes_back_knows_how_far_it_is() -> None:
+    """After a cut both sides are busy from the start, so that no heartbeat of the new link tells how short it is."""
+    net = mesh("us", "eu")
+    net.run(2_000)
+    net.cut("us", "eu")
+    net.write("us", 3)
+    net.delay_ms = 400.0
+    net.connect("us", "eu")
+    net.run_until(net.is_live)
+    session = next(peer.session for peer in net.drives["us"]._peers.values())
+    assert (session.round_trip_ms, session.distance_ms) == (800.0, 2.0)
+
+
 def test_lag_grows_while_the_peer_does_not_apply() -> None:
     net = mesh("us", "eu")
     net.drop = lambda source, _target, m: source == "us" and isinstance(m, Frames)

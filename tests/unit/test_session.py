@@ -30,6 +30,7 @@ from crdtkv.replication.messages import (
     Unknown,
 )
 from crdtkv.replication.progress import Outgoing, OwnTail
+from crdtkv.replication.session import ROUND_TRIPS
 from tests.toy_replica import ToyReplica
 
 MIB = 1 << 20
@@ -668,20 +669,43 @@ def test_on_a_long_link_acks_wait_as_long_as_messages_of_frames_do(us: ToyReplic
     only(Ack, side.send())
 
 
+def measure_more(side: Side, *round_trips_ms: float) -> None:
+    """Answer further heartbeats, each after so long."""
+    for ms in round_trips_ms:
+        side.pass_time(LAN.heartbeat_ms)
+        beat = only(Heartbeat, side.send())
+        side.now += ms
+        side.receive(HeartbeatReply(beat.number, int((WALL_MS + side.now) * 1000), 0))
+
+
 def test_a_short_link_to_a_loaded_peer_is_not_compressed(us: ToyReplica, eu: ToyReplica) -> None:
     """Five peers of one node on one machine answered late under load: it compressed for each of them, a fifth of its CPU."""
     side = live(us, eu)
     side.session.packing.agreed = True
-    for number, ms in enumerate((0.3, 60.0, 90.0, 60.0)):
-        side.now += ms
-        side.receive(HeartbeatReply(number, int((WALL_MS + side.now) * 1000), 0))
-        side.pass_time(LAN.heartbeat_ms)
-        only(Heartbeat, side.send())
+    measure_round_trip(side, 0.3)
+    measure_more(side, 60.0, 90.0, 60.0)
     assert (side.session.round_trip_ms or 0) > LAN.compression_round_trip_ms and not side.session.packing.is_on
     far = live(us, eu)
     far.session.packing.agreed = True
     measure_round_trip(far, 60.0)
     assert far.session.packing.is_on
+
+
+def test_a_loaded_peer_is_not_far_away(us: ToyReplica, eu: ToyReplica) -> None:
+    """A peer that took in a backlog answered heartbeats late and was taken for a distant one: it was sent megabytes ahead, and what others
+    wrote meanwhile waited behind them."""
+    settings = replace(LAN, message_bytes_max=3_000, flight_bytes_max=5_000)
+    side = live(us, eu, settings)
+    measure_round_trip(side, 0.3)
+    measure_more(side, *[90.0] * (ROUND_TRIPS - 1))
+    assert (side.session.round_trip_ms or 0) > 80
+    sent = 0
+    for _ in range(100):  # each leaves at once, or waits for an ack
+        side.write(size=900)
+        sent += sum(frame.size for frame in frames_in(side.send()))
+    assert settings.flight_bytes_max <= sent < settings.flight_bytes_max + settings.message_bytes_max
+    measure_more(side, 90.0)  # nothing else for so long: the way has become longer
+    assert frames_in(side.send())
 
 
 @pytest.mark.parametrize("round_trip_ms", [0.3, 20.0])
