@@ -234,7 +234,6 @@ class FakeNode(kv_pb2_grpc.KeyValueServicer):
         hold: operations that are applied and never answered.
         drop: operations at which the stream breaks: "before" or "after" they are applied.
         refuse: an error with which every session is refused.
-        crossings: so many sessions end first as gRPC lets one end that a write of the client meets: the node's word is lost.
         fail: operation → error with which it is answered, without being applied.
     """
 
@@ -246,7 +245,6 @@ class FakeNode(kv_pb2_grpc.KeyValueServicer):
         self.hold: set[str] = set()
         self.drop: dict[str, str] = {}
         self.refuse: CrdtkvError | None = None
-        self.crossings = 0
         self.fail: dict[str, CrdtkvError] = {}
         self.watchers = 0
         self.port = port
@@ -297,9 +295,6 @@ class FakeNode(kv_pb2_grpc.KeyValueServicer):
         self._changed = asyncio.Event()
 
     async def Session(self, request_iterator: Any, context: Any) -> None:
-        if self.crossings:
-            self.crossings -= 1
-            await context.abort(grpc.StatusCode.INTERNAL, "Internal error from Core")
         if self.refuse is not None:
             await context.abort(status_code(self.refuse), str(self.refuse), trailing_metadata(self.refuse))
         while (message := await context.read()) is not grpc.aio.EOF:

@@ -72,8 +72,6 @@ was sent ahead while the node stood still for a moment would else stay queued th
 never went down again, and every call waited behind them. And in few messages the same calls cost both sides less."""
 CONNECT_TIMEOUT_S: Final = 2.0
 CONNECT_ROUNDS: Final = 3
-CROSSED_ROUNDS: Final = 8
-"""So many while it is not known why streams end: gRPC calls one INTERNAL, and forgets what the node said, if a write meets the end."""
 AGAIN_MS_MIN: Final = 10
 """A call that a node refuses for the moment is not sent again sooner, whatever the node says."""
 BACKOFF_S: Final = 0.05
@@ -284,11 +282,9 @@ class Session:
         if self._refusals > 1:  # the first time it is asked again: it may hold a write of ours
             self._first = (self._first + 1) % len(self.endpoints)
         if why is not None and not isinstance(why, RegionUnavailableError):
-            self._refusal = why  # says more than a broken stream does: a refusal that crosses a write of ours shows as one
+            self._refusal = why  # says more than a broken stream does
         error = self._refusal or why or RegionUnavailableError("the stream was closed before anything was answered")
-        is_crossed = error.details.get("status") == grpc.StatusCode.INTERNAL.name
-        rounds = CROSSED_ROUNDS if is_crossed else CONNECT_ROUNDS
-        if not error.retryable or self._refusals >= rounds * len(self.endpoints):
+        if not error.retryable or self._refusals >= CONNECT_ROUNDS * len(self.endpoints):
             self._refusals, self._refusal = 0, None
             self._fail_pending(error)
         else:
