@@ -9,7 +9,7 @@ clients, with no timer. One turn is under way at a time, in one of two places:
   nobody holds the store's lock (`Store.begin_quick`). What came in one iteration of the loop is one group. Such a turn folds
   nothing, fsyncs nothing and waits for no lock; what it may wait for is the kernel taking a few KiB for the log, and a read
   of one record. One that took longer than `QUICK_SLOW_S` after all (a disk that stalls) sends everything to the writer
-  for `QUICK_PAUSE_S`.
+  for `QUICK_PAUSE_S`, and for longer if the next is slow as well: one may be the fault of whoever else uses the processors.
 - *In the writer thread*, everything else.
 
 For one caller, two hand-overs between threads cost as much as the work itself (measured: a quarter of a put's latency); with
@@ -79,7 +79,9 @@ QUICK_ROWS_MAX: Final = 256
 QUICK_BYTES_MAX: Final = 64 << 10
 """What a turn in the loop may hold: about a millisecond's work. A turn of the writer holds up the loop as well, for want of the GIL."""
 QUICK_SLOW_S: Final = 0.02
-QUICK_PAUSE_S: Final = 1.0
+QUICK_PAUSE_S: Final = 0.05
+QUICK_PAUSE_MAX_S: Final = 2.0
+"""Each pause is twice as long as the last, up to this, if the last ended less than this ago."""
 SOON_S: Final = 0.05
 """A turn that is wanted so soon (an ack that is due) is taken by the loop's timer; a later one (a heartbeat) by the writer."""
 HELD_S: Final = 2.0
@@ -193,7 +195,8 @@ class StorageWorker:
         self._quick_rows = 0  # what waits; past the limit if something among it is not quick
         self._quick_bytes = 0
         # The loop's.
-        self._quick_after = 0.0
+        self._quick_after = float("-inf")  # when the last pause ended, or will
+        self._quick_pause_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         # Guarded by `_executed`: what waits for the syncer.
         self._executed = threading.Condition(threading.Lock())
@@ -431,8 +434,11 @@ class StorageWorker:
         finally:
             self._store.end_quick()
             self._end_quick_turn(next_at)
-        if time.monotonic() - began > QUICK_SLOW_S:
-            self._quick_after = time.monotonic() + QUICK_PAUSE_S
+        now = time.monotonic()
+        if now - began > QUICK_SLOW_S:
+            again = now - self._quick_after < QUICK_PAUSE_MAX_S
+            self._quick_pause_s = min(QUICK_PAUSE_MAX_S, 2 * self._quick_pause_s) if again else QUICK_PAUSE_S
+            self._quick_after = now + self._quick_pause_s
         self._wake()
 
     def _end_quick_turn(self, next_at: float | None) -> None:

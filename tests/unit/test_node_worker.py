@@ -464,6 +464,27 @@ def test_a_turn_in_the_loop_that_was_slow_sends_the_next_to_the_writer(monkeypat
     run(check)
 
 
+def test_one_slow_turn_keeps_requests_from_the_loop_for_a_moment_and_many_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a turn may be slow for want of a processor: a second in the writer, at a seventh less, was too much for that."""
+    monkeypatch.setattr("crdtkv.node.worker.QUICK_SLOW_S", -1.0)  # each turn is slow
+    monkeypatch.setattr("crdtkv.node.worker.QUICK_PAUSE_S", 1e-9)
+    monkeypatch.setattr("crdtkv.node.worker.QUICK_PAUSE_MAX_S", 60.0)
+
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        async with working(store) as worker:
+            client = Client(worker)
+            for sent in range(1, 100):
+                client.send(sent, op="put")
+                await client.until(sent)
+                if store.threads[-1] > 0:
+                    break
+            assert store.threads[0] < 0 < store.threads[-1]
+
+    run(check)
+
+
 @pytest.mark.parametrize("in_s", [0.001, 2 * SOON_S], ids=["soon", "later"])
 def test_a_turn_that_the_loop_took_is_followed_by_the_one_that_it_wanted(in_s: float) -> None:
     async def check() -> None:
