@@ -37,7 +37,7 @@ from crdtkv.core.frame import Frame
 from crdtkv.core.replica import Applied
 from crdtkv.errors import CorruptionError, CrdtkvError
 from crdtkv.replication.membership import NO_STEERING, Membership
-from crdtkv.replication.messages import Ack, Chunk, ChunkAck, Credit, Frames, HeartbeatReply, Message, Reports
+from crdtkv.replication.messages import Ack, Chunk, ChunkAck, Credit, Frames, Heartbeat, HeartbeatReply, Message, Reports
 from crdtkv.replication.packing import Packing
 from crdtkv.replication.port import ReplicaPort
 from crdtkv.replication.progress import TIMER_MS, OwnTail
@@ -52,6 +52,8 @@ Link = Hashable
 SHORT_BYTES_MAX: Final = 64 << 10
 """So many bytes of frames are applied before anything else is sent: a millisecond or two."""
 _UNANSWERED: Final = (Ack, HeartbeatReply)
+_NO_NEWS: Final = (Ack, HeartbeatReply, Heartbeat)
+"""These tell nothing but vectors, if anything."""
 _NOT_REVIEWED: Final = (Frames, Ack, Credit, HeartbeatReply, Chunk, ChunkAck)
 """After these it is not looked anew at what is missing: what acks tell of others' commits, the next heartbeat tells as well."""
 REMEMBERED_MAX: Final = 64
@@ -150,6 +152,7 @@ class Drive:
         self._now = now_ms
         self._tail = OwnTail(port, settings, now_ms)
         self._vv = port.vv()
+        self._durable = port.durable_vv()
         self._peers: dict[Link, _Peer] = {}
         self._events: list[Event] = []
         self.membership = Membership(port, members)
@@ -185,6 +188,8 @@ class Drive:
         self._relay_wake_ms: float | None = None
         self._resubscribe_at_ms: float | None = None
         self._resubscribe_after_ms = settings.resubscribe_ms
+        self._has_news = True
+        """Something came that `_agree` and `_review` look at, since a `tick` at which both found nothing to do, nor to wait for."""
         self._is_quiet = False
         """The last `ready` had nothing to do, and nothing came since: `_rests` is the deadline of every link."""
         self._began_here = False
@@ -218,6 +223,7 @@ class Drive:
         self._begin(now_ms)
         peer = self._peers.pop(link, None)
         if peer is not None:
+            self._has_news = True
             self._forget(link, peer.session)
             if not peer.session.ended:
                 self._events.append(Event(EventKind.CLOSED, peer.session.origin, reason, {"code": "disconnected"}))
@@ -231,12 +237,16 @@ class Drive:
         if peer is None:
             return
         session, before = peer.session, peer.session.state
+        vv, durable = session.peer_vv, session.peer_durable
         try:
             message = session.packing.decode(data) if isinstance(data, bytes) else data
         except CorruptionError as e:
+            self._has_news = True
             session.receive_garbage(e, self._now)
             return
         session.receive(message, self._now)
+        if not (isinstance(message, _NO_NEWS) and session.peer_vv is vv and session.peer_durable is durable and session.state is before):
+            self._has_news = True
         if isinstance(message, _UNANSWERED) and session.is_quiet and not self._events:
             self._rests, self._is_quiet = rests, rests is not None  # nothing came of it
             return
@@ -245,8 +255,9 @@ class Drive:
                 self._queue.append(_Arrival(link, session, relayed, frames))
                 if relayed and any(f.origin not in self._direct and f.last_seq > self._vv.seq(f.origin) for f in frames):
                     session.relay_useful_ms = self._now
-        for one in session.take_of_snapshots():
-            self.transfers.receive(link, session, one, self._now)
+        elif not isinstance(message, _NO_NEWS):
+            for one in session.take_of_snapshots():
+                self.transfers.receive(link, session, one, self._now)
         if session.found_amnesia and before in (State.OPENING, State.LIVE) and self.amnesia is None:
             self.amnesia = next(e.text for e in reversed(self._events) if e.kind is EventKind.AMNESIA)
         if is_new := before is State.OPENING and session.state is State.LIVE:
@@ -259,7 +270,8 @@ class Drive:
         elif not isinstance(message, _NOT_REVIEWED):
             if is_new and session.state is State.LIVE:
                 self._agree()
-            self._review()
+            if self._has_news:
+                self._review()
 
     def local_commits(self, now_ms: float) -> None:
         """Something was committed here, released, or became durable. Cheap; many changes may share one call."""
@@ -274,6 +286,7 @@ class Drive:
     def applied(self, result: Applied, now_ms: float) -> None:
         """What came of the last `Work.apply`."""
         self._begin(now_ms)
+        self._has_news = True
         group, before = self._end_apply(), self._vv
         self._applied_by_ms = self._apply_began_ms
         for arrival in group:
@@ -296,6 +309,7 @@ class Drive:
         ready. Else, with several links in the group and content to blame, each link's frames are tried alone first.
         """
         self._begin(now_ms)
+        self._has_news = True
         group = self._end_apply()
         self._refresh()
         links = list(dict.fromkeys(arrival.link for arrival in group))
@@ -338,7 +352,7 @@ class Drive:
         self._begin(now_ms)
         self.amnesia, self._began_here = None, True
         self._tail = OwnTail(self._port, self._settings, self._now)
-        self._vv = self._port.vv()
+        self._vv, self._has_news = self._port.vv(), True
         for peer in self._peers.values():
             peer.session.close(Code.RENEWED, "this replica has a new origin")
 
@@ -368,14 +382,19 @@ class Drive:
         self._refresh()
         for peer in self._peers.values():
             peer.session.tick(self._now)
-        self._agree()
+            if peer.session.ended:
+                self._has_news = True
+        has_news = self._has_news or self._agreed_as_of != (self._port.control.version, len(self._port.control.frozen))
+        if has_news:
+            self._agree()
         self.transfers.tick(self._now)
         if self._resubscribe_at_ms is not None and self._resubscribe_at_ms <= self._now:
             self._resubscribe_at_ms = None
             for peer in self._peers.values():
                 if peer.session.own_in.waiting or peer.session.relay_in.waiting:
                     peer.session.resubscribe()
-        self._review()
+        if has_news:
+            self._has_news = not self._review() or self._reviewed_as_of is None
 
     def shutdown(self, now_ms: float) -> None:
         """Say goodbye to everybody."""
@@ -421,7 +440,7 @@ class Drive:
         arrivals = self._next_group() if apply and waits else ()
         return Work(
             messages,
-            _frames_of(arrivals),
+            _frames_of(arrivals) if arrivals else (),
             tuple(closed),
             tuple(self._events),
             None if wake_at_ms == float("inf") else wake_at_ms,
@@ -429,7 +448,7 @@ class Drive:
             transfers.jobs,
             len(sends),
             readies,
-            {link: self._peers[link].session.packing for link in messages},
+            {link: self._peers[link].session.packing for link in messages} if messages else {},
             arrivals,
         )
 
@@ -464,15 +483,19 @@ class Drive:
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""
         is_done = not (work.apply or work.closed or self._queue or self._alone) and work.steering is None
-        if is_done and any([peer.writable for peer in self._peers.values()]):
-            self._rests = float("inf") if work.wake_at_ms is None else work.wake_at_ms
+        if is_done:
+            for peer in self._peers.values():
+                if peer.writable:
+                    self._rests = float("inf") if work.wake_at_ms is None else work.wake_at_ms
+                    break
         self._is_quiet = work.is_empty
         if self._is_quiet:
             return
         del self._events[: len(work.events)]
         if work.steering is not None:
             self.membership.steering = NO_STEERING
-        self.transfers.accept(len(work.jobs), work.sends)
+        if work.jobs or work.sends:
+            self.transfers.accept(len(work.jobs), work.sends)
         if work.arrivals:
             self._groups += 1
             for arrival in work.arrivals:
@@ -480,6 +503,7 @@ class Drive:
         for link, ready in work.readies.items():
             self._peers[link].session.accept(ready)
         for closed in work.closed:
+            self._has_news = True
             self._forget(closed.link, self._peers.pop(closed.link).session)
         if work.arrivals:
             self._applying, self._apply_began_ms = work.arrivals, self._now
@@ -527,9 +551,11 @@ class Drive:
     def _refresh(self) -> None:
         """Take in what is applied, durable and released by now. Ports give the same vectors while nothing has changed."""
         self._tail.refresh(self._now)
-        self._vv, durable = self._port.vv(), self._port.durable_vv()
+        vv, durable = self._port.vv(), self._port.durable_vv()
+        if vv is not self._vv or durable is not self._durable:
+            self._vv, self._durable, self._has_news = vv, durable, True
         for peer in self._peers.values():
-            peer.session.advance(self._vv, durable, self._now)
+            peer.session.advance(vv, durable, self._now)
 
     def _agree(self) -> None:
         """Look anew at what ends and who is a member; tell the peers, and end links to whoever was removed."""
@@ -641,8 +667,9 @@ class Drive:
 
     # -- relays -----------------------------------------------------------------------------------------------
 
-    def _review(self) -> None:
-        """Find what does not come by itself; ask for it, go on to the next peer, or end what is no longer needed."""
+    def _review(self) -> bool:
+        """Find what does not come by itself; ask for it, go on to the next peer, or end what is no longer needed. Whether nothing is
+        missing, and nothing is being brought: then time alone changes nothing."""
         direct: list[Origin] = []
         rests, vv = not self._needs and not self._snapshot_for, self._vv
         for peer in self._peers.values():
@@ -654,7 +681,7 @@ class Drive:
         self._direct = frozenset(direct)
         self._relay_wake_ms = None
         if rests:
-            return  # nothing is missing, nothing is being brought: so it is nearly always, and this is asked at every tick
+            return True  # so it is nearly always, and this is asked at every tick
         live = [(link, peer.session) for link, peer in self._peers.items() if peer.session.state is State.LIVE]
         holders = self._find_needs([session for _, session in live])
         for origin, need in self._needs.items():
@@ -673,6 +700,7 @@ class Drive:
                     session.end_relay()
                 else:
                     self._wake_for_relay(end)
+        return False
 
     def _find_needs(self, live: Sequence[Session]) -> dict[Origin, set[Session]]:
         """Bring `_needs` up to date; per origin needed, the peers that have what is missing."""

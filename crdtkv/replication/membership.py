@@ -237,7 +237,7 @@ class Membership:
     def _open(self, origins: Iterable[Origin]) -> list[Origin]:
         """Those that may still go on: not closed, not frozen, and not connected (of these one knows)."""
         control = self._port.control
-        return [o for o in origins if control.limit(o) is None and o not in self._present]
+        return [o for o in origins if o not in self._present and control.limit(o) is None]
 
     @staticmethod
     def _latest(open_origins: Iterable[Origin], others: Iterable[Origin]) -> dict[str, Origin]:

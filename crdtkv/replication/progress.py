@@ -317,13 +317,16 @@ class Incoming:
     """
 
     __slots__ = (
-        "_grant_step", "freed_bytes", "granted_bytes", "received_bytes", "received_messages", "settled_messages", "waiting", "window_bytes",
+        "_grant_step", "freed_bytes", "grant_due", "granted_bytes", "received_bytes", "received_messages", "settled_messages", "waiting",
+        "window_bytes",
     )  # fmt: skip
 
     def __init__(self, window_bytes: int) -> None:
         self.window_bytes = window_bytes
         self._grant_step = max(1, window_bytes // 4)
         self.granted_bytes = window_bytes
+        self.grant_due = False
+        """A grant is told in quarters: then a sender that has all but that can still send the largest frame."""
         self.received_bytes = 0
         self.received_messages = 0
         self.settled_messages = 0
@@ -348,18 +351,22 @@ class Incoming:
             frame = waiting[0][0]
             if frame.last_seq > seq(frame.origin):
                 break
-            self.freed_bytes += frame.size
+            self._free(self.freed_bytes + frame.size)
             waiting.popleft()
 
     def forget(self) -> None:
         """What waits was dropped by the replica, and will be sent anew."""
-        self.freed_bytes = self.received_bytes
+        self._free(self.received_bytes)
         self.waiting.clear()
 
-    @property
-    def grant_due(self) -> bool:
-        """A grant is told in quarters: then a sender that has all but that can still send the largest frame."""
-        return self.freed_bytes + self.window_bytes - self.granted_bytes >= self._grant_step
+    def grant(self, total: int) -> None:
+        """So much is granted by now."""
+        self.granted_bytes = total
+        self._free(self.freed_bytes)
+
+    def _free(self, total: int) -> None:
+        self.freed_bytes = total
+        self.grant_due = total + self.window_bytes - self.granted_bytes >= self._grant_step
 
     @property
     def next_grant(self) -> int:

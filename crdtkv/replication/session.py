@@ -242,8 +242,8 @@ class Session:
             return
         if self.state is State.OPENING and self._now - self._heard_ms >= settings.hello_timeout_ms:
             self._end(Code.TIMEOUT, f"no hello within {settings.hello_timeout_ms} ms")
-        elif self.state is State.LIVE and self._now - self._heard_ms >= settings.dead_after_ms:
-            self._end(Code.TIMEOUT, f"silent for {settings.dead_after_ms} ms")
+        elif self.state is State.LIVE and self._now - self._heard_ms >= self._dead_after_ms:
+            self._end(Code.TIMEOUT, f"silent for {self._dead_after_ms} ms")
         if not self.is_waiting:
             return
         for incoming in (self.own_in, self.relay_in):
@@ -263,7 +263,8 @@ class Session:
             return
         peer, former, former_durable = self.origin, self._vv, self._durable
         if peer is not None:
-            moved = vv.seq(peer) != former.seq(peer) or durable.seq(peer) != former_durable.seq(peer)
+            moved = vv is not former and vv.seq(peer) != former.seq(peer)
+            moved = moved or (durable is not former_durable and durable.seq(peer) != former_durable.seq(peer))
             if moved or (self.relay in (Relay.ASKED, Relay.OPEN) and (vv != former or durable != former_durable)):
                 self._ack.note(self._now)
                 self._quiet = None
@@ -271,7 +272,7 @@ class Session:
         if self.is_waiting:
             self.own_in.advance(vv)
             self.relay_in.advance(vv)
-            if self._is_grant_due:
+            if self.own_in.grant_due or self.relay_in.grant_due:
                 self._quiet = None
         # Else what was committed here, or came from others, does not concern this link: what of it may leave, `ready` finds out by itself.
 
@@ -349,7 +350,7 @@ class Session:
             return tuple(out), self._heard_ms + self._settings.hello_timeout_ms, ()
         if self._pending:
             out.extend(self._pending.values())
-        now, show = self._now, self._port.control.show
+        now = self._now
         plans: list[Plan] = []
         of_streams: list[Message] = []
         wake_at_ms = self._heard_ms + self._dead_after_ms
@@ -361,12 +362,13 @@ class Session:
         if of_streams and ACK_WITH_FRAMES in self.features:
             carrier = next((i for i, m in enumerate(of_streams) if isinstance(m, Frames)), None)
         if ack_due or (carrier is not None and self._ack.is_pending):
+            show = self._port.control.show
             ack = Ack(show(self._vv), show(self._durable), self.own_in.settled_messages, self.relay_in.settled_messages)
             if carrier is None:
                 out.append(ack)
             else:
                 of_streams[carrier] = msgspec.structs.replace(of_streams[carrier], ack=ack)
-        if self._is_grant_due:
+        if self.own_in.grant_due or self.relay_in.grant_due:
             out.append(Credit(self.own_in.next_grant, self.relay_in.next_grant))
         if self._reply is not None:
             number, received_wall_ms, received_ms = self._reply
@@ -434,7 +436,8 @@ class Session:
                     self._ack.sent()
                     self._told_durable = self._durable
                 case Credit():
-                    self.own_in.granted_bytes, self.relay_in.granted_bytes = message.own_bytes, message.relay_bytes
+                    self.own_in.grant(message.own_bytes)
+                    self.relay_in.grant(message.relay_bytes)
                 case HeartbeatReply():
                     self._reply = None
                 case Heartbeat():
@@ -491,10 +494,6 @@ class Session:
                 if since <= arrived_by_ms and missing and (worst is None or since < worst[1]):
                     worst = (missing, since, frame)
         return worst
-
-    @property
-    def _is_grant_due(self) -> bool:
-        return self.own_in.grant_due or self.relay_in.grant_due
 
     @property
     def is_quiet(self) -> bool:
@@ -611,12 +610,13 @@ class Session:
         named, vv = vv, self._port.control.complete(vv)
         if vv == self.peer_vv:
             return True
-        # What it no longer names it has closed, but for the two that talk here; what it names must not go back.
-        known, talking = self.peer_vv.seq, (self.origin, self._port.origin)
-        if any([n < known(o) for o, n in named.pairs()]) or any(o and named.seq(o) < known(o) for o in talking):
-            self._end(Code.PROTOCOL, "the peer's version vector went back")
-            return False
-        vv = self.peer_vv.join(vv)
+        if not (vv is named and self.peer_vv <= vv):  # nearly always
+            # What it no longer names it has closed, but for the two that talk here; what it names must not go back.
+            known, talking = self.peer_vv.seq, (self.origin, self._port.origin)
+            if any([n < known(o) for o, n in named.pairs()]) or any(o and named.seq(o) < known(o) for o in talking):
+                self._end(Code.PROTOCOL, "the peer's version vector went back")
+                return False
+            vv = self.peer_vv.join(vv)
         if len(vv) > messages.ORIGINS_MAX + len(self._port.control.closed):
             self._end(Code.PROTOCOL, f"the peer named {len(vv):,} origins, the limit is {messages.ORIGINS_MAX:,}")
             return False
@@ -699,8 +699,8 @@ class Session:
     def _receive_ack(self, ack: Ack) -> None:
         if not self.own_out.flow.ack(ack.own_messages) or not self.relay_out.flow.ack(ack.relay_messages):
             self._end(Code.PROTOCOL, "an ack for messages that were not sent")
-        elif self._learn(ack.applied):
-            self.peer_durable = self._port.control.complete(ack.durable)
+        elif self._learn(ack.applied) and (durable := self._port.control.complete(ack.durable)) != self.peer_durable:
+            self.peer_durable = durable
 
     def _receive_refusal(self, message: CannotRelay) -> None:
         assert self.origin is not None

@@ -94,14 +94,9 @@ class CaseWorld(World):
         self.case = case
         super().__init__(case.seed, case.scenario)
 
-    @property
-    def options(self) -> Options:
-        """What the seed draws, as the case changes it: adjusted when it is drawn, before anything is built from it."""
-        return self._options
-
-    @options.setter
-    def options(self, drawn: Options) -> None:
-        self._options = self.case.adjust(drawn)
+    def drawn(self) -> Options:
+        """What the seed draws, as the case changes it."""
+        return self.case.adjust(super().drawn())
 
 
 def run_case(case: Case) -> Outcome:

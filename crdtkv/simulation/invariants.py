@@ -325,7 +325,7 @@ class Auditor:
         heads.fold()
         for key in sorted(followed.slots.keys_of(changed)):
             head, should = heads.get(key), wanted.get(key) or Head()
-            told = ([0, 0], set()) if head is None else ([head.set_slots, head.map_slots], set(heads.runs(key)))
+            told = ([0, 0], set()) if head is None else ([head.set_slots, head.map_slots], set(head.runs))
             exists = member.machine.replica.state.side_get(head_key(key)) is not None
             if told != (should.slots, should.runs):
                 raise Violation(f"{member.region}: the head of {key!r} is {head}")
@@ -403,12 +403,11 @@ class Auditor:
     def sending(self, member: Member, message: Message) -> None:
         """7: what leaves promises and carries only what is applied, and durable, by now."""
         log = member.log
-        durable = log.vv_at[log.synced()]
         match message:
             case Ack():
                 if not message.applied <= (applied := member.machine.vv()):
                     raise Violation(f"{member.region} acknowledged {message.applied}, it has applied {applied}")
-                if not message.durable <= durable:
+                if not message.durable <= (durable := log.vv_at[log.synced()]):
                     raise Violation(f"{member.region} acknowledged {message.durable} as durable, it is {durable}")
             case Frames():
                 if message.ack is not None:
@@ -416,7 +415,7 @@ class Auditor:
                 if message.relayed:
                     return
                 last = max([peek(data)[1] for data in message.frames])
-                bound = durable if self._sync else log.vv_at[-1]
+                bound = log.vv_at[log.synced() if self._sync else -1]
                 if last > bound.seq(member.origin):
                     raise Violation(f"{member.region} sent {member.origin}:{last}, durable up to {bound}")
                 must(self._sync or last <= member.instance.bound, f"{member.region} sent {member.origin}:{last} above the sent bound")
@@ -424,6 +423,7 @@ class Auditor:
                 header = Arrival()
                 header.take(message.data, message.link)
                 assert header.incoming is not None
+                durable = log.vv_at[log.synced()]
                 must(header.incoming.vv <= durable, f"{member.region} sent a snapshot of {header.incoming.vv}, durable up to {durable}")
             case Hello() | Heartbeat() | Subscribe() | AskRelay():
                 if not message.vv <= (applied := member.machine.vv()):

@@ -24,6 +24,7 @@ from crdtkv.simulation.clocks import WallClock
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog
 from crdtkv.simulation.filed_log import FiledLog
 from crdtkv.simulation.instance import SimulatedInstance
+from crdtkv.simulation.lives import Life
 from crdtkv.simulation.specification import Commit, Expire, Operation
 from crdtkv.storage.retention import Acknowledgement, Due, RetentionPolicy
 from crdtkv.store.identity import Record, why_new
@@ -86,7 +87,7 @@ class Member:
         self.drive: Drive
         self.reader: Reader
         self._world = world
-        self._life = 0
+        self._life = Life()
         self._backoffs: dict[int, Backoff] = {}
         self._dialed: dict[int, int] = {}
         self._dialing: set[int] = set()
@@ -107,7 +108,7 @@ class Member:
             DiskFullError: there is no room even for that; it is still down.
         """
         world, options = self._world, self._world.options
-        self._life += 1
+        self._end_life()
         self._dialed, self._dialing, self._unacknowledged = {}, set(), []
         self._pump_due = self._sync_due = self._bound_due = False
         self._wake_us = None
@@ -229,7 +230,7 @@ class Member:
         """Stop at once. With the power goes what was not synced; returns that. The engine wakes up at an earlier batch."""
         dice = self._world.dice
         self.is_up = False
-        self._life += 1
+        self._end_life()
         self._world.network.host_died(self, silently=power and dice.chance(0.5))
         lost: list[Frame] = []
         if power and self.staging.arrival.chunks and not self.staging.is_marked and dice.chance(0.5):
@@ -261,7 +262,12 @@ class Member:
         if self.is_up:
             self.is_up = False
             self._world.network.host_died(self, silently=True)
-        self._life += 1
+        self._end_life()
+
+    def _end_life(self) -> None:
+        """Nothing that was rung up so far is done any more."""
+        self._life.is_over = True
+        self._life = Life()
 
     # -- clients --------------------------------------------------------------------------------------------------
 
@@ -400,7 +406,7 @@ class Member:
         """Something came in: let the drive say soon what is to be done. Many pokes make one turn."""
         if not self._pump_due:
             self._pump_due = True
-            self._later(0.3 * self._world.dice.random(), self._pump)
+            self._world.in_life(self._life, 0.3 * self._world.dice.random(), self._pump)
 
     def _pump(self) -> None:
         self._pump_due = False
@@ -433,7 +439,7 @@ class Member:
     def _tell(self, work: Work) -> None:
         """Send, close and note what the drive says."""
         world, is_idle = self._world, not (work.apply or work.jobs or work.steering or work.closed or work.events)
-        sending, trace, send = world.auditor.sending, world.trace, world.network.send
+        sending, trace, send = world.auditor.sending, world.trace_sent, world.network.send
         for link, messages in work.messages.items():
             assert isinstance(link, int)
             for message, data in zip(messages, work.encoded(link), strict=True):
@@ -449,7 +455,7 @@ class Member:
                     if is_packed(data):
                         plain = encode(message)
                         world.rare["compressed"] += 1
-                trace("send", self.index, link, plain)  # what zlib makes of it differs between its builds
+                trace(self.index, link, plain)  # what zlib makes of it differs between its builds
                 send(self, link, data, is_idle=is_beat)
         if is_idle:
             world.idle()
@@ -553,7 +559,7 @@ class Member:
             at_us = soonest_us
         if self._wake_us is None or at_us < self._wake_us:
             self._wake_us = at_us
-            self._later((at_us - self._world.now_us) / 1000, self._tick, at_us)
+            self._world.in_life(self._life, (at_us - self._world.now_us) / 1000, self._tick, at_us)
 
     def _tick(self, at_us: int) -> None:
         if self._wake_us != at_us:
@@ -564,13 +570,7 @@ class Member:
 
     def _later(self, delay_ms: float, what: Callable[..., None], *args: object) -> None:
         """Schedule something that only this life of the process does."""
-        self._world.after(delay_ms, self._if_alive, self._life, what, args)
-
-    def _if_alive(self, life: int, what: Callable[..., None], args: tuple[object, ...]) -> None:
-        if self._life == life:
-            what(*args)
-        else:
-            self._world.idle()
+        self._world.in_life(self._life, delay_ms, what, *args)
 
     # -- the network ----------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from crdtkv.simulation.dice import Dice
 from crdtkv.simulation.faults import Faults
 from crdtkv.simulation.filed_log import LogBroke
 from crdtkv.simulation.invariants import Auditor, Violation
+from crdtkv.simulation.lives import Life
 from crdtkv.simulation.member import Member
 from crdtkv.simulation.network import Network
 from crdtkv.simulation.options import REGIONS, Options, draw
@@ -81,7 +82,7 @@ class World:
         self.seed = seed
         self.scenario = scenario
         self.dice = Dice(seed)
-        self.options: Options = draw(self.dice, scenario)
+        self.options = self.drawn()
         self.now_us = 0
         self.now_ms = 0.0
         self.rare: Counter[str] = Counter()
@@ -97,7 +98,8 @@ class World:
         workload = Workload(self.dice, self.options.keys, self.options.weights, elements=self.options.elements)
         self.clients = Clients(self, workload, Wandering(self.dice, self.options.hop))
         self.faults = Faults(self)
-        self._events: list[tuple[int, int, Callable[..., None], tuple[object, ...]]] = []
+        self._events: list[tuple[int, int, Life | None, Callable[..., None], tuple[object, ...]]] = []
+        """When, in the order of asking, as long as whose life lasts, what."""
         self._count = self._turns = self.events = 0
         self._is_idle = False
         self._trace = hashlib.sha256()
@@ -107,6 +109,10 @@ class World:
         """Members whose region was removed: they go on by themselves, unheard."""
         self.lame: set[int] = set()
         """Members outside the healthy core: they stay as they are when the others heal."""
+
+    def drawn(self) -> Options:
+        """The options that the seed draws."""
+        return draw(self.dice, self.scenario)
 
     def new_member(self, region: str) -> Member:
         """A further region, which is not started yet."""
@@ -128,12 +134,17 @@ class World:
     def after(self, delay_ms: float, what: Callable[..., None], *args: object) -> None:
         """Have something done later; in the order of asking, if at the same instant."""
         self._count += 1
-        heappush(self._events, (self.now_us + int(delay_ms * 1000), self._count, what, args))
+        heappush(self._events, (self.now_us + int(delay_ms * 1000), self._count, None, what, args))
+
+    def in_life(self, life: Life, delay_ms: float, what: Callable[..., None], *args: object) -> None:
+        """`after`, unless the life of who asks is over by then."""
+        self._count += 1
+        heappush(self._events, (self.now_us + int(delay_ms * 1000), self._count, life, what, args))
 
     def at(self, at_us: int, what: Callable[..., None], *args: object) -> None:
         """Have something done at an instant: through a delay in ms one may be off by a microsecond, and what is sent in order is not."""
         self._count += 1
-        heappush(self._events, (at_us, self._count, what, args))
+        heappush(self._events, (at_us, self._count, None, what, args))
 
     def idle(self) -> None:
         """What is being run found nothing to do: it is no event."""
@@ -142,6 +153,10 @@ class World:
     def trace(self, *parts: object) -> None:
         """Make something part of what the run is recognised by."""
         self._trace.update(repr((self.now_us, *parts)).encode())
+
+    def trace_sent(self, index: int, link: int, data: bytes) -> None:
+        """`trace` of a message: most of what is traced."""
+        self._trace.update(b"%d send %d %d %d\n%b" % (self.now_us, index, link, len(data), data))
 
     def run(self) -> Outcome:
         """Run to the end, or to the first violation."""
@@ -153,9 +168,11 @@ class World:
         try:
             self._begin()
             while not self._finished:
-                now_us, _, what, args = heappop(events)
-                self.now_us, self.now_ms, self._is_idle = now_us, now_us / 1000, False
+                now_us, _, life, what, args = heappop(events)
                 self._turns += 1
+                if life is not None and life.is_over:
+                    continue
+                self.now_us, self.now_ms, self._is_idle = now_us, now_us / 1000, False
                 try:
                     what(*args)
                 except (StorageError, CorruptionError, IncompatibleFormatError) as e:
@@ -204,7 +221,8 @@ class World:
 
     def changed(self, member: Member, *, wholly: bool = False) -> None:
         """A step was done that may have changed a replica's state."""
-        self.rare["clear_in_slices"] += bool(member.machine.replica.purges)
+        if member.machine.replica.purges:
+            self.rare["clear_in_slices"] += 1
         self.auditor.check(member, wholly=wholly)
 
     # -- the run --------------------------------------------------------------------------------------------------
