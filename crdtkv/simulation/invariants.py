@@ -51,6 +51,7 @@ from crdtkv.simulation.specification import (
     place_of,
     read,
 )
+from crdtkv.simulation.words import entries_in_words, place_name
 
 if TYPE_CHECKING:
     from crdtkv.simulation.member import Member
@@ -260,7 +261,11 @@ class Auditor:
         where = next(s for s in sorted(wanted.keys() | found.keys()) if wanted.get(s) != found.get(s))
         uncovered = [str(write.dot) for write in found.get(where, ()) if not vv.covers(write.dot)]
         because = f", {uncovered} not even covered" if uncovered else ""
-        must(False, f"{what}: {parts_of(where)} holds {found.get(where)}{because}; it should hold {wanted.get(where)}")
+        slot, here, there = name_of(where), found.get(where, ()), wanted.get(where, ())
+        holds, should = (entries_in_words(slot, {write.dot: write.value for write in live}, str) for live in (here, there))
+        if holds == should:  # they differ in a stamp or an expiry
+            holds, should = str(here), str(there)
+        must(False, f"{what}: {place_name(slot)} holds {holds}{because}; it should hold {should}")
 
     def _compare(self, what: str, vv: VersionVector, records: Mapping[bytes, bytes]) -> None:
         """5, 6: any records against the specification."""
@@ -408,7 +413,7 @@ class Auditor:
                 if not message.applied <= (applied := member.machine.vv()):
                     raise Violation(f"{member.region} acknowledged {message.applied}, it has applied {applied}")
                 if not message.durable <= (durable := log.vv_at[log.synced()]):
-                    raise Violation(f"{member.region} acknowledged {message.durable} as durable, it is {durable}")
+                    raise Violation(f"{member.region} acknowledged {message.durable} as durable, it is {durable or 'nothing'}")
             case Frames():
                 if message.ack is not None:
                     self.sending(member, message.ack)
@@ -417,7 +422,7 @@ class Auditor:
                 last = max([peek(data)[1] for data in message.frames])
                 bound = log.vv_at[log.synced() if self._sync else -1]
                 if last > bound.seq(member.origin):
-                    raise Violation(f"{member.region} sent {member.origin}:{last}, durable up to {bound}")
+                    raise Violation(f"{member.region} sent {member.origin}:{last}, durable up to {bound or 'nothing'}")
                 must(self._sync or last <= member.instance.bound, f"{member.region} sent {member.origin}:{last} above the sent bound")
             case Chunk(number=0):
                 header = Arrival()
@@ -436,7 +441,7 @@ class Auditor:
         log = member.log
         durable = log.vv_at[log.synced() if self._sync else log.end()]
         for dot in dots:
-            must(durable.covers(dot), f"{member.region} acknowledged {dot}, durable up to {durable}")
+            must(durable.covers(dot), f"{member.region} acknowledged {dot}, durable up to {durable or 'nothing'}")
 
     def crashing(self, member: Member, *, torn: bool = False) -> None:
         """3: note what replay must give again, and what must still be frozen; nothing to replay, if it dies half-way through an install,

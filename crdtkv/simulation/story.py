@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector, region_of
-from crdtkv.core.codec import TYPE_NAMES, decode_value, split_slot
+from crdtkv.core.causality import EMPTY_VV, Dot, VersionVector
+from crdtkv.core.codec import TYPE_NAMES, split_slot
 from crdtkv.core.join import snapshot_of
 from crdtkv.core.types.base import decode_entries
 from crdtkv.core.types.counter import decode_run
@@ -19,7 +19,8 @@ from crdtkv.simulation.case import Case, CaseWorld
 from crdtkv.simulation.following import COUNTER
 from crdtkv.simulation.member import Member
 from crdtkv.simulation.rules import broken_rule
-from crdtkv.simulation.specification import Clear, Commit, Expire, Increment, Operation, Remove, Reset, Slot, Write
+from crdtkv.simulation.specification import Commit, Slot
+from crdtkv.simulation.words import entries_in_words, in_words, place_name, seen, short, span
 from crdtkv.simulation.world import Outcome
 
 _CUTS: Final = {
@@ -227,7 +228,8 @@ def differences(world: CaseWorld) -> list[str]:
         found_slots, found_counters = _state(snapshot_of(member.machine.replica).slots)
         wanted = {slot: {live.dot: live.value for live in writes} for slot, writes in wanted_slots.items()}
         wrong = [
-            f"    {place_name(slot)} holds {_entries(slot, found_slots.get(slot))}; it should hold {_entries(slot, wanted.get(slot))}"
+            f"    {place_name(slot)} holds {entries_in_words(slot, found_slots.get(slot))}; "
+            f"it should hold {entries_in_words(slot, wanted.get(slot))}"
             for slot in sorted(wanted.keys() | found_slots.keys())
             if wanted.get(slot) != found_slots.get(slot)
         ]
@@ -253,61 +255,8 @@ def _state(records: Mapping[bytes, bytes]) -> tuple[dict[Slot, dict[Dot, bytes]]
     return slots, counters
 
 
-def _entries(slot: Slot, writes: Mapping[Dot, bytes] | None) -> str:
-    if not writes:
-        return "nothing"
-    return " and ".join(short(dot) if slot[1] == "set" else f"{decode_value(writes[dot])!r} of {short(dot)}" for dot in sorted(writes))
-
-
-# -- words ----------------------------------------------------------------------------------------------------
-
-
-def short(dot: Dot) -> str:
-    """A dot by its region: a simulated region has one incarnation."""
-    return f"{region_of(dot.origin)}:{dot.seq}"
-
-
-def span(origin: Origin, first: int, last: int) -> str:
-    """Commits of one origin, e.g. `us:3` or `us:3-5`."""
-    return f"{region_of(origin)}:{first}" + (f"-{last}" if last > first else "")
-
-
-def seen(vv: VersionVector) -> str:
-    """A version vector by regions."""
-    return ", ".join(f"{region_of(origin)}:{seq}" for origin, seq in vv.items()) or "nothing"
-
-
 def short_names(world: CaseWorld, text: str) -> str:
     """A message with regions in place of full origins."""
     for member in world.members:
         text = text.replace(member.origin, member.region)
     return text
-
-
-def place_name(slot: Slot) -> str:
-    """A slot as a user would say it."""
-    key, kind, subkey = slot
-    match kind:
-        case "register":
-            return f"register {key}"
-        case "set":
-            return f"element {decode_value(subkey)!r} of set {key}"
-    return f"field {decode_value(subkey)!r} of {kind} {key}"
-
-
-def in_words(operation: Operation) -> str:
-    """What a client did."""
-    match operation:
-        case Write(slot=slot, value=value, expiry=expiry):
-            what = f"adds {place_name(slot)}" if slot[1] == "set" else f"sets {place_name(slot)} to {decode_value(value)!r}"
-            return what if expiry is None else f"{what}, to expire"
-        case Remove(slot=slot):
-            return f"removes {place_name(slot)}"
-        case Clear(key=key, type=kind):
-            return f"clears {kind} {key}"
-        case Increment(key=key, amount=amount):
-            return f"adds {amount:+} to counter {key}"
-        case Reset(key=key):
-            return f"resets counter {key}"
-        case Expire(slot=slot, dots=dots):
-            return f"removes what expired of {place_name(slot)} ({', '.join(map(short, dots))})"

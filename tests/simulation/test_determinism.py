@@ -53,7 +53,7 @@ def test_a_stream_keeps_its_order_whatever_the_delays_round_to() -> None:
     for number in range(2_000):
         world.after(100 + number * 0.137, lambda n: network.send(ends[0], ends[0].link, n.to_bytes(2)), number)
     while world._events:
-        world.now_us, _, what, args = heapq.heappop(world._events)
+        world.now_us, _, _, what, args = heapq.heappop(world._events)
         what(*args)
     assert ends[1].came == list(range(2_000))
 
