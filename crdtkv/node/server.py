@@ -49,7 +49,7 @@ from crdtkv.replication import LAN, ReplicationSettings
 from crdtkv.store import Store, open_store
 from crdtkv.transport import server_options
 from crdtkv.transport.base import Transport
-from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport, channel_credentials, server_credentials
+from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport, client_context, server_credentials
 from crdtkv.transport.loop import new_event_loop
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ class NodeServer:
         self._health = health.HealthServicer()
         self._kv = KeyValueService(self._limits)
         if transport is None:
-            credentials = channel_credentials(tls.ca, tls.cert, tls.key) if tls else None
-            transport = GrpcTransport(credentials, self._limits.message_bytes_max)
+            context = client_context(tls.ca, tls.cert, tls.key) if tls else None
+            transport = GrpcTransport(context, self._limits.message_bytes_max)
         self._peers = Peers(peers, transport, replication)
         self._admin = AdminService(self._kv, self._peers)
         self._worker: StorageWorker | None = None

@@ -1,26 +1,32 @@
 """Peer streams over gRPC: one bidirectional `Replication.Exchange` call is one stream, dialled or accepted.
 
-A dialled stream owns a channel of its own with its own connection: a broken link is replaced whole, and no back-off of
-gRPC's stands between ours and the network. Keepalive (`crdtkv.transport`) ends a link that died without a packet.
+A dialled stream has a connection of its own, which the event loop reads and writes itself (`http2`): a broken link is replaced whole,
+and no back-off of gRPC's stands between ours and the network. Keepalive (`crdtkv.transport`) ends a link that died without a packet.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from crdtkv.errors import ConfigError, RegionUnavailableError
 from crdtkv.pb.v1 import replication_pb2, replication_pb2_grpc
-from crdtkv.transport import MESSAGE_BYTES_MAX, channel_options
+from crdtkv.transport import MESSAGE_BYTES_MAX
 from crdtkv.transport.base import Accept, PeerStream
 from crdtkv.transport.errors import plain_reason
+from crdtkv.transport.http2 import ClientStream, open_stream
+
+EXCHANGE: Final = "/crdtkv.v1.Replication/Exchange"
+ARRIVED_BYTES_MAX: Final = 1 << 20
+"""What a dialled stream holds of what nobody has asked for yet; then it is not read, and the other end has to wait."""
 
 
 def _pem(name: str, path: Path | None) -> bytes | None:
@@ -70,47 +76,78 @@ def _why(error: aio.AioRpcError) -> str:
 
 
 class DialledStream:
-    """The calling end of an Exchange."""
+    """The calling end of an Exchange: `crdtkv.transport.http2`, with what came and was not yet asked for."""
 
     dialled = True
 
-    def __init__(self, address: str, channel: aio.Channel) -> None:
+    def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = channel
-        stub = replication_pb2_grpc.ReplicationStub(channel)
-        self._call: Any = stub.Exchange()
+        self._stream: ClientStream | None = None
+        self._arrived: deque[bytes] = deque()
+        self._arrived_bytes = 0
+        self._is_paused = False
+        self._news = asyncio.Event()  # something came, or the call is over
+        self._room = asyncio.Event()  # it can be sent, or the call is over
         self._closing: asyncio.Task[None] | None = None
 
-    async def send(self, data: bytes) -> None:
+    async def open(self, tls: ssl.SSLContext | None, message_bytes_max: int) -> None:
+        """Connect, and begin the call. Raises `RegionUnavailableError` that says why, without the address."""
+        stream = await open_stream(self.address, EXCHANGE, self._take, self._room.set, tls=tls, message_bytes_max=message_bytes_max)
+        self._stream = stream
+        stream.ended.add_done_callback(self._over)
+
+    def _take(self, message: bytes) -> None:
         try:
-            await self._call.write(replication_pb2.PeerMessage(data=data))
-        except (aio.AioRpcError, asyncio.InvalidStateError, aio.UsageError) as e:
-            why = _why(e) if isinstance(e, aio.AioRpcError) else "the stream is closed"
-            raise RegionUnavailableError(f"{self.address}: {why}", address=self.address) from e
-        except asyncio.CancelledError:
-            # `write` also raises this when the call, not the task, was cancelled.
-            if self._closing is None:
-                raise
-            raise RegionUnavailableError(f"{self.address}: the stream is closed", address=self.address) from None
+            data = replication_pb2.PeerMessage.FromString(message).data
+        except DecodeError:
+            data = message  # no message of a peer either: whoever reads it says so
+        self._arrived.append(data)
+        self._arrived_bytes += len(data)
+        self._news.set()
+        if self._arrived_bytes > ARRIVED_BYTES_MAX and self._stream is not None and not self._is_paused:
+            self._is_paused = True
+            self._stream.pause_reading()
+
+    def _over(self, _: object) -> None:
+        self._news.set()
+        self._room.set()
+
+    async def send(self, data: bytes) -> None:
+        stream = self._stream
+        assert stream is not None
+        while not stream.can_send:
+            if stream.ended.done():
+                error = stream.ended.result()
+                why = "the stream is closed" if error is None else _why(error)
+                raise RegionUnavailableError(f"{self.address}: {why}", address=self.address)
+            self._room.clear()
+            await self._room.wait()
+        stream.send(replication_pb2.PeerMessage(data=data).SerializeToString())
 
     async def receive(self) -> bytes | None:
-        try:
-            message = await self._call.read()
-        except aio.AioRpcError as e:
-            raise RegionUnavailableError(f"{self.address}: {_why(e)}", address=self.address) from e
-        except asyncio.CancelledError:
-            if self._closing is None:
-                raise
-            return None
-        return None if message is aio.EOF else bytes(message.data)
+        stream = self._stream
+        assert stream is not None
+        while self._closing is None:
+            if self._arrived:
+                data = self._arrived.popleft()
+                self._arrived_bytes -= len(data)
+                if self._is_paused and self._arrived_bytes <= ARRIVED_BYTES_MAX // 2:
+                    self._is_paused = False
+                    stream.resume_reading()
+                return data
+            if stream.ended.done():
+                error = stream.ended.result()
+                if error is None:
+                    return None
+                raise RegionUnavailableError(f"{self.address}: {_why(error)}", address=self.address)
+            self._news.clear()
+            await self._news.wait()
+        return None
 
     def close(self) -> None:
-        if self._closing is None:
-            self._call.cancel()
-            self._closing = asyncio.get_running_loop().create_task(self._close())
-
-    async def _close(self) -> None:
-        await self._channel.close()
+        if self._closing is None and self._stream is not None:
+            self._stream.cancel()
+            self._closing = asyncio.get_running_loop().create_task(self._stream.closed())
 
 
 class AcceptedStream:
@@ -144,38 +181,27 @@ class AcceptedStream:
         self._ended = True
 
 
-async def _connected(address: str, channel: aio.Channel) -> None:
-    """Wait for a connection. The first failed attempt fails the dial: when to try again is the caller's decision."""
-    state = channel.get_state(try_to_connect=True)
-    while state is not grpc.ChannelConnectivity.READY:
-        if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-            raise RegionUnavailableError(f"{address}: connection refused or lost", address=address)
-        await channel.wait_for_state_change(state)
-        state = channel.get_state(try_to_connect=True)
-
-
 class GrpcTransport:
-    """Dials Exchange streams."""
+    """Dials Exchange streams.
 
-    def __init__(self, credentials: grpc.ChannelCredentials | None = None, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
-        self._credentials = credentials
-        self._options = channel_options(message_bytes_max)
+    Args:
+        tls: whom to trust and who we are; None: plain text.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
+        self._tls = tls
+        self._message_bytes_max = message_bytes_max
 
     async def dial(self, address: str, *, timeout_s: float) -> PeerStream:
-        if self._credentials is None:
-            channel = aio.insecure_channel(address, options=self._options)
-        else:
-            channel = aio.secure_channel(address, self._credentials, options=self._options)
+        stream = DialledStream(address)
         try:
             async with asyncio.timeout(timeout_s):
-                await _connected(address, channel)
-        except BaseException as e:
-            with contextlib.suppress(Exception):
-                await channel.close()
-            if isinstance(e, TimeoutError):
-                raise RegionUnavailableError(f"{address}: no connection within {timeout_s:g} s", address=address) from e
-            raise
-        return DialledStream(address, channel)
+                await stream.open(self._tls, self._message_bytes_max)
+        except TimeoutError as e:
+            raise RegionUnavailableError(f"{address}: no connection within {timeout_s:g} s", address=address) from e
+        except RegionUnavailableError as e:
+            raise RegionUnavailableError(f"{address}: {e}", address=address) from e
+        return stream
 
     async def close(self) -> None:
         return None

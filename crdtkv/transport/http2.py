@@ -1,4 +1,4 @@
-"""A bidirectional gRPC call on an HTTP/2 connection of its own, for the client end of a session.
+"""A bidirectional gRPC call on an HTTP/2 connection of its own, for the client end of a session and for the node that dials another.
 
 The wire is gRPC's, and any gRPC server can be at the other end; only the path to it is shorter. grpc.aio moves each message
 through a completion queue and a polling thread, which wakes the event loop through a socket, once for the write and once for
@@ -105,6 +105,7 @@ class ClientStream(asyncio.Protocol):
         self._transport: Any = None
         self._gone = loop.create_future()  # the connection is closed
         self._is_paused = False
+        self._is_reading = True
         self._unsent = memoryview(b"")  # what is left of a message for which there was no room
         self._window = self._stream_window = self._initial_window = _DEFAULT_WINDOW
         self._frame_bytes = _DEFAULT_FRAME_BYTES
@@ -136,6 +137,18 @@ class ClientStream(asyncio.Protocol):
         else:
             self._unsent = memoryview(_PREFIX.pack(0, len(message)) + message)
             self._send_on()
+
+    def pause_reading(self) -> None:
+        """Read nothing until `resume_reading`, so that the peer has to wait: its windows are not renewed."""
+        if self._is_reading and not self._transport.is_closing():
+            self._is_reading = False
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if not self._is_reading and not self._transport.is_closing():
+            self._is_reading = True
+            self._transport.resume_reading()
 
     def cancel(self) -> None:
         """End the call from here; idempotent."""
@@ -238,7 +251,7 @@ class ClientStream(asyncio.Protocol):
 
         Silence is counted in ticks, so a process that was stopped for a while finds what came meanwhile before it counts enough of them.
         """
-        self._silent_ticks = 0 if self._heard else self._silent_ticks + 1
+        self._silent_ticks = 0 if self._heard or not self._is_reading else self._silent_ticks + 1  # unheard is not silent
         self._heard = False
         if self._silent_ticks == _TICKS_TO_PING:
             self._transport.write(self._frame(_PING, 0, 0, b"crdtkv??"))

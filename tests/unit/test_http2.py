@@ -421,6 +421,29 @@ def test_a_silent_peer_is_pinged_and_left() -> None:
     run(body())
 
 
+def test_a_peer_that_is_not_read_is_not_taken_for_silent() -> None:
+    async def body() -> None:
+        async with scripted(SETTINGS, ANSWER + frame(0, 0, 1, message(b"said meanwhile"))) as (address, heard):
+            caller = Caller()
+            stream = await caller.open(address)
+            stream.pause_reading()
+            stream.pause_reading()
+            for _ in range(3 * http2._TICKS_TO_PING):
+                tick(stream)
+            assert stream.can_send
+            stream.resume_reading()
+            assert await caller.messages.get() == b"said meanwhile"
+            for _ in range(1 + http2._TICKS_TO_PING):
+                tick(stream)
+            while PING not in b"".join(heard):
+                await asyncio.sleep(0.001)
+            stream.cancel()
+            stream.resume_reading()  # nothing to be done any more
+            await stream.closed()
+
+    run(body())
+
+
 def test_a_peer_that_answers_pings_stays() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(SETTINGS)

@@ -174,18 +174,22 @@ def test_a_lost_connection_breaks_the_stream(make_pair: MakePair) -> None:
 
 
 @both
-def test_a_stream_that_nobody_reads_stops_its_sender(make_pair: MakePair) -> None:
+@pytest.mark.parametrize("back", [False, True])
+def test_a_stream_that_nobody_reads_stops_its_sender(make_pair: MakePair, back: bool) -> None:
     async def check(pair: Pair) -> None:
         ours, theirs = await pair.dial()
+        source, sink = (theirs, ours) if back else (ours, theirs)
         chunk = b"x" * (1 << 20)
         sent = 0
         while sent < 64:
-            sending = asyncio.create_task(ours.send(chunk))
+            sending = asyncio.create_task(source.send(chunk))
             if not (await asyncio.wait({sending}, timeout=0.5 if sent else 30))[0]:
                 break
             sent += 1
         assert 0 < sent < 64
-        assert await theirs.receive() == chunk
+        for _ in range(sent):  # and goes on once it is read
+            assert await sink.receive() == chunk
+        await sending
         ours.close()
 
     run(check, make_pair)
