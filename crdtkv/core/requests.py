@@ -75,7 +75,7 @@ def _common_beginning(request_ids: Sequence[bytes]) -> bytes | None:
 class RequestWindow:
     """Request id → the commit that it made, oldest forgotten first, a chunk (what one fold wrote) at a time."""
 
-    __slots__ = ("_age_ms", "_chunks", "_count", "_count_max", "_known", "_new", "_number", "_state")
+    __slots__ = ("_age_ms", "_chunks", "_count", "_count_max", "_known", "_new", "_number", "_state", "unfolded")
 
     def __init__(self, state: State, *, count_max: int, age_ms: int) -> None:
         self._state = state
@@ -85,6 +85,8 @@ class RequestWindow:
         self._chunks: deque[tuple[int, list[Made | _Together]]] = deque()
         self._new: list[Made | _Together] = []
         self._count = 0
+        self.unfolded = 0
+        """How many were remembered since the last fold."""
         self._number = 0
         for where, record in state.scan(REQUEST_SPACE, bytes([REQUEST_SPACE[0] + 1])):
             self._number = int.from_bytes(where[1:], "big")
@@ -132,10 +134,12 @@ class RequestWindow:
         self._remember(request_id[:BEGINNING], made)
         self._new.append(made)
         self._count += 1
+        self.unfolded += 1
 
     def note_all(self, request_ids: Sequence[bytes], origin: Origin, seqs: Sequence[int], hlcs: Sequence[int]) -> None:
         """Remember requests of one frame, at least one, in columns that do not change any more. O(requests)."""
         self._count += len(request_ids)
+        self.unfolded += len(request_ids)
         beginning = _common_beginning(request_ids)
         if beginning is not None:
             together = _Together(request_ids, origin, seqs, hlcs)
@@ -171,6 +175,7 @@ class RequestWindow:
             self._number = number
             self._chunks.append((number, new))
             self._new = []
+            self.unfolded = 0
         if self._chunks:
             self._forget(ms_of(_last_hlc(self._chunks[-1][1])) - self._age_ms, keep=1)
         return lambda: {_where(number): _encode(list(_rows(new)))} if new else {}

@@ -405,7 +405,9 @@ class Machine:
 
     def _is_full(self, times: int = 1) -> bool:
         """Whether enough waits for the engine to be written; or so many times enough."""
-        return self.replica.state.changed >= times * self.fold_records_max or self.unfolded_bytes >= times * FOLD_BYTES_MAX
+        replica, most = self.replica, times * self.fold_records_max
+        # Request ids beside the records: a few keys may be put over and over, and records in memory do not wait at all.
+        return replica.state.changed >= most or replica.requests.unfolded >= most or self.unfolded_bytes >= times * FOLD_BYTES_MAX
 
     def postpone_fold(self) -> bool:
         """For a few small changes in a hurry: have none of them write the engine, until `folds` is set again.
