@@ -14,12 +14,12 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
+from hpack import Encoder
 
 from crdtkv.errors import ConfigError, CrdtkvError, OverloadedError, RegionUnavailableError
 from crdtkv.transport import channel_options, http2, server_options
 from crdtkv.transport.errors import from_rpc_error, status_code, trailing_metadata
 from crdtkv.transport.grpc import client_context, server_credentials
-from crdtkv.transport.hpack import encode
 from crdtkv.transport.http2 import ClientStream, open_stream
 from tests.certificates import CERTIFICATE, KEY
 
@@ -257,6 +257,20 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
 
 
+def encode(headers: list[tuple[bytes, bytes]]) -> bytes:
+    return bytes(Encoder().encode(headers))
+
+
+def has_begun(heard: bytes) -> bool:
+    """A header block has come."""
+    at = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    while len(heard) >= at + 9:
+        if heard[at + 3] == 1:
+            return True
+        at += 9 + int.from_bytes(heard[at : at + 3], "big")
+    return False
+
+
 def message(data: bytes, compressed: int = 0) -> bytes:
     return struct.pack(">BI", compressed, len(data)) + data
 
@@ -277,8 +291,8 @@ async def scripted(
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             writer.write(greeting)
-            while said and METHOD.encode() not in b"".join(heard):
-                heard.append(await reader.read(65_536))
+            while said and not has_begun(b"".join(heard)) and (data := await reader.read(65_536)):
+                heard.append(data)
             for part in [said[at : at + 1] for at in range(len(said))] if slowly else [said]:
                 writer.write(part)
                 await writer.drain()
