@@ -50,6 +50,8 @@ _SETTING: Final = struct.Struct(">HI")
 _WINDOW: Final = 8 << 20
 """Bytes that the peer may send before it is told that they came. Each is told of when half of it is used up: what is read is handed on at
 once, so it bounds only what is on its way."""
+_READ_BYTES: Final = 256 << 10
+"""At most so many are read at once."""
 _FRAME_BYTES_MAX: Final = 1 << 20
 """Of a frame that we read. The peer's own limit holds for those we write."""
 _HEADER_BYTES_MAX: Final = 64 << 10
@@ -59,6 +61,8 @@ _WINDOW_MAX: Final = (1 << 31) - 1
 _TICKS_TO_PING: Final = KEEPALIVE_MS // KEEPALIVE_TIMEOUT_MS
 _CLOSE_S: Final = 1.0
 """How long a connection may take to end."""
+_TLS_CLOSE_S: Final = 0.05
+"""How long the peer's goodbye within TLS is waited for: gRPC's servers say none, and by then they know that the call is over."""
 
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _OF_HTTP: Final = {
@@ -85,7 +89,7 @@ class _ProtocolError(Exception):
     """What the peer sent is not what it says it speaks."""
 
 
-class ClientStream(asyncio.Protocol):
+class ClientStream(asyncio.BufferedProtocol):
     """The calling end. Only for the event loop it was opened in; `open_stream` makes them.
 
     Attributes:
@@ -111,7 +115,8 @@ class ClientStream(asyncio.Protocol):
         self._unsent = memoryview(b"")  # what is left of a message for which there was no room
         self._window = self._stream_window = self._initial_window = _DEFAULT_WINDOW
         self._frame_bytes = _DEFAULT_FRAME_BYTES
-        self._buffer = b""  # a frame that has not come whole
+        self._incoming = memoryview(bytearray(_READ_BYTES))
+        self._begun = b""  # a frame that has not come whole
         self._message = bytearray()  # a message that has not come whole
         self._untold = 0  # bytes read of which the peer was not told
         self._decoder = hpack.Decoder()
@@ -265,10 +270,15 @@ class ClientStream(asyncio.Protocol):
 
     # -- reading --------------------------------------------------------------------------------------------------------
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        # One buffer for all: the loop's own way makes one of 256 KiB for each read, for which the C library asks the system every time.
+        return self._incoming
+
+    def buffer_updated(self, nbytes: int) -> None:
         self._heard = True
-        if self._buffer:
-            data = self._buffer + data
+        data = bytes(self._incoming[:nbytes])
+        if self._begun:
+            data = self._begun + data
         at, end = 0, len(data)
         try:
             while end - at >= _FRAME.size:
@@ -287,7 +297,7 @@ class ClientStream(asyncio.Protocol):
             why = str(e) if self.greeted.done() else "what listens there does not speak gRPC"
             self._end(_error(grpc.StatusCode.UNAVAILABLE, why))
             return
-        self._buffer = data[at:]
+        self._begun = data[at:]
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == _DATA:
@@ -422,7 +432,7 @@ async def open_stream(
     """
     host, _, port = address.rpartition(":")
     stream = ClientStream(address, receive, writable, message_bytes_max)
-    secure: dict[str, Any] = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": 10.0, "ssl_shutdown_timeout": _CLOSE_S}
+    secure: dict[str, Any] = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": 10.0, "ssl_shutdown_timeout": _TLS_CLOSE_S}
     try:
         await asyncio.get_running_loop().create_connection(lambda: stream, host.strip("[]"), int(port), **secure)
     except OSError as e:
