@@ -65,9 +65,8 @@ class PageStream:
             self._call = getattr(connection.stub, self._method)(request)
             try:
                 async with asyncio.timeout(self._timeout):
-                    await self._call.initial_metadata()
-                    if self._call.done():  # refused: a failed call has empty initial metadata
-                        await self._check()
+                    # The first page, or the end, and not the initial metadata: a refused call has some, before it has its error.
+                    self._read.append(await self._call.read())
                 return
             except TimeoutError:
                 self.close()

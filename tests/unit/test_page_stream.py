@@ -11,7 +11,7 @@ import pytest
 
 from crdtkv.client.stream import PAGES_AHEAD, PageStream
 from crdtkv.core.codec import encode_value
-from crdtkv.errors import RegionUnavailableError
+from crdtkv.errors import PermissionDeniedError, RegionUnavailableError
 
 
 class Call:
@@ -106,5 +106,27 @@ def test_a_lost_connection_is_told_of_as_often_as_it_is_asked_for() -> None:
         for _ in range(2):
             with pytest.raises(RegionUnavailableError, match="the connection was lost"):
                 await stream.next_page(None)
+
+    asyncio.run(main())
+
+
+def test_a_refusal_is_one_though_the_calls_beginning_comes_before_it() -> None:
+    """Once: a stream counted as open when its initial metadata had come, which a refused call has, too; the error came later, to nobody."""
+
+    async def main() -> None:
+        call = Call()
+
+        async def initial_metadata() -> tuple[()]:
+            return ()
+
+        async def connected() -> Any:
+            return SimpleNamespace(address="us:1", stub=SimpleNamespace(Watch=lambda _: call))
+
+        call.initial_metadata, call.done = initial_metadata, lambda: False  # type: ignore[attr-defined]
+        metadata = grpc.aio.Metadata()
+        call._pages.put_nowait(grpc.aio.AioRpcError(grpc.StatusCode.PERMISSION_DENIED, metadata, metadata, "not you"))
+        stream = PageStream(SimpleNamespace(closed=False, connected=connected), "Watch", ("watch", ["", None]), 60.0)  # type: ignore[arg-type]
+        with pytest.raises(PermissionDeniedError, match="not you"):
+            await stream.open()
 
     asyncio.run(main())
