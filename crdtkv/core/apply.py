@@ -12,10 +12,11 @@ the cleared entries some at a time. The digest is not settled until the purge is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import repeat
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress, repeat
 
 import msgspec
+from msgspec import ValidationError
 
 from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector
 from crdtkv.core.codec import SlotType, slot_of, split_slot, successor, type_range
@@ -33,13 +34,25 @@ from crdtkv.core.journal import (
 )
 from crdtkv.core.removals import Removal, Removals
 from crdtkv.core.state import State
-from crdtkv.core.types.base import Entry, decode_entries, encode_entries, rank, uncovered, winner
+from crdtkv.core.types.base import (
+    ONE_ENTRY,
+    TWO_ENTRIES,
+    Entry,
+    PlainEntry,
+    decode_entries,
+    decode_only_entry,
+    encode_entries,
+    rank,
+    uncovered,
+    winner,
+)
 
 PURGE_SPACE = b"p"
 EXPIRY_SPACE = b"t"
 CLEAR_AT_ONCE_MAX = 1000
 """A clear of at most this many slots is done within its commit (`Settings.clear_at_once_max`)."""
 
+_join = b"".join
 _WRITE_KINDS = {SlotType.REGISTER: "put", SlotType.SET: "add", SlotType.MAP: "put"}
 _REMOVE_KINDS = {SlotType.REGISTER: "delete", SlotType.SET: "remove", SlotType.MAP: "delete", SlotType.COUNTER: "reset"}
 
@@ -58,6 +71,24 @@ class Touched(msgspec.Struct, frozen=True, gc=False):
     seq: int
     hlc: int
     value: bytes | None = None
+
+
+class TouchedPuts(msgspec.Struct, frozen=True):
+    """`Touched` of registers that one received frame put for good, in columns: it may be one of many, and seldom is each looked at."""
+
+    origin: Origin
+    keys: Sequence[str]
+    seqs: Sequence[int]
+    hlcs: Sequence[int]
+    values: Sequence[bytes]
+
+    def each(self) -> Iterator[Touched]:
+        for key, seq, hlc, value in zip(self.keys, self.seqs, self.hlcs, self.values, strict=True):
+            yield Touched(key, SlotType.REGISTER, b"", "put", self.origin, seq, hlc, value)
+
+
+Changes = list[Touched | TouchedPuts]
+"""What changes visibly, in order, as it is gathered."""
 
 
 class Clear(msgspec.Struct, array_like=True, frozen=True):
@@ -120,27 +151,29 @@ class Purges:
         self._state.side_put(PURGE_SPACE + start, None)
 
 
-def _met_by(origin: Origin, seen: Mapping[Origin, int], found: Sequence[bytes | None]) -> tuple[list[Entry | None], list[int]]:
+def _met_by(origin: Origin, seen: Mapping[Origin, int], found: Sequence[bytes | None]) -> tuple[list[PlainEntry | None], list[int]]:
     """The one entry that a put to a register meets in each record that was found, None if none; and where it takes a closer look.
 
     That is where a record holds siblings, or what it meets expires. The puts are of one origin and have seen `seen` of the others.
     """
-    others: list[Entry | None] = []
+    others: list[PlainEntry | None] = []
     rare: list[int] = []
-    add, get, decode = others.append, seen.get, decode_entries
+    add, get, decode = others.append, seen.get, decode_only_entry
     for record in found:
         if record is None:
             add(None)
             continue
-        entries = decode(record)
-        other = entries[0]
-        if len(entries) > 1:
+        try:
+            (other,) = decode(record)
+        except ValidationError:
             rare.append(len(others))
             add(None)
-        elif other.origin == origin or get(other.origin, 0) >= other.seq:
+            continue
+        by, seq, _, _, expiry = other
+        if by == origin or get(by, 0) >= seq:
             add(None)
         else:
-            if other.expiry is not None:
+            if expiry is not None:
                 rare.append(len(others))
             add(other)
     return others, rare
@@ -187,7 +220,7 @@ class Applier:
         self.journal = journal
         self.purges = purges
         self.clear_at_once_max = clear_at_once_max
-        self.touched: list[Touched] | None = None
+        self.touched: Changes | None = None
         self.origin = Origin("")
         self.seq = 0
         self.hlc = 0
@@ -264,7 +297,7 @@ class Applier:
         self._put_columns(origin, puts, found, others, start, len(found))
 
     def _put_columns(
-        self, origin: Origin, puts: Puts, found: Sequence[bytes | None], others: Sequence[Entry | None], start: int, end: int
+        self, origin: Origin, puts: Puts, found: Sequence[bytes | None], others: Sequence[PlainEntry | None], start: int, end: int
     ) -> None:
         """The puts from `start` to `end`: each replaces the record that was found, or meets the one entry of it that it has not seen."""
         if start == end:
@@ -274,7 +307,7 @@ class Applier:
             slots, keys, values, seqs, hlcs = (column[start:end] for column in puts.columns)  # type: ignore[assignment]
             found, others = found[start:end], others[start:end]
         mine = zip(repeat(origin), seqs, hlcs, values, repeat(None), strict=False)  # each an `Entry`, as it is encoded
-        encode = encode_entries
+        encode, join = encode_entries, _join
         met: list[PutMet] = []
         if any(others):
             met = [
@@ -282,20 +315,26 @@ class Applier:
                 for key, value, seq, hlc, old, other in zip(keys, values, seqs, hlcs, found, others, strict=True)
                 if other is not None and old is not None
             ]
+            # What is met stays as it is in its record.
             records = [
-                encode((put,) if other is None else (other, put) if other.origin < origin else (put, other))
-                for put, other in zip(mine, others, strict=False)
+                join((ONE_ENTRY, encode(put)))
+                if other is None or old is None
+                else join((TWO_ENTRIES, old[1:], encode(put)) if other[0] < origin else (TWO_ENTRIES, encode(put), old[1:]))
+                for put, other, old in zip(mine, others, found, strict=False)
             ]
         else:
-            records = [encode((put,)) for put in mine]
-        self.state.put_all(slots, records)
+            records = [join((ONE_ENTRY, encode(put))) for put in mine]
+        self.state.put_all(slots, records, are_trimmed=True)
         self.journal.record_puts(origin, met)
         if self.touched is not None:
-            self.touched += [
-                Touched(key, SlotType.REGISTER, b"", "put", origin, seq, hlc, value)
-                for key, value, seq, hlc, other in zip(keys, values, seqs, hlcs, others, strict=True)
-                if other is None or (hlc, origin) > (other.hlc, other.origin)
+            shown = [
+                other is None or hlc > other[2] or (hlc == other[2] and origin > other[0]) for hlc, other in zip(hlcs, others, strict=True)
             ]
+            columns = (keys, seqs, hlcs, values)
+            if not all(shown):
+                columns = tuple(list(compress(column, shown)) for column in columns)  # type: ignore[assignment]
+            if columns[0]:
+                self.touched.append(TouchedPuts(origin, *columns))
 
     def remove(self, key_text: str, type_code: int, subkey: bytes) -> None:
         """Drop the entries that the commit has seen; concurrent ones survive. Reads and writes one slot."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from crdtkv.core.apply import Applier, Purges, Touched
+from crdtkv.core.apply import Applier, Changes, Purges
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.clock import HybridClock, ms_of
 from crdtkv.core.codec import SlotType, register_slots_of
@@ -736,7 +736,7 @@ class Replica:
         """Forget what only mattered to commits that can no longer come: see `Retirement.forget_stable`."""
         return self._retirement.forget_stable(stable, acknowledged, runs_max, cursor)
 
-    def watch_changes(self, into: list[Touched] | None) -> None:
+    def watch_changes(self, into: Changes | None) -> None:
         """Gather what changes visibly into a list from now on; None stops."""
         self._applier.touched = into
 

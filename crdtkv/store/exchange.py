@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import msgspec
 
-from crdtkv.core.apply import Touched
+from crdtkv.core.apply import Changes, Touched
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.control import removed_text
 from crdtkv.core.frame import Frame
@@ -123,7 +124,8 @@ def merge(machine: Machine, given: Snapshot | list[Frame], watches: Watches) -> 
             applied, duplicates = _merge_snapshot(machine, given, touched)
         else:
             applied, duplicates = _merge_frames(machine, given)
-    keys = tuple(sorted(dict.fromkeys([t.key for t in touched])))  # by code points, so by their bytes
+    changed = chain.from_iterable((t.key,) if isinstance(t, Touched) else t.keys for t in touched)
+    keys = tuple(sorted(dict.fromkeys(changed)))  # by code points, so by their bytes; many come in order, which a set would lose
     return MergeResult(applied, duplicates, machine.replica.journal.total - conflicts, keys), machine.log.end()
 
 
@@ -167,7 +169,7 @@ def _check_chain(machine: Machine, order: list[Frame]) -> None:
         last[frame.origin] = frame.hash
 
 
-def _merge_snapshot(machine: Machine, snapshot: Snapshot, touched: list[Touched]) -> tuple[int, int]:
+def _merge_snapshot(machine: Machine, snapshot: Snapshot, touched: Changes) -> tuple[int, int]:
     if machine.engine_is_rebuilt:
         raise StorageError(
             "merge: the bytes hold a snapshot, and a directory with engine 'memory' keeps commits only: use rocksdb or lmdb, or ask the "

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from crdtkv.core.apply import Touched
+from crdtkv.core.apply import Changes, Touched, TouchedPuts
 from crdtkv.core.causality import VersionVector
 from crdtkv.core.codec import TYPE_NAMES, SlotType, encode_value, number_to_wire, slot_of
 from crdtkv.core.frame import CONTROL_KINDS, DeltaKind, Frame
@@ -81,7 +81,7 @@ class Watches:
         self._machine = machine
         self._reader = reader
         self._subscriptions: list[Subscription] = []
-        self._touched: list[Touched] = []
+        self._touched: Changes = []
         self.active = False
         self.cut = 0
         """Watchers that were too slow, since the start."""
@@ -92,13 +92,13 @@ class Watches:
         return len(self._subscriptions)
 
     @contextlib.contextmanager
-    def gathering(self, *, unlogged: bool = False) -> Iterator[list[Touched]]:
+    def gathering(self, *, unlogged: bool = False) -> Iterator[Changes]:
         """The visible changes made meanwhile, for one caller; watchers get them as well.
 
         Args:
             unlogged: no commit in the log makes them: they are marked.
         """
-        gathered: list[Touched] = []
+        gathered: Changes = []
         self._machine.replica.watch_changes(gathered)
         try:
             yield gathered
@@ -115,11 +115,20 @@ class Watches:
         touched, before = self._touched, self._here
         self._here = position, self._machine.vv()
         if touched:
-            rows = [(self.row(t, unlogged), before) for t in touched]
+            rows = [(row, before) for t in touched for row in self._rows(t, unlogged)]
             rows[-1] = (rows[-1][0], self._here)
             touched.clear()
             for subscription in self._subscriptions:
                 subscription._push(rows)
+
+    def _rows(self, touched: Touched | TouchedPuts, unlogged: bool) -> list[Row]:
+        """`row` of each."""
+        if isinstance(touched, Touched):
+            return [self.row(touched, unlogged)]
+        if unlogged:
+            return [self.row(t, unlogged) for t in touched.each()]
+        columns = zip(touched.keys, touched.values, touched.seqs, touched.hlcs, strict=True)
+        return [[key, "register", None, "put", value, touched.origin, seq, hlc, ""] for key, value, seq, hlc in columns]
 
     def row(self, touched: Touched, unlogged: bool = False) -> Row:
         """One change with the value that became visible, or is visible now; the token is set when it is taken."""
