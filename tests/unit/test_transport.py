@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from crdtkv.pb.v1 import replication_pb2_grpc
 from crdtkv.transport import server_options
 from crdtkv.transport.base import InProcessNetwork, PeerStream, Transport
 from crdtkv.transport.errors import plain_reason
-from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport
+from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport, client_context, server_credentials
 from crdtkv.transport.loop import background_loop
+from tests.certificates import CERTIFICATE, KEY
 
 
 @dataclass
@@ -193,6 +195,36 @@ def test_a_stream_that_nobody_reads_stops_its_sender(make_pair: MakePair, back: 
         ours.close()
 
     run(check, make_pair)
+
+
+def test_peers_by_tls_know_each_other(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_text(CERTIFICATE)
+    key.write_text(KEY)
+
+    async def serve(stream: PeerStream) -> None:
+        while (data := await stream.receive()) is not None:
+            await stream.send(data)
+
+    async def main() -> None:
+        server = aio.server(options=server_options())
+        replication_pb2_grpc.add_ReplicationServicer_to_server(ExchangeServicer(serve), server)
+        address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', server_credentials(cert, key, cert))}"
+        await server.start()
+        stream = await GrpcTransport(client_context(cert, cert, key)).dial(address, timeout_s=10)
+        await stream.send(b"x" * 300_000)
+        assert await stream.receive() == b"x" * 300_000
+        stream.close()
+        for strangers in (None, client_context(None)):
+            with pytest.raises(RegionUnavailableError, match=f"{address}: "):
+                await GrpcTransport(strangers).dial(address, timeout_s=10)
+        await server.stop(0)
+
+    async def guarded() -> None:
+        async with asyncio.timeout(30):
+            await main()
+
+    run_in_background(guarded())
 
 
 def test_a_partition_cuts_and_refuses_until_it_heals() -> None:
