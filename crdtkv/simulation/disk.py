@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -141,8 +142,10 @@ class SimulatedEngine:
     """A `StateEngine` that remembers how it was after its last few batches."""
 
     def __init__(self) -> None:
-        self.records: SortedDict[bytes, bytes] = SortedDict()
+        self.records: dict[bytes, bytes] = {}
         self.get = self.records.get
+        self._keys: list[bytes] | None = []
+        """In order; None: to be sorted anew, for keys came or went. Cheaper, for so few, than to keep them in order at each write."""
         self.folds: list[dict[bytes, bytes]] = [{}]
         """The last one is what `records` holds. As plain dicts: to copy the order of the keys each time would cost more than the rest."""
         self.is_full = False
@@ -154,19 +157,25 @@ class SimulatedEngine:
     def write(self, batch: Mapping[bytes, bytes | None]) -> None:
         if self.is_full:
             raise DiskFullError("the simulated engine has no room")
-        after = self.folds[-1].copy()
-        for key, record in batch.items():
-            if record is None:
-                self.records.pop(key, None)
-                after.pop(key, None)
-            else:
-                self.records[key] = after[key] = record
+        records = self.records
+        before = len(records)
+        records.update(batch)  # type: ignore[arg-type]  # what is None goes at once
+        is_same = len(records) == before
+        for key in [key for key, record in batch.items() if record is None]:
+            del records[key]
+            is_same = False
+        if not is_same:
+            self._keys = None
         self._touched.update(dict.fromkeys(batch))
-        self.folds.append(after)
+        self.folds.append(records.copy())
         del self.folds[:-FOLDS_KEPT]
 
     def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        keys = list(self.records.irange(start, end, (True, False), reverse))
+        if self._keys is None:
+            self._keys = sorted(self.records)
+        keys = self._keys[bisect_left(self._keys, start) : len(self._keys) if end is None else bisect_left(self._keys, end)]
+        if reverse:
+            keys.reverse()
         return iter([(key, self.records[key]) for key in keys])
 
     def take_touched(self) -> list[bytes]:
@@ -185,12 +194,14 @@ class SimulatedEngine:
         del self.folds[fold + 1 :]
         self.records.clear()
         self.records.update(self.folds[fold])
+        self._keys = None
 
     def copy(self) -> SimulatedEngine:
         """What a copy of the directory holds: the last batch."""
         twin = SimulatedEngine()
         twin.folds = [self.folds[-1]]
         twin.records.update(self.records)
+        twin._keys = None
         return twin
 
     def snapshot(self) -> EngineSnapshot:
