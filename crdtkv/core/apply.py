@@ -74,7 +74,10 @@ class Touched(msgspec.Struct, frozen=True, gc=False):
 
 
 class TouchedPuts(msgspec.Struct, frozen=True):
-    """`Touched` of registers that one received frame put for good, in columns: it may be one of many, and seldom is each looked at."""
+    """`Touched` of registers that one received frame put for good, in columns: it may be one of many, and seldom is each looked at.
+
+    Of those that were gathered for their keys only there are no other columns.
+    """
 
     origin: Origin
     keys: Sequence[str]
@@ -193,6 +196,7 @@ class Applier:
         "heads",
         "hlc",
         "journal",
+        "keys_only",
         "local",
         "origin",
         "purges",
@@ -221,6 +225,8 @@ class Applier:
         self.purges = purges
         self.clear_at_once_max = clear_at_once_max
         self.touched: Changes | None = None
+        self.keys_only = False
+        """Nobody is to be told more of `touched` than keys: then values go with the frames that brought them."""
         self.origin = Origin("")
         self.seq = 0
         self.hlc = 0
@@ -330,7 +336,7 @@ class Applier:
             shown = [
                 other is None or hlc > other[2] or (hlc == other[2] and origin > other[0]) for hlc, other in zip(hlcs, others, strict=True)
             ]
-            columns = (keys, seqs, hlcs, values)
+            columns = (keys, (), (), ()) if self.keys_only else (keys, seqs, hlcs, values)
             if not all(shown):
                 columns = tuple(list(compress(column, shown)) for column in columns)  # type: ignore[assignment]
             if columns[0]:

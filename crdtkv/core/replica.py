@@ -736,9 +736,10 @@ class Replica:
         """Forget what only mattered to commits that can no longer come: see `Retirement.forget_stable`."""
         return self._retirement.forget_stable(stable, acknowledged, runs_max, cursor)
 
-    def watch_changes(self, into: Changes | None) -> None:
-        """Gather what changes visibly into a list from now on; None stops."""
+    def watch_changes(self, into: Changes | None, *, keys_only: bool = False) -> None:
+        """Gather what changes visibly into a list from now on; None stops. `keys_only`: nobody looks at more than keys."""
         self._applier.touched = into
+        self._applier.keys_only = keys_only
 
     def purge_slice(self, slots_max: int) -> bool:
         """Do some of the clearing that is due; True if more is left."""

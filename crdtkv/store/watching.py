@@ -99,7 +99,7 @@ class Watches:
             unlogged: no commit in the log makes them: they are marked.
         """
         gathered: Changes = []
-        self._machine.replica.watch_changes(gathered)
+        self._machine.replica.watch_changes(gathered, keys_only=not self.active)
         try:
             yield gathered
         finally:
