@@ -1,4 +1,4 @@
-"""Who has handed on a message lets what follows from it go first, before the next is asked of gRPC: at both ends of a session."""
+"""A node that has handed on a message lets what follows from it go first, before it asks gRPC for the next. (A client need not ask.)"""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-import pytest
 from grpc import aio
 
-from crdtkv.aio import AsyncClient
-from crdtkv.client import session as client_session
 from crdtkv.node.config import Limits
 from crdtkv.node.kv import _ClientSession
 from crdtkv.transport.loop import give_way
 
 PUTS = 3
-_encode, _decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder().decode
+_encode = msgspec.msgpack.Encoder().encode
 
 
 def test_what_is_ready_and_what_that_makes_ready_goes_first() -> None:
@@ -71,43 +68,3 @@ def test_a_node_answers_before_it_asks_for_the_next_message() -> None:
 
     asyncio.run(run())
     assert said == ["read", "write"] * PUTS + ["read"]
-
-
-class Stream:
-    """A stream at the client's end whose other end answers at once; says what is asked of it."""
-
-    def __init__(self, said: list[str]) -> None:
-        self.said = said
-        self.answers: asyncio.Queue[Any] = asyncio.Queue()
-
-    async def write(self, message: Any) -> None:
-        self.said.append("write")
-        rows = _encode([[id, 0, ["us-1", id, id]] for id, *_ in _decode(message.rows)])
-        self.answers.put_nowait(SimpleNamespace(rows=rows, token=""))
-
-    async def read(self) -> Any:
-        self.said.append("read")
-        return await self.answers.get()
-
-    def cancel(self) -> None:
-        """There is nothing to end."""
-
-
-def test_a_client_sends_what_its_caller_asks_next_before_it_asks_for_the_next_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-
-    async def connect(self: client_session.Session) -> Any:
-        async def close() -> None: ...
-
-        return SimpleNamespace(index=0, address="here", channel=SimpleNamespace(close=close), stream=Stream(said), stub=None)
-
-    monkeypatch.setattr(client_session.Session, "_connect", connect)
-
-    async def run() -> None:
-        async with AsyncClient(["127.0.0.1:1"], timeout=60.0) as client:
-            for _ in range(PUTS):
-                await client.put("k", 1)
-
-    asyncio.run(run())
-    assert said[:2] in (["read", "write"], ["write", "read"]), "the first of both start together"
-    assert said[2 : 2 * PUTS] == ["write", "read"] * (PUTS - 1)
