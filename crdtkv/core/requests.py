@@ -178,7 +178,9 @@ class RequestWindow:
             self.unfolded = 0
         if self._chunks:
             self._forget(ms_of(_last_hlc(self._chunks[-1][1])) - self._age_ms, keep=1)
-        return lambda: {_where(number): _encode(list(_rows(new)))} if new else {}
+        if not new:
+            return dict  # not looked at when the batch is written: what is noted by then belongs to the next one
+        return lambda: {_where(number): _encode(list(_rows(new)))}
 
     def trim(self, now_ms: int) -> None:
         """Forget what is older than the window by `now_ms`, although nothing newer has come."""
