@@ -2,7 +2,8 @@
 
 What a replica reads comes from `FileLog`; what whoever judges looks at (`frames`, `vv_at`, `jumps`) is the twin's. After
 each loss of power the real one must have recovered a prefix of the twin that holds all that was synced: writes that were not may be
-there, missing, torn sector by sector, in any order. A damaged bit may be refused at any later moment, never read.
+there, missing, torn sector by sector, in any order; and so may what an append could neither write nor take back. A damaged bit may be
+refused at any later moment, never read.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class FiledLog(SimulatedLog):
         self.is_broken = self.has_rot = False
         self._fails: str | None = None
         self._is_full = False
+        self._tried: Sequence[Frame] = ()
+        """What the last append could not write, if nobody knows how much of it the disk has."""
         super().__init__()
         self._open()
 
@@ -102,6 +105,10 @@ class FiledLog(SimulatedLog):
         # A last record whose bit has turned over looks as one that was torn: nothing behind it says that it was synced.
         synced = self._synced if not self.has_rot else 0
         self._synced = min(self._synced, found)
+        tried, self._tried = self._tried, ()
+        if found > wanted:  # what failed was not taken back for good either: its writer was told that nobody knows
+            self._keep(tried[: found - wanted])
+            wanted = self.end()
         if not synced <= found <= wanted:
             raise LogBroke(f"the log was found with {found} frames; {synced} were synced, {wanted} appended")
         if not self.has_rot:
@@ -156,14 +163,24 @@ class FiledLog(SimulatedLog):
         return found
 
     def append(self, frames: Sequence[Frame], /) -> int:
-        end = self._ask(self.real.append, frames)  # raises what the disk does: then nothing is there
+        try:
+            end = self._ask(self.real.append, frames)
+        except DiskFullError:
+            raise  # nothing of it is there
+        except StorageError:
+            self._tried = frames
+            raise
+        if self._keep(frames) != end:
+            raise LogBroke(f"the log ends at {end}, its twin at {len(self.frames)}")
+        return end
+
+    def _keep(self, frames: Sequence[Frame]) -> int:
+        """Have the twin append what the real one has, whether or not there is room for more."""
         self._is_full, full = False, self._is_full
         try:
-            if super().append(frames) != end:
-                raise LogBroke(f"the log ends at {end}, its twin at {len(self.frames)}")
+            return super().append(frames)
         finally:
             self._is_full = full
-        return end
 
     def sync(self) -> int:
         self._ask(self.real.sync)
