@@ -47,11 +47,14 @@ class Mutant:
     def apply(self, root: Path) -> None:
         """Change the copy of the package under `root`."""
         target = root / self.file
-        text = target.read_text()
+        target.write_text(self.planted(target.read_text()))
+
+    def planted(self, text: str) -> str:
+        """The text of `file` with the bug in it."""
         for old, new in self.edits:
             assert text.count(old) == 1, f"{self.name} does not apply: this stands {text.count(old)} times in {self.file}:\n{old}"
             text = text.replace(old, new)
-        target.write_text(text)
+        return text
 
     def hunt(self, root: Path, *, seed: int, seeds: int) -> list[dict[str, Any]]:
         """What the simulations in the changed copy say, up to the first violation."""
