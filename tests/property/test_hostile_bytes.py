@@ -271,10 +271,10 @@ def test_nesting_without_end(name: str, nest: bytes) -> None:
 @every_decoder
 def test_long_input_takes_time_in_proportion(name: str) -> None:
     noise = DECODERS[name][1] * 2_000
-    began = time.perf_counter()
+    began = time.process_time()
     meets(name, noise)
     meets(name, msgpack.packb([[0] * 100_000, ["x"] * 100_000]))
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert peak_of(name, noise) < 60 * len(noise) + (1 << 20)
 
 

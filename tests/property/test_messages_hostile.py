@@ -90,11 +90,11 @@ def test_round_trip(vv: VersionVector, frames: list[bytes], flag: bool) -> None:
 def test_time_and_memory_are_bounded_by_the_length(data: bytes) -> None:
     assert is_message_or_corruption(data)
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         assert is_message_or_corruption(data)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 64 * len(data) + 100_000
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2

