@@ -435,7 +435,7 @@ async def open_stream(
     secure: dict[str, Any] = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": 10.0, "ssl_shutdown_timeout": _TLS_CLOSE_S}
     try:
         await asyncio.get_running_loop().create_connection(lambda: stream, host.strip("[]"), int(port), **secure)
-    except OSError as e:
+    except (OSError, UnicodeError) as e:  # the latter of a name that no resolver could be asked for
         raise RegionUnavailableError(_reason(e)) from e
     try:
         await asyncio.shield(stream.greeted)
@@ -483,7 +483,7 @@ def _reason(error: Exception) -> str:
         return "connection refused"
     if isinstance(error, ConnectionError):
         return "connection reset"
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, socket.gaierror | UnicodeError):
         return "name not found"
     if isinstance(error, TimeoutError):
         return "no answer within the time to connect"

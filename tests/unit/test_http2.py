@@ -410,6 +410,9 @@ def test_who_listens_there_may_speak_something_else_or_nothing() -> None:
                 await caller.open(address)
         with pytest.raises(RegionUnavailableError, match="connection refused"):
             await caller.open(address)
+        for name in ("a..b", "x" * 70, "\ud800x"):  # which asyncio refuses before anybody is asked
+            with pytest.raises(RegionUnavailableError, match="name not found"):
+                await caller.open(f"{name}:7001")
 
     run(body())
 
@@ -497,13 +500,14 @@ def test_a_peer_that_answers_pings_stays() -> None:
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
+        (UnicodeError("label empty or too long"), "name not found"),
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "name not found"),
         (OSError(f"Multiple exceptions: [Errno {errno.ECONNREFUSED}] Connect call failed ('::1', 1), and so on"), "connection refused"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), "no route to host"),
         (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "connection reset"),
     ],
 )
-def test_reasons_are_for_people(error: OSError, reason: str) -> None:
+def test_reasons_are_for_people(error: Exception, reason: str) -> None:
     assert http2._reason(error) == reason
 
 
