@@ -61,6 +61,7 @@ def _where(number: int) -> bytes:
     return REQUEST_SPACE + number.to_bytes(8, "big")
 
 
+_NONE: Mapping[bytes, Made | _Together] = {}
 _Known = Made | _Together | dict[bytes, Made | _Together]
 """What is remembered of ids that begin alike: one request, requests of one frame, or whatever it is of each id."""
 _beginning = itemgetter(slice(0, BEGINNING))
@@ -102,23 +103,26 @@ class RequestWindow:
 
     def get(self, request_id: bytes) -> Made | None:
         """The commit that a request made, if it is remembered. O(1), or O(requests of its frame) if it came with one."""
-        found = self._find(request_id)
+        found = self._by_id(request_id[:BEGINNING]).get(request_id)
         return found.made(request_id) if type(found) is _Together else found  # type: ignore[return-value]  # one of two types, or None
 
-    def _find(self, request_id: bytes) -> Made | _Together | None:
-        known = self._known.get(request_id[:BEGINNING])
-        if known is None:
-            return None
-        if type(known) is dict:
-            return known.get(request_id)
-        return known if request_id in _ids_of(known) else None  # type: ignore[arg-type, return-value]  # one of the other two types
-
     def has_any(self, request_ids: Sequence[bytes]) -> bool:
-        """Whether one of these requests, at least one, made a commit that is remembered. O(ids)."""
+        """Whether one of these requests, at least one, made a commit that is remembered. O(ids), and once O(requests of a frame) for each
+        frame whose ids begin like one of them."""
         beginning = _common_beginning(request_ids)
-        if beginning is not None and beginning not in self._known:
-            return False
-        return any(self._find(request_id) is not None for request_id in request_ids)
+        if beginning is not None:
+            return not self._by_id(beginning).keys().isdisjoint(request_ids)
+        return any(request_id in self._by_id(request_id[:BEGINNING]) for request_id in request_ids)
+
+    def _by_id(self, beginning: bytes) -> Mapping[bytes, Made | _Together]:
+        """What is remembered of ids that begin so, by id. Kept: of what a frame brought together, somebody who asks for one id will ask for
+        more, as the messages of one pipeline do, whose ids are of the same millisecond."""
+        known = self._known.get(beginning)
+        if known is None:
+            return _NONE
+        if type(known) is not dict:
+            known = self._known[beginning] = dict.fromkeys(_ids_of(known), known)  # type: ignore[arg-type]  # one of two types
+        return known
 
     def all(self) -> list[Made]:
         """Everything remembered, oldest first."""
