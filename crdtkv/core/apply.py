@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress, repeat
+from operator import gt, itemgetter
 
 import msgspec
 from msgspec import ValidationError
 
-from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector
+from crdtkv.core.causality import EMPTY_VV, SEQ_MAX, Dot, Origin, VersionVector
 from crdtkv.core.codec import SlotType, slot_of, split_slot, successor, type_range
 from crdtkv.core.frame import Delta, Puts
 from crdtkv.core.heads import Heads
@@ -53,6 +54,10 @@ CLEAR_AT_ONCE_MAX = 1000
 """A clear of at most this many slots is done within its commit (`Settings.clear_at_once_max`)."""
 
 _join = b"".join
+_origin_of, _stamp_of = itemgetter(0), itemgetter(2)
+"""Of a `PlainEntry`."""
+_without_count = itemgetter(slice(1, None))
+"""Of a record of up to 15 entries, what follows its first byte: the entries."""
 _WRITE_KINDS = {SlotType.REGISTER: "put", SlotType.SET: "add", SlotType.MAP: "put"}
 _REMOVE_KINDS = {SlotType.REGISTER: "delete", SlotType.SET: "remove", SlotType.MAP: "delete", SlotType.COUNTER: "reset"}
 
@@ -154,14 +159,17 @@ class Purges:
         self._state.side_put(PURGE_SPACE + start, None)
 
 
-def _met_by(origin: Origin, seen: Mapping[Origin, int], found: Sequence[bytes | None]) -> tuple[list[PlainEntry | None], list[int]]:
+def _met_by(origin: Origin, seen: Mapping[Origin, int], found: Sequence[bytes | None]) -> tuple[Sequence[PlainEntry | None], list[int]]:
     """The one entry that a put to a register meets in each record that was found, None if none; and where it takes a closer look.
 
     That is where a record holds siblings, or what it meets expires. The puts are of one origin and have seen `seen` of the others.
     """
+    if found.count(None) == len(found):
+        return found, []  # type: ignore[return-value]  # nothing but None
     others: list[PlainEntry | None] = []
     rare: list[int] = []
-    add, get, decode = others.append, seen.get, decode_only_entry
+    add, decode = others.append, decode_only_entry
+    last, known = origin, SEQ_MAX  # whose entry came last, and how much of it is seen: entries of one origin come in runs
     for record in found:
         if record is None:
             add(None)
@@ -173,7 +181,9 @@ def _met_by(origin: Origin, seen: Mapping[Origin, int], found: Sequence[bytes | 
             add(None)
             continue
         by, seq, _, _, expiry = other
-        if by == origin or get(by, 0) >= seq:
+        if by != last:
+            last, known = by, SEQ_MAX if by == origin else seen.get(by, 0)
+        if seq <= known:
             add(None)
         else:
             if expiry is not None:
@@ -313,31 +323,37 @@ class Applier:
             slots, keys, values, seqs, hlcs = (column[start:end] for column in puts.columns)  # type: ignore[assignment]
             found, others = found[start:end], others[start:end]
         mine = zip(repeat(origin), seqs, hlcs, values, repeat(None), strict=False)  # each an `Entry`, as it is encoded
-        encode, join = encode_entries, _join
-        met: list[PutMet] = []
-        if any(others):
-            met = [
-                (key, value, seq, hlc, old)
-                for key, value, seq, hlc, old, other in zip(keys, values, seqs, hlcs, found, others, strict=True)
-                if other is not None and old is not None
-            ]
-            # What is met stays as it is in its record.
+        # Step by step for all of them in C, where they are alike. What is met stays as it is in its record.
+        records: list[bytes]
+        met: Sequence[PutMet] = ()
+        if not any(others):
+            records = list(map(_join, zip(repeat(ONE_ENTRY), map(encode_entries, mine))))
+        elif all(others) and len(meets_first := set(map(origin.__gt__, map(_origin_of, others)))) == 1:  # type: ignore[arg-type]  # no None
+            both = map(_without_count, found), map(encode_entries, mine)  # type: ignore[arg-type]
+            records = list(map(_join, zip(repeat(TWO_ENTRIES), *(both if True in meets_first else both[::-1]))))
+            met = list(zip(keys, values, seqs, hlcs, found, strict=True))  # type: ignore[arg-type]
+        else:
+            encode, join = encode_entries, _join
             records = [
                 join((ONE_ENTRY, encode(put)))
                 if other is None or old is None
                 else join((TWO_ENTRIES, old[1:], encode(put)) if other[0] < origin else (TWO_ENTRIES, encode(put), old[1:]))
                 for put, other, old in zip(mine, others, found, strict=False)
             ]
-        else:
-            records = [join((ONE_ENTRY, encode(put))) for put in mine]
+            met = [
+                (key, value, seq, hlc, old)
+                for key, value, seq, hlc, old, other in zip(keys, values, seqs, hlcs, found, others, strict=True)
+                if other is not None and old is not None
+            ]
         self.state.put_all(slots, records, are_trimmed=True)
         self.journal.record_puts(origin, met)
         if self.touched is not None:
-            shown = [
-                other is None or hlc > other[2] or (hlc == other[2] and origin > other[0]) for hlc, other in zip(hlcs, others, strict=True)
-            ]
             columns = (keys, (), (), ()) if self.keys_only else (keys, seqs, hlcs, values)
-            if not all(shown):
+            if met and not (len(met) == len(hlcs) and all(map(gt, hlcs, map(_stamp_of, others)))):  # type: ignore[arg-type]
+                shown = [
+                    other is None or hlc > other[2] or (hlc == other[2] and origin > other[0])
+                    for hlc, other in zip(hlcs, others, strict=True)
+                ]
                 columns = tuple(list(compress(column, shown)) for column in columns)  # type: ignore[assignment]
             if columns[0]:
                 self.touched.append(TouchedPuts(origin, *columns))

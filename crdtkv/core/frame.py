@@ -23,8 +23,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from operator import lt
-from typing import Any, Final, NamedTuple
+from operator import itemgetter, lt
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -118,7 +118,8 @@ class _Wire(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _decode_wire = msgspec.msgpack.Decoder(_Wire).decode
 _decode_rows = msgspec.msgpack.Decoder(list[Row]).decode
-_decode_puts = msgspec.msgpack.Decoder(list[tuple[int, dict[str, Any] | None, tuple[int, str, bytes]]]).decode
+_decode_puts = msgspec.msgpack.Decoder(list[tuple[int, dict[str, Any] | None, tuple[Literal[0], str, bytes]]]).decode
+"""Rows that are one put of a register for good each: 0 is `DeltaKind.REGISTER_PUT`."""
 _encode = msgspec.msgpack.Encoder().encode
 _START = MAGIC + bytes([FORMAT_VERSION]) + b"\x92"
 _DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, TypeError, OverflowError)
@@ -126,6 +127,7 @@ _DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, TypeError, Ov
 
 _ARRAYS = frozenset({list, tuple})
 _blake2b = hashlib.blake2b
+_first, _second, _third = itemgetter(0), itemgetter(1), itemgetter(2)
 
 
 def hash_of(data: bytes) -> bytes:
@@ -419,26 +421,31 @@ def _in_columns(rows: Sequence[Any], first_seq: int, base: int, are_likely: bool
     """
     count = len(rows)
     try:
-        if are_likely or set(map(len, rows)) == {3}:
-            offsets, metas, deltas = zip(*rows, strict=True)
-        elif count == 1:
-            offsets, metas, deltas = rows[0][:1], rows[0][1:2], rows[0][2:]
+        if are_likely:
+            offsets, metas, deltas = list(map(_first, rows)), list(map(_second, rows)), list(map(_third, rows))
         else:
-            return None
-        if not are_likely and not (
-            _ARRAYS.issuperset(map(type, deltas)) and set(map(len, deltas)) == {3} and set(map(type, offsets)) == {int}
-        ):
-            return None
-        kinds, keys, values = zip(*deltas, strict=True)
-        if kinds.count(DeltaKind.REGISTER_PUT) != len(kinds) or offsets[0] < 0 or not all(map(lt, offsets, offsets[1:])):
+            if set(map(len, rows)) == {3}:
+                offsets, metas, deltas = (list(column) for column in zip(*rows, strict=True))
+            elif count == 1:
+                offsets, metas, deltas = rows[0][:1], rows[0][1:2], rows[0][2:]
+            else:
+                return None
+            if not (_ARRAYS.issuperset(map(type, deltas)) and set(map(len, deltas)) == {3} and set(map(type, offsets)) == {int}):
+                return None
+            if list(map(_first, deltas)).count(DeltaKind.REGISTER_PUT) != len(deltas):
+                return None
+        keys, values = list(map(_second, deltas)), list(map(_third, deltas))
+        if offsets[0] < 0:
             return None
         seqs: Sequence[int] = range(first_seq, first_seq + count)
         hlcs: Sequence[int] = range(base + offsets[0], base + offsets[0] + count)  # most stamps follow each other without a gap
-        if hlcs[-1] != base + offsets[-1]:
+        if offsets != list(range(offsets[0], offsets[0] + count)):
+            if not all(map(lt, offsets, offsets[1:])):
+                return None
             hlcs = [base + offset for offset in offsets]
         requests = _requests_of(metas, seqs, hlcs)
-        if len(kinds) > count:
-            seqs, hlcs = [first_seq] * len(kinds), [hlcs[0]] * len(kinds)
+        if len(keys) > count:
+            seqs, hlcs = [first_seq] * len(keys), [hlcs[0]] * len(keys)
         return Puts(register_slots_of(keys), keys, values, seqs, hlcs, requests)
     except (TypeError, AttributeError, CrdtkvError, UnicodeEncodeError):
         return None
@@ -462,9 +469,10 @@ def _requests_of(metas: Sequence[Any], seqs: Sequence[int], hlcs: Sequence[int])
 def _is_surely_right(puts: Puts) -> bool:
     """Whether puts pass a look at all of them at once; if not, a look at each decides."""
     keys, values = puts.keys, puts.values
-    if not "".join(keys).isascii() or not all(keys) or max(map(len, keys)) > KEY_BYTES_MAX:
+    sizes = set(map(len, keys))
+    if 0 in sizes or max(sizes) > KEY_BYTES_MAX or not "".join(keys).isascii():
         return False
-    if puts.hlcs[-1] > STAMP_MAX or set(map(type, values)) != {bytes}:
+    if puts.hlcs[-1] > STAMP_MAX:
         return False
     if puts.hlcs[0] == puts.hlcs[-1] and len(set(keys)) != len(keys):
         return False  # of one commit

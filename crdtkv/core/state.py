@@ -149,7 +149,7 @@ class State:
         """The records of slots; see `get`."""
         folding = self._folding
         layers = [self._slots, self._known] if folding is None else [self._slots, folding.slots, self._known]
-        layers = [layer for layer in layers if not layer.keys().isdisjoint(slots)]
+        layers = [layer for layer in layers if layer and not layer.keys().isdisjoint(slots)]
         if not layers:
             return self._base.multi_get(slots)
         first = layers[0]

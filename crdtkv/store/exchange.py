@@ -5,17 +5,20 @@ either: all or nothing. Frames travel as they are in the log, byte for byte:
 
     0xC1 0x44 version  checksum  [[frame, …], …]
 
-The checksum (8 bytes) finds damage on the way; each frame names its cluster, and its hash chain finds everything else.
+The checksum (8 bytes) finds damage on the way; each frame names its cluster, and its hash chain finds everything else. It is XXH3 (64 bits)
+in version 2, a twelfth of the cost of the BLAKE2b of version 1, which is read as well: it was a sixteenth of a merge.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
+from operator import lt
 from typing import Final
 
 import msgspec
+from xxhash import xxh3_64_digest
 
 from crdtkv.core.apply import Changes, Touched
 from crdtkv.core.causality import Origin, VersionVector
@@ -37,7 +40,7 @@ from crdtkv.store.machine import Machine
 from crdtkv.store.watching import Watches
 
 MAGIC: Final = b"\xc1\x44"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 _CHECKSUM_BYTES: Final = 8
 _HEADER_BYTES: Final = len(MAGIC) + 1 + _CHECKSUM_BYTES
 READ_BYTES: Final = 1 << 20
@@ -74,8 +77,8 @@ def _wrap(frames: list[bytes]) -> bytes:
     return MAGIC + bytes([FORMAT_VERSION]) + _checksum(body) + body
 
 
-def _checksum(body: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).digest()
+def _checksum(body: bytes | memoryview, version: int = FORMAT_VERSION) -> bytes:
+    return xxh3_64_digest(body) if version > 1 else hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).digest()
 
 
 def decode_frames(data: bytes) -> list[Frame]:
@@ -86,10 +89,10 @@ def decode_frames(data: bytes) -> list[Frame]:
     """
     if data[: len(MAGIC)] != MAGIC or len(data) < _HEADER_BYTES:
         raise CorruptionError("merge: the bytes are not what delta_since gives")
-    if data[2] != FORMAT_VERSION:
+    if not 1 <= data[2] <= FORMAT_VERSION:
         raise IncompatibleFormatError(f"merge: format version {data[2]}, this version of crdtkv knows {FORMAT_VERSION}: upgrade it")
     body = memoryview(data)[_HEADER_BYTES:]
-    if data[3:_HEADER_BYTES] != _checksum(body):
+    if data[3:_HEADER_BYTES] != _checksum(body, data[2]):
         raise CorruptionError("merge: the checksum does not fit: the bytes were cut or changed on their way")
     try:
         wire = _decode(body)
@@ -124,9 +127,14 @@ def merge(machine: Machine, given: Snapshot | list[Frame], watches: Watches) -> 
             applied, duplicates = _merge_snapshot(machine, given, touched)
         else:
             applied, duplicates = _merge_frames(machine, given)
-    changed = chain.from_iterable((t.key,) if isinstance(t, Touched) else t.keys for t in touched)
-    keys = tuple(sorted(dict.fromkeys(changed)))  # by code points, so by their bytes; many come in order, which a set would lose
+    keys = _in_order(chain.from_iterable((t.key,) if isinstance(t, Touched) else t.keys for t in touched))
     return MergeResult(applied, duplicates, machine.replica.journal.total - conflicts, keys), machine.log.end()
+
+
+def _in_order(keys: Iterable[str]) -> tuple[str, ...]:
+    """Keys by their code points, so by their bytes, each once. Those of many commits often come so, which costs a look at each."""
+    ordered = sorted(keys)
+    return tuple(ordered if all(map(lt, ordered, islice(ordered, 1, None))) else dict.fromkeys(ordered))
 
 
 def _merge_frames(machine: Machine, frames: list[Frame]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh3_64_digest
 
 from crdtkv.backup import chunks
 from crdtkv.backup import manifest as manifest_module
@@ -58,7 +59,7 @@ def _sealed_snapshot(body: bytes) -> bytes:
 
 
 def _sealed_delta(body: bytes) -> bytes:
-    return exchange.MAGIC + b"\x01" + hashlib.blake2b(body, digest_size=8).digest() + body
+    return exchange.MAGIC + b"\x02" + xxh3_64_digest(body) + body
 
 
 def _text(data: bytes) -> str:

@@ -17,7 +17,7 @@ SHORT = Settings(async_sync_ms=3_600_000, memory_log_bytes=1000)
 
 def packed(_: Store, frames: list[Frame]) -> bytes:
     body = _encode(_Wire([f.data for f in frames]))
-    return b"\xc1\x44\x01" + _checksum(body) + body
+    return b"\xc1\x44\x02" + _checksum(body) + body
 
 
 def frames_of(store: Store, vv: VersionVector = EMPTY_VV) -> list[Frame]:

@@ -171,7 +171,9 @@ def test_delta_and_snapshot_come_to_the_same_state() -> None:
     snapshot = Snapshot.from_bytes(kept("snapshot"))
     assert snapshot.vv == VersionVector.from_bytes(kept("version_vector")) == VersionVector({US: 3, EU: 3})
     at = Machine(MemoryLog(1 << 20), MemoryEngine(), origin=EU, cluster="test", clock=HybridClock(Clock()))
-    at.apply(decode_frames(kept("delta")))
+    frames = decode_frames(kept("delta"))
+    assert frames == decode_frames(kept("delta_1"))  # of version 1
+    at.apply(frames)
     assert at.vv() == snapshot.vv and at.replica.digest() == snapshot.digest()
     for name, slot in SLOTS.items():
         assert snapshot.slots[slot] == at.replica.state.get(slot) == kept(name)
