@@ -102,8 +102,17 @@ class PipelineCore:
         block = self._block
         if block is None or not block.takes(op, weight):
             self._block = block = wire.puts() if op == "puts" else wire.gets()
+            block.settle = self._settle
             self.calls.append(block)
         return block
+
+    def _settle(self, results: list[Result[Any]], values: list[Any]) -> None:
+        """`Result.set_result` of each, of calls that were answered together."""
+        for result, value in zip(results, values, strict=True):
+            result._value = value
+        self.unanswered -= len(values)
+        if not self.unanswered:
+            self.finish()
 
     def take(self) -> list[Call]:
         """The collected calls, to be sent now."""

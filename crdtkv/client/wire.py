@@ -133,11 +133,15 @@ class Block(Call, eq=False):
     Attributes:
         op: "puts" or "gets"; `args` are the columns, those of the request ids (of puts) empty until it is first sent.
         sinks: of each request, in order.
+        settle: takes the sinks and their results, if they are all of one owner that nothing else settles; None: each sink is told.
+        is_settled: by that, or failed.
         deadline: of the first; the others have it, too.
         answered: places of those that the node has answered, while it has not answered all.
     """
 
     sinks: list[Any] = []
+    settle: Callable[[list[Any], list[Any]], None] | None = None
+    is_settled: bool = False
     answered: set[int] = set()
 
     @property
@@ -174,7 +178,7 @@ class Block(Call, eq=False):
         self.sinks.append(sink)
 
     def done(self) -> bool:
-        return all([sink.done() for sink in self.sinks])
+        return self.is_settled if self.settle is not None else all([sink.done() for sink in self.sinks])
 
     def _read(self, payload: Any, token: str) -> list[Any]:
         count = len(self.sinks)
@@ -186,11 +190,16 @@ class Block(Call, eq=False):
         return [None if value is None else decode_value(value) for value in payload]
 
     def _succeed(self, result: list[Any]) -> None:
+        self.is_settled = True
+        if self.settle is not None and not self.answered:
+            self.settle(self.sinks, result)
+            return
         for sink, of_one in zip(self.sinks, result, strict=True):
             if not sink.done():
                 sink.set_result(of_one)
 
     def fail(self, error: CrdtkvError) -> None:
+        self.is_settled = True
         for sink in self.sinks:
             if not sink.done():
                 sink.set_exception(error)
@@ -213,7 +222,7 @@ class Block(Call, eq=False):
     def drop_done(self) -> None:
         """Drop the requests that are answered, or that nobody waits for any more."""
         answered, self.answered = self.answered, set()
-        if answered or any([sink.done() for sink in self.sinks]):
+        if answered or (self.settle is None and any([sink.done() for sink in self.sinks])):
             left = [at for at, sink in enumerate(self.sinks) if at not in answered and not sink.done()]
             self.args = [[column[at] for at in left] if column else column for column in self.args]
             self.sinks = [self.sinks[at] for at in left]
@@ -222,6 +231,7 @@ class Block(Call, eq=False):
         """Take the first so many requests off, as a block of their own."""
         first = Block(self.op, [column[:count] for column in self.args], self.decode, 0, self.write)
         first.sent_at, first.bound, first.deadline, first.sinks = self.sent_at, self.bound, self.deadline, self.sinks[:count]
+        first.settle = self.settle
         first.weight = self.weight * count // len(self.sinks)
         self.weight -= first.weight
         self.args, self.sinks = [column[count:] for column in self.args], self.sinks[count:]
