@@ -167,14 +167,20 @@ class Laboratory:
         self._acked: dict[str, list[tuple[int, float, float]]] = {r: [] for r in self.regions}
         """Region → (seq, due, answered) of each commit, in the order of the answers."""
         self._origins: dict[str, set[Origin]] = {r: set() for r in self.regions}
-        self._sightings: dict[Pair, list[tuple[int, float]]] = {Pair(a, b): [] for a in self.regions for b in self.regions}
+        self._sightings: dict[Pair, list[tuple[int, float]]] = {Pair(a, b): [] for a in self.regions for b in self.regions if a != b}
         """(seq, time), both ascending: all commits up to seq were readable by then."""
-        self._watching = {r: asyncio.Event() for r in self.regions}
+        self._watching = {r: {prefix: asyncio.Event() for prefix in self._watched_in(r)} for r in self.regions}
+        """Region → what is watched there, and whether the watch is open."""
         self._flying: set[asyncio.Task[None]] = set()
         self._fault: BaseException | None = None
         self._echoer = {r: Echoer(r, watchers[r]) for r in self.regions} if self._echoes_here() else {}
         self._cut: CutMade | None = None
         self._watch_restarts = 0
+
+    def _watched_in(self, region: str) -> list[str]:
+        """Prefixes of what is watched in a region: what others write. Its own would be as many pages again for node and instrument."""
+        kinds = "we" if self._settings.clock is Clock.ECHO else "w"
+        return [f"{self._prefix}{kind}/{other}/" for other in self.regions if other != region for kind in kinds]
 
     def _echoes_here(self) -> bool:
         return self._settings.clock is Clock.ECHO and not self._settings.echo_elsewhere
@@ -194,7 +200,8 @@ class Laboratory:
         settings = self._settings
         async with background() as start:
             for region in self.regions:
-                start(self._watch(region))
+                for prefix, open_ in self._watching[region].items():
+                    start(self._watch(region, prefix, open_))
             for echoer in self._echoer.values():
                 start(echoer.run())
             await self._ready()
@@ -219,11 +226,12 @@ class Laboratory:
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 for watching in self._watching.values():
-                    await watching.wait()
+                    for open_ in watching.values():
+                        await open_.wait()
                 for writer in self._writers.values():
                     await writer
         except TimeoutError:
-            missing = ", ".join(r for r, watching in self._watching.items() if not watching.is_set()) or "a writer"
+            missing = ", ".join(r for r, watching in self._watching.items() if not all(e.is_set() for e in watching.values())) or "a writer"
             raise DeadlineExceededError(f"no connection within {_READY_TIMEOUT_S:g} s: {missing}") from None
 
     # -- writing --------------------------------------------------------------------------------------------------------
@@ -303,13 +311,13 @@ class Laboratory:
 
     # -- watching -------------------------------------------------------------------------------------------------------
 
-    async def _watch(self, region: str) -> None:
+    async def _watch(self, region: str, prefix: str, open_: asyncio.Event) -> None:
         """Note what becomes readable in a region. A watch that the node cut off, because we read too slowly, goes on where it was."""
         token: str | None = None
         while True:
-            changes = self._watchers[region].watch(self._prefix, since=token)
+            changes = self._watchers[region].watch(prefix, since=token)
             await changes
-            self._watching[region].set()
+            open_.set()
             try:
                 async for change in changes:
                     self._note(region, change, self.now_s())
@@ -320,7 +328,7 @@ class Laboratory:
     def _note(self, region: str, change: Change, now_s: float) -> None:
         kind, who, rest = change.key.removeprefix(self._prefix).split("/", 2)
         if kind == "w":
-            if who == region or self._settings.clock is Clock.MONOTONIC:
+            if self._settings.clock is Clock.MONOTONIC:
                 self._seen(Pair(who, region), change.commit.seq, now_s)
             elif region in self._echoer:
                 self._echoer[region].echo(change)
@@ -357,8 +365,8 @@ class Laboratory:
             dues = list(itertools.accumulate((due for _, due, _ in reversed(commits)), min))
             for (seq, _, _), due in zip(commits, reversed(dues), strict=True):
                 meter.acknowledged(region, meter.due(region, due), seq)
-            for observer in self.regions:
-                halved = self._settings.clock is Clock.ECHO and observer != region
+            for observer in (other for other in self.regions if other != region):
+                halved = self._settings.clock is Clock.ECHO
                 for number, seen in _first_sightings([seq for seq, _, _ in commits], self._sightings[Pair(region, observer)]):
                     due = meter.due_s(region, number)
                     assert seen >= due, "a write was seen before it was due"

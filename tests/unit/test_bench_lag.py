@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from collections.abc import Generator as Awaiting
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from crdtkv.bench.compare import BLOCKS_MAX, RULE, blocks, compare, load
 from crdtkv.bench.histogram import Histogram
-from crdtkv.bench.laboratory import Clock, CutMade, Generator, LagSettings, Measured, _first_sightings
+from crdtkv.bench.laboratory import Clock, CutMade, Generator, Laboratory, LagSettings, Measured, _first_sightings
 from crdtkv.bench.page import render_page, write_results
 from crdtkv.bench.results import AFTER, BEFORE, CUT, DRAIN, build, figures, phase_of, slice_s
 from crdtkv.bench.schedule import CutPlan, Schedule, parse_cut, parse_seconds
@@ -21,6 +22,7 @@ from crdtkv.bench.workload import Workload
 from crdtkv.cli.main import main
 from crdtkv.errors import ConfigError
 from crdtkv.instruments.lag import LagMeter, Pair
+from crdtkv.results import Change, Commit
 from crdtkv.transport.loop import precise_event_loop
 from tests.unit.documents import ROOT
 
@@ -107,6 +109,67 @@ def test_a_write_belongs_to_the_phase_that_shaped_its_lag() -> None:
     assert [phase_of(due, seen, cut, False, 8.5) for due, seen, _ in beside] == [phase for _, _, phase in beside]
     assert phase_of(9.0, None, cut, True, None) == DRAIN, "what never drained has no after"
     assert phase_of(6.0, None, None, False, None) == BEFORE
+
+
+# -- a run --------------------------------------------------------------------------------------------------------------
+
+
+class Everywhere:
+    """A client of a region whose writes are at once readable in all, which notes whose writes its watches were sent."""
+
+    def __init__(self, region: str, world: list[Everywhere]) -> None:
+        self.region, self.world = region, world
+        self.seq = 0
+        self.watches: list[Watch] = []
+        self.sent: list[str] = []
+        world.append(self)
+
+    def __await__(self) -> Awaiting[None, None, None]:
+        return asyncio.sleep(0).__await__()
+
+    async def put(self, key: str, value: Any) -> Commit:
+        self.seq += 1
+        commit = Commit(f"{self.region}.0", self.seq, 0, "token")
+        for client in self.world:
+            for watch in client.watches:
+                if key.startswith(watch.prefix):
+                    client.sent.append(self.region)
+                    watch.changes.put_nowait(Change(key, "register", None, "put", value, commit, "token"))
+        return commit
+
+    def watch(self, prefix: str, since: str | None) -> Watch:
+        self.watches.append(Watch(prefix))
+        return self.watches[-1]
+
+
+class Watch:
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.changes: asyncio.Queue[Change] = asyncio.Queue()
+
+    def __await__(self) -> Awaiting[None, None, None]:
+        return asyncio.sleep(0).__await__()
+
+    async def __aiter__(self) -> AsyncIterator[Change]:
+        while True:
+            yield await self.changes.get()
+
+
+@pytest.mark.parametrize("clock", list(Clock))
+def test_all_pairs_are_measured_and_no_node_is_asked_for_what_was_written_there(clock: Clock) -> None:
+    """A region's own writes make no pair; to send them back would cost node and instrument as many pages again, which shows as lag."""
+    world: list[Everywhere] = []
+    writers, watchers = ({r: Everywhere(r, world) for r in ("us", "eu", "ap")} for _ in range(2))
+    settings = LagSettings(rate=1000.0, duration_s=0.05, warmup_s=0.0, clock=clock)
+
+    async def run() -> Measured:
+        return await Laboratory(writers, watchers, {}, None, settings, "run").run()  # type: ignore[arg-type]
+
+    found = asyncio.run(run())
+    assert all(
+        len(found.acked[pair[0]]) == 50 == sum(seen is not None for _, seen in found.meter.samples(pair)) for pair in found.meter.pairs()
+    )
+    assert {region: set(client.sent) for region, client in watchers.items()} == {r: {"us", "eu", "ap"} - {r} for r in watchers}
 
 
 # -- results ------------------------------------------------------------------------------------------------------------
