@@ -313,6 +313,8 @@ class Control:
     # -- members ----------------------------------------------------------------------------------------------------
 
     def is_removed(self, region: str) -> bool:
+        if not self.members:
+            return False
         member = self.members.get(region)
         return member is not None and member.is_removed
 

@@ -31,7 +31,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from crdtkv.core.causality import Origin, VersionVector, region_of
+from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.control import Steering
 from crdtkv.core.frame import Frame
 from crdtkv.core.replica import Applied
@@ -44,13 +44,14 @@ from crdtkv.replication.progress import TIMER_MS, OwnTail
 from crdtkv.replication.session import Ready, Session
 from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.replication.snapshot import Job, Transfers
-from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Relay, State
+from crdtkv.replication.status import LIVE, OPENING, RELAYING, Code, Event, EventKind, PeerStatistics, State
 
 Link = Hashable
 """Whatever the I/O layer names a connection by; a new connection has a new name."""
 
 SHORT_BYTES_MAX: Final = 64 << 10
 """So many bytes of frames are applied before anything else is sent: a millisecond or two."""
+_NEVER_MS: Final = float("inf")
 _UNANSWERED: Final = (Ack, HeartbeatReply)
 _NO_NEWS: Final = (Ack, HeartbeatReply, Heartbeat)
 """These tell nothing but vectors, if anything."""
@@ -142,6 +143,14 @@ class Drive:
         members: names of the regions of the cluster, as far as configured.
     """
 
+    __slots__ = (
+        "_agreed_as_of", "_agreed_with", "_alone", "_applied_by_ms", "_apply_at_ms", "_apply_began_ms", "_applying", "_began_here",
+        "_checked_for", "_direct", "_distances", "_durable", "_events", "_groups", "_has_news", "_is_quiet", "_members", "_needs", "_now",
+        "_peers", "_port", "_queue", "_relay_wake_ms", "_remembered", "_rests", "_resubscribe_after_ms", "_resubscribe_at_ms",
+        "_reviewed_as_of", "_served", "_settings", "_snapshot_for", "_tail", "_tried", "_vv", "_wall_ms", "amnesia", "membership",
+        "transfers",
+    )  # fmt: skip
+
     def __init__(
         self, port: ReplicaPort, settings: ReplicationSettings, *, now_ms: float, wall_ms: Callable[[], float], members: Sequence[str] = ()
     ) -> None:
@@ -162,7 +171,11 @@ class Drive:
         """What the last review of the membership rested on."""
         self._checked_for: object = None
         """Who was present by the review before it, when it was last checked who of the peers has gone on as another."""
-        self._remembered: dict[str, PeerStatistics] = {}
+        self._agreed_with: tuple[int, list[Session]] | None = None
+        """How many origins there were at the last look, and the live sessions, if nothing ends, nobody goes, and that look found nothing
+        new: while both are the same, another one would find nothing either."""
+        self._remembered: dict[str, tuple[Origin, State]] = {}
+        """Per region that was once connected: who it was, and how the last link to it ended."""
         self._distances: dict[str, float] = {}
         """Per region, how far it was by the last link that measured it."""
 
@@ -258,9 +271,9 @@ class Drive:
         elif not isinstance(message, _NO_NEWS):
             for one in session.take_of_snapshots():
                 self.transfers.receive(link, session, one, self._now)
-        if session.found_amnesia and before in (State.OPENING, State.LIVE) and self.amnesia is None:
+        if session.found_amnesia and before in (OPENING, LIVE) and self.amnesia is None:
             self.amnesia = next(e.text for e in reversed(self._events) if e.kind is EventKind.AMNESIA)
-        if is_new := before is State.OPENING and session.state is State.LIVE:
+        if is_new := before is OPENING and session.state is LIVE:
             if (distance_ms := self._distances.get(session.region)) is not None:
                 session.recall(distance_ms)
             self._drop_duplicates(link, peer)
@@ -268,7 +281,7 @@ class Drive:
             self.membership.receive(session.reports)
             self._agree()
         elif not isinstance(message, _NOT_REVIEWED):
-            if is_new and session.state is State.LIVE:
+            if is_new and session.state is LIVE:
                 self._agree()
             if self._has_news:
                 self._review()
@@ -350,7 +363,7 @@ class Drive:
     def renewed(self, now_ms: float) -> None:
         """The replica goes on under a new origin, as it must after `amnesia`: peers learn it from a new hello."""
         self._begin(now_ms)
-        self.amnesia, self._began_here = None, True
+        self.amnesia, self._began_here, self._agreed_with = None, True, None
         self._tail = OwnTail(self._port, self._settings, self._now)
         self._vv, self._has_news = self._port.vv(), True
         for peer in self._peers.values():
@@ -384,8 +397,9 @@ class Drive:
             peer.session.tick(self._now)
             if peer.session.ended:
                 self._has_news = True
-        has_news = self._has_news or self._agreed_as_of != (self._port.control.version, len(self._port.control.frozen))
-        if has_news:
+        has_changed = self._agreed_as_of != (self._port.control.version, len(self._port.control.frozen))
+        has_news = self._has_news or has_changed
+        if has_changed or (has_news and not self._is_agreed()):
             self._agree()
         self.transfers.tick(self._now)
         if self._resubscribe_at_ms is not None and self._resubscribe_at_ms <= self._now:
@@ -413,7 +427,7 @@ class Drive:
         messages: dict[Link, tuple[Message, ...]] = {}
         readies: dict[Link, Ready] = {}
         closed: list[Closed] = []
-        transfers, waits, wake_at_ms = self.transfers, bool(self._queue or self._alone), float("inf")
+        transfers, waits, wake_at_ms = self.transfers, bool(self._queue or self._alone), _NEVER_MS
         for link, peer in self._peers.items():
             session = peer.session
             if not peer.writable and not session.ended:
@@ -435,7 +449,7 @@ class Drive:
             wake_at_ms = self._apply_at_ms
         sends = transfers.messages()
         for to, message in sends:
-            if (receiver := self._peers.get(to)) is not None and receiver.session.state is State.LIVE:
+            if (receiver := self._peers.get(to)) is not None and receiver.session.state is LIVE:
                 messages[to] = (*messages.get(to, ()), message)
         arrivals = self._next_group() if apply and waits else ()
         return Work(
@@ -443,7 +457,7 @@ class Drive:
             _frames_of(arrivals) if arrivals else (),
             tuple(closed),
             tuple(self._events),
-            None if wake_at_ms == float("inf") else wake_at_ms,
+            None if wake_at_ms == _NEVER_MS else wake_at_ms,
             None if self.membership.steering is NO_STEERING else self.membership.steering,
             transfers.jobs,
             len(sends),
@@ -482,11 +496,10 @@ class Drive:
 
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""
-        is_done = not (work.apply or work.closed or self._queue or self._alone) and work.steering is None
-        if is_done:
+        if not (work.apply or work.closed or self._queue or self._alone or work.steering):
             for peer in self._peers.values():
                 if peer.writable:
-                    self._rests = float("inf") if work.wake_at_ms is None else work.wake_at_ms
+                    self._rests = _NEVER_MS if work.wake_at_ms is None else work.wake_at_ms
                     break
         self._is_quiet = work.is_empty
         if self._is_quiet:
@@ -519,7 +532,7 @@ class Drive:
 
     def is_connected(self, region: str) -> bool:
         """Whether a live link leads to a region: another one is not to be dialled."""
-        return any(peer.session.state is State.LIVE and peer.session.region == region for peer in self._peers.values())
+        return any(peer.session.state is LIVE and peer.session.region == region for peer in self._peers.values())
 
     @property
     def is_behind(self) -> bool:
@@ -534,7 +547,7 @@ class Drive:
     def statistics(self, now_ms: float) -> tuple[PeerStatistics, ...]:
         """One row per region ever connected, by name; what is not known of the disconnected is None."""
         self._begin(now_ms)
-        rows = dict(self._remembered)
+        rows = {region: PeerStatistics(region=region, origin=origin, state=state) for region, (origin, state) in self._remembered.items()}
         for peer in self._peers.values():
             if peer.session.origin is not None and not (peer.session.ended and peer.session.region in rows):
                 peer.session.tick(self._now)
@@ -560,13 +573,13 @@ class Drive:
     def _agree(self) -> None:
         """Look anew at what ends and who is a member; tell the peers, and end links to whoever was removed."""
         control, membership, vv = self._port.control, self.membership, self._vv
-        self._agreed_as_of = control.version, len(control.frozen)
+        self._agreed_as_of, self._agreed_with = (control.version, len(control.frozen)), None
         durable, is_draining = self._port.durable_vv(), membership.is_draining
         sessions: list[Session] = []
         peers: list[object] = []
         for link, peer in self._peers.items():
             session = peer.session
-            if session.state is State.LIVE:
+            if session.state is LIVE:
                 assert session.origin is not None
                 membership.announce(session.origin, session.peer_vv)
                 sessions.append(session)
@@ -575,13 +588,14 @@ class Drive:
         # This is asked at every tick, and most of them change nothing that matters here.
         is_known = as_of == self._reviewed_as_of
         if is_known and membership.present is self._checked_for:
+            self._agreed_with = (len(vv), sessions) if membership.is_at_rest else None
             return
         self._checked_for = membership.present
         for session in sessions:
             session.check_removed()
-        if is_known and all(session.state is State.LIVE for session in sessions):
+        if is_known and all(session.state is LIVE for session in sessions):
             return
-        live = {s.origin: s.peer_members for s in sessions if s.state is State.LIVE and s.origin is not None}
+        live = {s.origin: s.peer_members for s in sessions if s.state is LIVE and s.origin is not None}
         told = membership.message
         message = membership.review(vv, durable, live, is_handed_over=not is_draining or self._is_handed_over())
         # Again, until nothing changes any more; and what may fail is asked for again.
@@ -591,9 +605,21 @@ class Drive:
                 if peer.session.told is not message:
                     peer.session.tell(message)
 
+    def _is_agreed(self) -> bool:
+        """Whether `_agree` would find what it found the last time, as it does in most clusters at most ticks."""
+        if self._agreed_with is None:
+            return False
+        origins, sessions = self._agreed_with
+        if len(self._vv) != origins or [peer.session for peer in self._peers.values() if peer.session.state is LIVE] != sessions:
+            return False
+        for session in sessions:
+            assert session.origin is not None
+            self.membership.announce(session.origin, session.peer_vv)
+        return True
+
     def _is_handed_over(self) -> bool:
         """The connected peers have fsynced all that this replica has, but for what they can have from whoever wrote it."""
-        sessions = [peer.session for peer in self._peers.values() if peer.session.state is State.LIVE]
+        sessions = [peer.session for peer in self._peers.values() if peer.session.state is LIVE]
         here = {session.region for session in sessions}
         alone = VersionVector.adopt({o: n for o, n in self._vv.items() if region_of(o) not in here})
         return bool(sessions) and all(alone <= session.peer_durable for session in sessions)
@@ -643,7 +669,7 @@ class Drive:
         if session.origin is not None and not self.is_connected(session.region):
             state = session.state if session.ended else State.CLOSED
             self._remembered.pop(session.region, None)
-            self._remembered[session.region] = PeerStatistics(region=session.region, origin=session.origin, state=state)
+            self._remembered[session.region] = session.origin, state
             if len(self._remembered) > REMEMBERED_MAX:
                 del self._remembered[next(iter(self._remembered))]
 
@@ -653,7 +679,7 @@ class Drive:
         origin = peer.session.origin
         assert origin is not None
         for other_link, other in list(self._peers.items()):
-            if other_link == link or other.session.state is not State.LIVE or other.session.region != peer.session.region:
+            if other_link == link or other.session.state is not LIVE or other.session.region != peer.session.region:
                 continue
             if other.session.origin != origin:
                 other.session.close(Code.REPLACED, "a link to another incarnation replaces this one")
@@ -674,15 +700,15 @@ class Drive:
         rests, vv = not self._needs and not self._snapshot_for, self._vv
         for peer in self._peers.values():
             session = peer.session
-            if session.state is State.LIVE:
-                if session.sends_own and session.origin is not None:
+            if session.state is LIVE and session.origin is not None:
+                if session.own_floor is EMPTY_VV or session.sends_own:
                     direct.append(session.origin)
                 rests = rests and session.brings_all and session.peer_vv <= vv
         self._direct = frozenset(direct)
         self._relay_wake_ms = None
         if rests:
             return True  # so it is nearly always, and this is asked at every tick
-        live = [(link, peer.session) for link, peer in self._peers.items() if peer.session.state is State.LIVE]
+        live = [(link, peer.session) for link, peer in self._peers.items() if peer.session.state is LIVE]
         holders = self._find_needs([session for _, session in live])
         for origin, need in self._needs.items():
             if (due := need.since_ms + self._settings.relay_delay_ms) > self._now:
@@ -695,7 +721,7 @@ class Drive:
             self.transfers.need(donors, self._now)
         needed = set().union(*holders.values()) if holders else set()
         for _, session in live:
-            if session.relay in (Relay.ASKED, Relay.OPEN) and session not in needed:
+            if session.relay in RELAYING and session not in needed:
                 if (end := session.relay_useful_ms + self._settings.relay_linger_ms) <= self._now:
                     session.end_relay()
                 else:
@@ -742,7 +768,7 @@ class Drive:
         below = any(session.origin == origin and not session.sends_own for _, session in holders)
         holders = [(link, session) for link, session in holders if session.origin != origin]
         for link, session in holders:
-            if session.relay in (Relay.ASKED, Relay.OPEN):
+            if session.relay in RELAYING:
                 patience = max(need.since_ms, session.relay_changed_ms, session.relay_received_ms) + settings.relay_timeout_ms
                 if patience > self._now:
                     return self._wake_for_relay(patience)

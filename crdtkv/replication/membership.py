@@ -92,15 +92,19 @@ class Membership:
 
     def receive(self, reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]]) -> None:
         """What a peer knows of what members told. What is told only grows, so it may come late and in any order."""
-        own = self._port.origin
-        self.changes += 1
+        own, all_known = self._port.origin, self._reports
         for reporter, told in reports.items():
-            if reporter == own or len(self._reports) >= ORIGINS_MAX:
+            if reporter == own or len(all_known) >= ORIGINS_MAX:
                 continue
-            known = self._reports.setdefault(reporter, {})
+            if reporter not in all_known:
+                all_known[reporter] = {}
+                self.changes += 1
+            known = all_known[reporter]
             for origin, (seq, is_frozen) in told.items():
-                before = known.get(origin, (0, False))
-                known[origin] = max(before[0], seq), before[1] or is_frozen
+                before = known.get(origin)
+                if before is None or seq > before[0] or (is_frozen and not before[1]):
+                    known[origin] = (seq, is_frozen) if before is None else (max(before[0], seq), before[1] or is_frozen)
+                    self.changes += 1
                 self._note_announced(origin, seq)
 
     def announce(self, peer: Origin, vv: VersionVector) -> None:
@@ -113,8 +117,10 @@ class Membership:
         if vv is self._last_announced.get(peer):
             return
         self._last_announced[peer] = vv
-        for origin in vv.origins():
-            self._note_announced(origin, vv.seq(origin))
+        known = self._announced.get
+        for origin, seq in vv.pairs():
+            if seq > known(origin, 0):
+                self._note_announced(origin, seq)
 
     def _note_announced(self, origin: Origin, seq: int) -> None:
         known = self._announced.get(origin)
@@ -193,8 +199,10 @@ class Membership:
         later = self._port.control.ended_by.get(origin)
         if later is not None and later not in self._present:
             return True
-        region = region_of(origin)
-        same = [o for o in (*self._port.vv().origins(), *self._reports) if o != origin and region_of(o) == region]
+        region, same = region_of(origin), []
+        for other in (*self._port.vv().origins(), *self._reports):
+            if other != origin and region_of(other) == region:
+                same.append(other)
         return bool(same) and any(generation_of(o) >= generation_of(origin) for o in self._open(same))
 
     def rests_on(self, vv: VersionVector, durable: VersionVector) -> object:
@@ -204,10 +212,16 @@ class Membership:
         control = self._port.control
         if self.is_draining:
             return vv, durable
-        watched = {*control.frozen, *control.closed, *[o for told in self._reports.values() for o in told]}
-        if not watched:
+        if not control.has_limits and not any(self._reports.values()):
             return vv.origins()
+        watched = {*control.frozen, *control.closed, *[o for told in self._reports.values() for o in told]}
         return vv.origins(), [(o, vv.seq(o), durable.seq(o)) for o in watched]
+
+    @property
+    def is_at_rest(self) -> bool:
+        """No origin ends or has ended, no region comes or goes, and nobody told of any."""
+        control = self._port.control
+        return not (control.has_limits or control.members or any(self._reports.values()))
 
     @property
     def is_draining(self) -> bool:

@@ -68,7 +68,7 @@ from crdtkv.replication.packing import ZLIB, Packing
 from crdtkv.replication.port import ReplicaPort
 from crdtkv.replication.progress import TIMER_MS, AckTimer, Incoming, OwnTail
 from crdtkv.replication.settings import ReplicationSettings
-from crdtkv.replication.status import Code, Event, EventKind, PeerStatistics, Relay, State
+from crdtkv.replication.status import LIVE, OPENING, RELAYING, Code, Event, EventKind, PeerStatistics, Relay, State
 from crdtkv.replication.streams import OwnStream, Plan, RelayStream
 
 _UNANSWERED: Final = (Ack, HeartbeatReply, Frames)
@@ -103,6 +103,16 @@ class Session:
         wall_ms: the wall clock, for clock offsets only. `now_ms` everywhere is a clock that never goes back.
     """
 
+    __slots__ = (
+        "_ack", "_arrived", "_beat_vv", "_beats", "_began_here", "_clock_samples", "_dead_after_ms", "_divergence", "_durable", "_events",
+        "_heard_ms", "_heartbeat_at_ms", "_heartbeat_number", "_hello_due", "_is_former", "_last_received", "_members", "_now",
+        "_of_snapshots", "_offers", "_pending", "_port", "_quiet", "_quiet_as_of", "_quiet_until_ms", "_reply", "_round_trips",
+        "_settings", "_stall_reported", "_tail", "_told_durable", "_vv", "_wall_ms", "_was_asked", "close_code", "distance_ms", "ended",
+        "features", "found_amnesia", "origin", "own_floor", "own_in", "own_out", "packing", "peer_durable", "peer_members", "peer_vv",
+        "region", "relay", "relay_changed_ms", "relay_floor", "relay_in", "relay_out", "relay_received_ms", "relay_useful_ms", "reports",
+        "round_trip_ms", "said_bye_by_peer", "state", "told",
+    )  # fmt: skip
+
     def __init__(
         self,
         port: ReplicaPort,
@@ -124,7 +134,7 @@ class Session:
         self._is_former = is_former
         self._began_here = began_here
         self._now = now_ms
-        self.state = State.OPENING
+        self.state = OPENING
         self.ended = False
         self.origin: Origin | None = None
         self.reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]] = {}
@@ -218,11 +228,11 @@ class Session:
             if not message.optional:
                 self._end(Code.VERSION, f"messages of kind {message.kind!r} are not known here: upgrade")
         elif isinstance(message, Hello):
-            if self.state is State.OPENING:
+            if self.state is OPENING:
                 self._receive_hello(message)
             else:
                 self._end(Code.PROTOCOL, "a second hello")
-        elif self.state is State.OPENING or isinstance(message, Packed):  # what is packed was unpacked by `packing`
+        elif self.state is OPENING or isinstance(message, Packed):  # what is packed was unpacked by `packing`
             self._end(Code.PROTOCOL, f"{type(message).__name__} before the hello")
         else:
             self._receive_live(message)
@@ -240,12 +250,10 @@ class Session:
         settings = self._settings
         if self.ended:
             return
-        if self.state is State.OPENING and self._now - self._heard_ms >= settings.hello_timeout_ms:
+        if self.state is OPENING and self._now - self._heard_ms >= settings.hello_timeout_ms:
             self._end(Code.TIMEOUT, f"no hello within {settings.hello_timeout_ms} ms")
-        elif self.state is State.LIVE and self._now - self._heard_ms >= self._dead_after_ms:
+        elif self.state is LIVE and self._now - self._heard_ms >= self._dead_after_ms:
             self._end(Code.TIMEOUT, f"silent for {self._dead_after_ms} ms")
-        if not self.is_waiting:
-            return
         for incoming in (self.own_in, self.relay_in):
             if not incoming.waiting:
                 continue
@@ -265,7 +273,7 @@ class Session:
         if peer is not None:
             moved = vv is not former and vv.seq(peer) != former.seq(peer)
             moved = moved or (durable is not former_durable and durable.seq(peer) != former_durable.seq(peer))
-            if moved or (self.relay in (Relay.ASKED, Relay.OPEN) and (vv != former or durable != former_durable)):
+            if moved or (self.relay in RELAYING and (vv != former or durable != former_durable)):
                 self._ack.note(self._now)
                 self._quiet = None
         self._vv, self._durable = vv, durable
@@ -285,7 +293,7 @@ class Session:
 
     def ask_relay(self) -> None:
         """Ask the peer for what third origins wrote and this replica lacks."""
-        assert self.state is State.LIVE
+        assert self.state is LIVE
         self._quiet = None
         self.relay, self.relay_changed_ms, self.relay_useful_ms = Relay.ASKED, self._now, self._now
         self._was_asked = True
@@ -294,16 +302,16 @@ class Session:
 
     def end_relay(self) -> None:
         """What the peer relayed is no longer needed."""
-        if self.relay in (Relay.ASKED, Relay.OPEN):
+        if self.relay in RELAYING:
             self.relay, self.relay_changed_ms = Relay.NONE, self._now
-            if self.state is State.LIVE:
+            if self.state is LIVE:
                 self._quiet = None
                 self._pending["relay"] = EndRelay()
                 self._event(EventKind.RELAY_ENDED, f"no longer need what {self.origin} relays")
 
     def resubscribe(self) -> None:
         """The replica dropped frames that it could not hold: have both streams sent anew from what is applied."""
-        if self.state is State.LIVE:
+        if self.state is LIVE:
             self._quiet = None
             self.own_in.forget()
             self.relay_in.forget()
@@ -311,7 +319,7 @@ class Session:
 
     def tell(self, message: Reports) -> None:
         """Send the newest reports on origins that end."""
-        if self.state is State.LIVE:
+        if self.state is LIVE:
             self._quiet = None
             self._pending["reports"] = self.told = message
 
@@ -346,18 +354,20 @@ class Session:
         out: list[Message] = []
         if self._hello_due:
             out.append(self._hello())
-        if self.state is not State.LIVE:
+        if self.state is not LIVE:
             return tuple(out), self._heard_ms + self._settings.hello_timeout_ms, ()
-        if self._pending:
-            out.extend(self._pending.values())
-        now = self._now
+        now, wake_at_ms = self._now, self._heard_ms + self._dead_after_ms
+        ack_ms, beat_ms, reply = self._ack.due_ms, self._heartbeat_at_ms, self._reply
+        ack_due, grant_due = ack_ms <= now + TIMER_MS, self.own_in.grant_due or self.relay_in.grant_due
+        has_streams = self.relay_out.is_open or self.own_out.has_more
+        if not (has_streams or ack_due or beat_ms <= now or reply or grant_due or self._pending or out):
+            return (), min(wake_at_ms, ack_ms, beat_ms), ()  # as after most of what comes in
+        out.extend(self._pending.values())
         plans: list[Plan] = []
         of_streams: list[Message] = []
-        wake_at_ms = self._heard_ms + self._dead_after_ms
-        if self.relay_out.is_open or self.own_out.has_more:
+        if has_streams:
             plans, of_streams, again_ms = self._plan_streams()
             wake_at_ms = min(wake_at_ms, again_ms)
-        ack_due = self._ack.due_ms <= now + TIMER_MS
         carrier = None
         if of_streams and ACK_WITH_FRAMES in self.features:
             carrier = next((i for i, m in enumerate(of_streams) if isinstance(m, Frames)), None)
@@ -368,17 +378,17 @@ class Session:
                 out.append(ack)
             else:
                 of_streams[carrier] = msgspec.structs.replace(of_streams[carrier], ack=ack)
-        if self.own_in.grant_due or self.relay_in.grant_due:
+        if grant_due:
             out.append(Credit(self.own_in.next_grant, self.relay_in.next_grant))
-        if self._reply is not None:
-            number, received_wall_ms, received_ms = self._reply
+        if reply is not None:
+            number, received_wall_ms, received_ms = reply
             out.append(HeartbeatReply(number, int(received_wall_ms * 1000), int((now - received_ms) * 1000)))
-        if not ack_due and self._ack.due_ms < wake_at_ms:
-            wake_at_ms = self._ack.due_ms
-        if self._heartbeat_at_ms <= now:
+        if not ack_due and ack_ms < wake_at_ms:
+            wake_at_ms = ack_ms
+        if beat_ms <= now:
             out.append(self._heartbeat())
-        elif self._heartbeat_at_ms < wake_at_ms:
-            wake_at_ms = self._heartbeat_at_ms
+        elif beat_ms < wake_at_ms:
+            wake_at_ms = beat_ms
         return (*out, *of_streams), wake_at_ms, tuple(plans)
 
     def _heartbeat(self) -> Heartbeat:
@@ -421,7 +431,7 @@ class Session:
     @property
     def next_frames_ms(self) -> float:
         """When frames may next leave, if there are any; infinity: when something is received."""
-        if self.state is not State.LIVE:
+        if self.state is not LIVE:
             return float("inf")
         flows = (self.own_out.flow, self.relay_out.flow) if self.relay_out.is_open else (self.own_out.flow,)
         return min(flow.flush_due_ms(self.distance_ms) if flow.has_room(self.distance_ms) else float("inf") for flow in flows)
@@ -519,7 +529,7 @@ class Session:
     @property
     def sends_own(self) -> bool:
         """Whether what the peer itself writes comes over this link, as far as one can know."""
-        if self.state is not State.LIVE:
+        if self.state is not LIVE:
             return False
         origin, floor = self.origin, self.own_floor
         return origin is not None and (floor is EMPTY_VV or floor.seq(origin) <= self._vv.seq(origin))
@@ -532,7 +542,7 @@ class Session:
     def statistics(self) -> PeerStatistics:
         """What is known of the peer. Needs its hello."""
         assert self.origin is not None
-        if self.state is not State.LIVE:
+        if self.state is not LIVE:
             return PeerStatistics(region=self.region, origin=self.origin, state=self.state)
         tail, applied = self._tail, self.peer_vv.seq(self._port.origin)
         return PeerStatistics(
@@ -592,7 +602,7 @@ class Session:
         self.own_out.restart(self.peer_vv.seq(self._port.origin))
         self._last_received = self._vv.seq(hello.origin)
         self._heartbeat_at_ms = self._now
-        self.state = State.LIVE
+        self.state = LIVE
         self._event(EventKind.LIVE, f"{hello.origin} is connected", behind=self._vv.missing_from(hello.vv))
         return None
 
@@ -602,7 +612,7 @@ class Session:
 
     def check_removed(self) -> None:
         """End the link if the peer was removed since it was opened."""
-        if self.state is State.LIVE and (why := self._refusal()) is not None:
+        if self.state is LIVE and (why := self._refusal()) is not None:
             self._end(*why)
 
     def _learn(self, vv: VersionVector) -> bool:
@@ -709,7 +719,7 @@ class Session:
             if not self.sends_own:
                 text = f"{self.origin} no longer has its own commits up to {message.floor.seq(self.origin)}, which are missing here"
                 self._event(EventKind.NEEDS_SNAPSHOT, text)
-        elif self.relay in (Relay.ASKED, Relay.OPEN):
+        elif self.relay in RELAYING:
             self.relay, self.relay_changed_ms, self.relay_floor = Relay.REFUSED, self._now, message.floor
             self._event(EventKind.RELAY_REFUSED, f"{self.origin} cannot relay: its log begins at {message.floor}")
 

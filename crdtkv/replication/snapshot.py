@@ -30,7 +30,7 @@ from crdtkv.core.install import Installed
 from crdtkv.core.transfer import NO_LINK, next_link
 from crdtkv.errors import CorruptionError, CrdtkvError, IncompatibleFormatError, RegionUnavailableError
 from crdtkv.replication.messages import AboutSnapshots, AskSnapshot, CannotSnapshot, Chunk, ChunkAck, EndSnapshot, Message
-from crdtkv.replication.status import Code, Event, EventKind, State
+from crdtkv.replication.status import LIVE, Code, Event, EventKind
 
 if TYPE_CHECKING:
     from crdtkv.replication.port import ReplicaPort, Snapshots, SnapshotSource
@@ -236,7 +236,7 @@ class Transfers:
         staged = snapshots.staged
         fit = []
         for link, session in holders:
-            if session.state is not State.LIVE or FEATURE not in session.features:
+            if session.state is not LIVE or FEATURE not in session.features:
                 continue
             again = self._tried.get(session.region, float("-inf"))
             if again > now_ms:

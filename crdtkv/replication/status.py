@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
 
 from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 
@@ -23,6 +26,13 @@ class Relay(enum.Enum):
     ASKED = "asked"
     OPEN = "open"
     REFUSED = "refused"
+
+
+# At hand: until Python 3.12, to look a member up in its class costs ten times what a name of a module does, and these are asked for every
+# peer at every turn.
+OPENING: Final = State.OPENING
+LIVE: Final = State.LIVE
+RELAYING: Final = (Relay.ASKED, Relay.OPEN)
 
 
 class Code(enum.StrEnum):
@@ -71,18 +81,20 @@ class EventKind(enum.StrEnum):
     RELAY_ENDED = "relay_ended"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+_ALARMS: Final = frozenset((EventKind.AMNESIA, EventKind.FORK, EventKind.DIVERGENCE, EventKind.REMOVED))
+
+
+class Event(msgspec.Struct, frozen=True):
     """Something to log, and if `alarm` to act on."""
 
     kind: EventKind
     origin: Origin | None
     text: str
-    details: Mapping[str, str | int] = field(default_factory=dict)
+    details: Mapping[str, str | int] = msgspec.field(default_factory=dict)
 
     @property
     def alarm(self) -> bool:
-        return self.kind in (EventKind.AMNESIA, EventKind.FORK, EventKind.DIVERGENCE, EventKind.REMOVED)
+        return self.kind in _ALARMS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

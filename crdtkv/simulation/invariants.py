@@ -45,7 +45,6 @@ from crdtkv.simulation.specification import (
     Remove,
     Reset,
     Slot,
-    Write,
     beaten,
     concurrent,
     place_of,
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
 
 _REPLAYED: Final = (HEAD_SPACE, REMOVAL_SPACE, JOURNAL_SPACE, DEAD_SPACE)
 """Bookkeeping that replay must give again to the byte: a function of the log, but for what was forgotten as stable, which is flushed."""
+_REMOVING: Final = (Remove, Clear, Reset)
 _STAMPS_AT_ONCE: Final = 1_000
 """More stamps than one step issues: how far the clock's mark may go ahead of the bound by counting."""
 
@@ -128,6 +128,8 @@ class Auditor:
         self._digests: dict[VersionVector, int] = {}
         self._states: dict[VersionVector, tuple[dict[bytes, tuple[Live, ...]], dict[str, int]]] = {}
         self._records: dict[Slot, bytes] = {}
+        self._removals: dict[tuple[Dot, Operation], bool] = {}
+        """Whether there was anything to remove."""
         self._stamps: dict[Origin, int] = {}
         self._requests: dict[Dot, bytes] = {}
         self._requests_of: dict[Origin, dict[int, bytes]] = {}
@@ -300,7 +302,8 @@ class Auditor:
     def _check_ends(self, member: Member, followed: _Followed, vv: VersionVector) -> None:
         """An origin is closed once, and nobody has more of it than that; each vector says the same with and without what is closed."""
         control = member.machine.control
-        judged = vv, dict(control.closed), self._ends_as_of, self.ends_may_rise, len(self.removed_regions), len(self._unsaid), member.origin
+        closed = dict(control.closed) if control else None
+        judged = vv, closed, self._ends_as_of, self.ends_may_rise, len(self.removed_regions), len(self._unsaid), member.origin
         if judged == followed.ends_judged:
             return  # all that this rests on is as it was
         if control.closed and control.complete(control.show(vv)) != vv:
@@ -471,6 +474,7 @@ class Auditor:
         """These commits never were."""
         self._history.forget(dots)
         self._states.clear()
+        self._removals.clear()
         for dot in dots:
             if (request_id := self._requests.pop(dot, None)) is not None:
                 del self._requests_of[dot.origin][dot.seq]
@@ -608,16 +612,18 @@ class Auditor:
         position: dict[Dot, int] = {}
         stretch: dict[Dot, int] = {}  # between two installs: only within one did both come by log, with all that either had seen
         jumps = [at for at, _ in member.log.jumps]
+        removals_at: dict[Place, list[tuple[Commit, Operation]]] = {}  # in the order in which they came
         for at, frame in enumerate(self._followed[member.index].order):
             for seq in range(frame.first_seq, frame.last_seq + 1):
                 dot = Dot(frame.origin, seq)
                 position[dot], stretch[dot] = len(position), bisect_right(jumps, at)
         for places, write in self._surviving(vv):
             for place in places:
-                removals = [
-                    (c, op) for c, op in self._history.seen(vv, place) if isinstance(op, Remove | Clear | Reset) and c.dot in position
-                ]
-                removals.sort(key=lambda removal: position[removal[0].dot])
+                removals = removals_at.get(place)
+                if removals is None:
+                    removals = [(c, op) for c, op in self._history.seen(vv, place) if isinstance(op, _REMOVING) and c.dot in position]
+                    removals.sort(key=lambda removal: position[removal[0].dot])
+                    removals_at[place] = removals
                 commits = [commit for commit, _ in removals]
                 met = sum(position[commit.dot] < position.get(write.dot, -1) for commit in commits)
                 for at, (commit, op) in enumerate(removals):
@@ -634,16 +640,22 @@ class Auditor:
                 yield places, self._history.commits[write.dot]
         for key in self._history.counters:
             seen = self._history.seen(vv, (key, "counter"))
+            resets = [commit.past for commit, op in seen if isinstance(op, Reset)]
             for commit, op in seen:
-                reset = any(isinstance(o, Reset) and c.past.covers(commit.dot) for c, o in seen)
-                if isinstance(op, Increment) and not reset:
+                if isinstance(op, Increment) and not any(past.covers(commit.dot) for past in resets):
                     yield ((key, "counter"),), commit
 
     def _removed(self, commit: Commit, operation: Operation) -> bool:
-        """Whether there was something to remove."""
+        """Whether there was something to remove: judged once, for all replicas."""
+        found = self._removals.get((commit.dot, operation))
+        if found is None:
+            found = self._removals[commit.dot, operation] = self._had_something(commit, operation)
+        return found
+
+    def _had_something(self, commit: Commit, operation: Operation) -> bool:
         if isinstance(operation, Reset):
             return self._history.counter(commit.past, operation.key)[0] > 0
         if isinstance(operation, Clear):
             return any(self._history.live(commit.past, s) for s in self._history.slots if s[:2] == place_of(operation))
-        assert isinstance(operation, Remove | Write)
+        assert isinstance(operation, Remove)
         return bool(self._history.live(commit.past, operation.slot))

@@ -17,7 +17,7 @@ from crdtkv.core.types.counter import DEAD_SPACE
 from crdtkv.errors import ClockSkewError, CorruptionError, CrdtkvError, DiskFullError, IncompatibleFormatError, RegionRemovedError
 from crdtkv.replication.backoff import Backoff
 from crdtkv.replication.drive import Drive, Work
-from crdtkv.replication.messages import CannotRelay, Frames, Heartbeat, HeartbeatReply, encode, is_packed
+from crdtkv.replication.messages import CannotRelay, Chunk, Frames, Heartbeat, HeartbeatReply, encode, is_packed
 from crdtkv.replication.snapshot import Job
 from crdtkv.replication.status import EventKind
 from crdtkv.simulation.clocks import WallClock
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from crdtkv.simulation.world import World
 
 _BEATS: Final = (Heartbeat, HeartbeatReply)
+_PACKED: Final = (Frames, Chunk)
 CLUSTER: Final = "simulation"
 EXPIRIES_AT_ONCE: Final = 4
 LEAP: Final = 3
@@ -444,17 +445,17 @@ class Member:
             assert isinstance(link, int)
             for message, data in zip(messages, work.encoded(link), strict=True):
                 sending(self, message)
-                plain = data
-                is_beat = isinstance(message, _BEATS)
+                plain, is_beat = data, isinstance(message, _BEATS)
                 if not is_beat:
                     is_idle = False
-                    if isinstance(message, Frames):
-                        world.rare["relayed_frames"] += message.relayed
-                    elif isinstance(message, CannotRelay):
+                    if isinstance(message, CannotRelay):
                         world.rare["cannot_relay"] += 1
-                    if is_packed(data):
-                        plain = encode(message)
-                        world.rare["compressed"] += 1
+                    elif isinstance(message, _PACKED):
+                        if isinstance(message, Frames):
+                            world.rare["relayed_frames"] += message.relayed
+                        if is_packed(data):
+                            plain = encode(message)
+                            world.rare["compressed"] += 1
                 trace(self.index, link, plain)  # what zlib makes of it differs between its builds
                 send(self, link, data, is_idle=is_beat)
         if is_idle:

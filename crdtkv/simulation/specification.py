@@ -14,7 +14,7 @@ This knows nothing of entries, runs, frames, clears in slices or journals, and s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from crdtkv.core.causality import Dot, VersionVector
 
@@ -54,6 +54,8 @@ class Expire(NamedTuple):
 
 
 Operation = Write | Remove | Clear | Increment | Reset | Expire
+_SUPERSEDING: Final = (Write, Remove, Clear)
+_OF_A_SLOT: Final = (Write, Remove, Expire)
 
 
 class Commit(NamedTuple):
@@ -180,7 +182,7 @@ class History:
         counters: dict[str, None] = {}
         for commit in new:
             for op in commit.operations:
-                if isinstance(op, Write | Remove | Expire):
+                if isinstance(op, _OF_A_SLOT):
                     touched[op.slot] = None
                 elif isinstance(op, Clear):
                     collections.add((op.key, op.type))
@@ -195,7 +197,7 @@ class History:
         for slot in touched:
             seen = [*at.get(slot, ()), *at.get(slot[:2], ())]
             named = {dot for _, op in seen if isinstance(op, Expire) for dot in op.dots}
-            superseding = [commit for commit, op in seen if isinstance(op, Write | Remove | Clear)]
+            superseding = [commit for commit, op in seen if isinstance(op, _SUPERSEDING)]
             held = [*slots.get(slot, ()), *(Live(c.dot, c.hlc, op.value, op.expiry) for c, op in seen if isinstance(op, Write))]
             live = tuple(sorted(w for w in held if w.dot not in named and not any(c.past.covers(w.dot) for c in superseding)))
             if live:
@@ -228,7 +230,7 @@ def live_writes(seen: list[tuple[Commit, Operation]]) -> tuple[Live, ...]:
     """A slot: the writes that nothing visible has superseded."""
     named = {dot for _, op in seen if isinstance(op, Expire) for dot in op.dots}
     # The latest first: one of them has seen nearly every write.
-    superseding = [commit.past for commit, op in reversed(seen) if isinstance(op, Write | Remove | Clear)]
+    superseding = [commit.past for commit, op in reversed(seen) if isinstance(op, _SUPERSEDING)]
     return tuple(
         sorted(
             Live(commit.dot, commit.hlc, op.value, op.expiry)

@@ -100,7 +100,7 @@ class World:
         self.faults = Faults(self)
         self._events: list[tuple[int, int, Life | None, Callable[..., None], tuple[object, ...]]] = []
         """When, in the order of asking, as long as whose life lasts, what."""
-        self._count = self._turns = self.events = 0
+        self._count = self.events = 0
         self._is_idle = False
         self._trace = hashlib.sha256()
         self._finished = False
@@ -167,12 +167,13 @@ class World:
         events = self._events
         try:
             self._begin()
-            while not self._finished:
-                now_us, _, life, what, args = heappop(events)
-                self._turns += 1
+            for _ in range(TURNS_MAX):
+                if self._finished:
+                    break
+                self.now_us, _, life, what, args = heappop(events)
                 if life is not None and life.is_over:
                     continue
-                self.now_us, self.now_ms, self._is_idle = now_us, now_us / 1000, False
+                self.now_ms, self._is_idle = self.now_us / 1000, False
                 try:
                     what(*args)
                 except (StorageError, CorruptionError, IncompatibleFormatError) as e:
@@ -180,8 +181,8 @@ class World:
                         raise
                 if not self._is_idle:
                     self.events += 1
-                if self._turns > TURNS_MAX:
-                    raise Violation(f"still going on after {TURNS_MAX:,} turns")
+            else:
+                raise Violation(f"still going on after {TURNS_MAX:,} turns")
         except (Violation, LogBroke) as e:
             self.violations.append(str(e))
         except Exception as e:  # whatever the product raises where nothing may be raised is a finding

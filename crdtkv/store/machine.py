@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ from crdtkv.core.control import Control, Steering, close_delta
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.heads import Head
 from crdtkv.core.install import Installed, Installer
-from crdtkv.core.replica import Applied, Outcome, Replica
+from crdtkv.core.replica import DROPPED, DUPLICATE, Applied, Outcome, Replica
 from crdtkv.core.settings import CoreSettings
 from crdtkv.errors import (
     ClockSkewError,
@@ -54,6 +54,8 @@ from crdtkv.storage.log import CommitLog
 from crdtkv.storage.memory_log import MemoryLog
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from crdtkv.store.snapshots import Snapshots, Staging
 
 REFUSED = (ClockSkewError, RegionUnavailableError, RegionRemovedError)
@@ -93,6 +95,14 @@ class Machine:
         fold_records_max: changed records that may wait in memory before the engine is written.
         gather_commits_max: commits that may share a frame, of a caller that lets them `gather`.
     """
+
+    __slots__ = (
+        "_beyond", "_changes", "_durable", "_durable_at", "_folded_at", "_gathered_bytes", "_held_back", "_in_memory", "_logged",
+        "_snapshots", "_unsynced", "_unsynced_at", "_vv", "blocked", "cluster", "engine", "engine_is_rebuilt", "failed", "flushed",
+        "fold_guard", "fold_records_max", "fold_steps", "folds", "full", "gather_commits_max", "is_engine_ahead", "is_folding_now", "log",
+        "origin", "pins", "replayed", "replica", "sent_bound", "shard", "sync_releases", "unfolded_bytes", "when_beyond", "when_failed",
+        "when_folding", "when_installed",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -459,7 +469,7 @@ class Machine:
             if not self.replica.state.is_folding:
                 return True
             began = time.perf_counter()
-            with self._or_stopped():
+            with _OrStopped(self):
                 is_done = self.replica.state.fold_some(records_max)
             self.fold_steps.note(time.perf_counter() - began)
             return is_done
@@ -488,18 +498,6 @@ class Machine:
         self._begin_fold()
         self._end_fold()
 
-    @contextlib.contextmanager
-    def _or_stopped(self) -> Iterator[None]:
-        """What the disk may refuse beside the writers: no room makes the machine full, anything else fails it; either is raised."""
-        try:
-            yield
-        except DiskFullError as e:
-            self.refuse(e)
-            raise
-        except BaseException as e:
-            self.fail(e)
-            raise
-
     def settle(self) -> None:
         """Have log and engine on the disk, up to here. Raises as `flush` does."""
         self.check()
@@ -509,7 +507,7 @@ class Machine:
 
     def flush(self, position: int) -> None:
         """Have log and engine on the disk up to a position that was folded. May run beside everything else."""
-        with self._or_stopped():
+        with _OrStopped(self):
             if self.log.synced() < position:
                 self.log.sync()  # first: an engine that is ahead of its log would look like a log that was rolled back
             self.engine.flush()
@@ -517,7 +515,7 @@ class Machine:
 
     def note_synced(self) -> None:
         """See `CommitLog.note_synced`. Raises as `flush` does."""
-        with self._or_stopped():
+        with _OrStopped(self):
             self.log.note_synced()
 
     def purge_slice(self, slots_max: int) -> bool:
@@ -608,7 +606,7 @@ class Machine:
                 self._read_ahead(frames)
             for frame in frames:
                 outcome, _ = replica.receive(frame, applied)
-                dropped += outcome is Outcome.DROPPED
+                dropped += outcome is DROPPED
                 if self._in_memory and applied and self._is_full():
                     added += len(applied)
                     self._append(applied, False)  # never refused: so what waits to be folded stays small, and in the processor's caches
@@ -639,7 +637,7 @@ class Machine:
         keys: list[bytes] = []
         with contextlib.suppress(CorruptionError, WrongClusterError):
             for frame in frames:
-                if self.replica.ready(frame) is not Outcome.DUPLICATE:
+                if self.replica.ready(frame) is not DUPLICATE:
                     keys += self.replica.touches((frame,))
         self.replica.state.load(keys)
 
@@ -922,3 +920,21 @@ class Machine:
 
     def kept_hashes(self) -> dict[Origin, tuple[int, bytes]]:
         return self.replica.last_hashes()
+
+
+class _OrStopped:
+    """What the disk may refuse beside the writers: no room makes the machine full, anything else fails it; either is raised."""
+
+    __slots__ = ("_machine",)
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, DiskFullError):
+            self._machine.refuse(error)
+        elif error is not None:
+            self._machine.fail(error)
