@@ -81,7 +81,7 @@ class ReplicationSettings:
     round_trip_short_ms: int = 2
     flush_ms: int = 1
     flush_ms_max: int = 10
-    flushes_per_round_trip: int = 16
+    flushes_per_round_trip: int = 32
     window_messages_min: int = 8
     window_messages_max: int = 64
     flight_bytes_max: int = 512 * KIB

@@ -61,20 +61,17 @@ def test_a_mesh_under_load_converges_and_relays_nothing() -> None:
 
 @pytest.mark.parametrize("delay_ms", [0.2, 3.0, 40.0])
 def test_short_cuts_of_a_hasty_mesh_send_the_same_commits_no_later(delay_ms: float) -> None:
-    arrivals: list[list[float]] = []
+    arrivals: list[float] = []
     for is_hasty in (False, True):
         net = mesh(delay_ms=delay_ms, is_hasty=is_hasty)
         rng = random.Random(1)
-        arrived: list[float] = []
         for _ in range(400):
             net.write(rng.choice(["us", "eu", "ap"]), rng.randint(1, 3))
             net.run(rng.random())
-            arrived.append(net.now)
-        arrived.append(net.run_until(net.is_equal, 500))
+        arrivals.append(net.run_until(net.is_equal, 500))
         assert not any(isinstance(m, AskRelay) or (isinstance(m, Frames) and m.relayed) for _, _, _, m in net.sent)
         assert all(not event.alarm for events in net.events.values() for event in events)
-        arrivals.append(arrived)
-    assert arrivals[0] == arrivals[1]  # the last write is everywhere as soon
+    assert arrivals[1] <= arrivals[0]  # the last write is everywhere as soon
     assert bool(net.rested) == (delay_ms > 1)  # on a short link nothing waits for its pace
 
 

@@ -376,7 +376,7 @@ def test_on_a_long_link_the_window_grows_with_the_round_trip_and_messages_keep_t
     assert sent == 2 * side.session.statistics().in_flight_messages - 1  # what was written meanwhile had gathered
 
 
-@pytest.mark.parametrize(("round_trip_ms", "pace_ms"), [(1.9, 0.0), (2.0, 1.0), (16.0, 1.0), (80.0, 5.0), (160.0, 10.0), (1_000.0, 10.0)])
+@pytest.mark.parametrize(("round_trip_ms", "pace_ms"), [(1.9, 0.0), (2.0, 1.0), (32.0, 1.0), (80.0, 2.5), (320.0, 10.0), (1_000.0, 10.0)])
 def test_the_pace_is_a_part_of_the_round_trip_within_bounds_and_nothing_on_a_short_link(round_trip_ms: float, pace_ms: float) -> None:
     assert Outgoing(LAN).pace_ms(round_trip_ms) == pace_ms
 
@@ -661,11 +661,11 @@ def test_an_ack_with_frames_is_checked_like_any_other(us: ToyReplica, eu: ToyRep
 
 def test_on_a_long_link_acks_wait_as_long_as_messages_of_frames_do(us: ToyReplica, eu: ToyReplica) -> None:
     side = live(us, eu)
-    measure_round_trip(side, 160.0)
+    measure_round_trip(side, 320.0)
     deliver(side, eu, 1)
     side.pass_time(LAN.ack_delay_ms)
     assert side.send() == []
-    side.pass_time(160 / LAN.flushes_per_round_trip - LAN.ack_delay_ms)
+    side.pass_time(320 / LAN.flushes_per_round_trip - LAN.ack_delay_ms)
     only(Ack, side.send())
 
 
