@@ -48,11 +48,11 @@ from crdtkv.errors import (
     StoreClosedError,
     error_from_parts,
 )
-from crdtkv.pb.v1 import kv_pb2, kv_pb2_grpc
+from crdtkv.pb.v1 import kv_pb2
 from crdtkv.results import OK, ONE_BY_ONE
-from crdtkv.transport import channel_options
+from crdtkv.transport.calling import ClientStream, open_stream
 from crdtkv.transport.errors import from_rpc_error
-from crdtkv.transport.http2 import ClientStream, open_stream
+from crdtkv.transport.messages import Messages
 
 SESSION: Final = "/crdtkv.v1.KeyValue/Session"
 IN_FLIGHT_MAX: Final = 8192
@@ -84,38 +84,19 @@ _decode = msgspec.msgpack.Decoder(list[tuple[int, int, Any]]).decode
 
 
 class Connection:
-    """An open session stream; and a channel to the same node for calls beside it, made when the first is."""
+    """An open session stream."""
 
-    __slots__ = ("_channel", "_credentials", "_stub", "address", "index", "stream")
+    __slots__ = ("address", "index", "stream")
 
-    def __init__(self, index: int, address: str, stream: ClientStream, credentials: Credentials | None) -> None:
+    def __init__(self, index: int, address: str, stream: ClientStream) -> None:
         self.index = index
         self.address = address
         self.stream = stream
-        self._credentials = credentials
-        self._channel: grpc.aio.Channel | None = None
-        self._stub: Any = None
-
-    @property
-    def stub(self) -> Any:
-        """For scans and watches."""
-        if self._stub is None:
-            options = channel_options()
-            if self._credentials is None:
-                self._channel = grpc.aio.insecure_channel(self.address, options=options)
-            else:
-                self._channel = grpc.aio.secure_channel(self.address, self._credentials.channel, options=options)
-            self._stub = kv_pb2_grpc.KeyValueStub(self._channel)
-        return self._stub
 
     async def close(self) -> None:
-        """End the session stream, and what goes beside it."""
+        """End the session stream."""
         self.stream.cancel()
-        try:
-            if self._channel is not None:
-                await self._channel.close()
-        finally:
-            await self.stream.closed()
+        await self.stream.closed()
 
 
 class Session:
@@ -132,7 +113,8 @@ class Session:
         self.messages = 0
         self.pending_max = pending_max
         self.closed = False
-        self._credentials = credentials
+        self._tls = None if credentials is None else credentials.tls
+        self._calls: set[ClientStream] = set()  # beside the session's stream
         self.loop = asyncio.get_running_loop()
         self._in_flight = InFlight()
         self._connection: Connection | None = None
@@ -227,11 +209,33 @@ class Session:
         self._wanted.set()
         return await waiter
 
+    async def call(self, address: str, method: str, messages: Messages) -> ClientStream:
+        """Begin another call at a node, on a connection of its own; it ends with the session, if not before.
+
+        Raises:
+            RegionUnavailableError: nobody answers there.
+        """
+        try:
+            stream = await open_stream(address, method, messages.arrived, messages.writable, tls=self._tls)
+        except RegionUnavailableError as e:
+            raise RegionUnavailableError(f"{address}: {e.message}", address=address) from None
+        messages.begin(stream)
+        if self.closed:
+            stream.cancel()
+        else:
+            self._calls.add(stream)
+            stream.ended.add_done_callback(lambda _: self._calls.discard(stream))
+        return stream
+
     async def close(self) -> None:
-        """Fail what waits, end the stream; idempotent."""
+        """Fail what waits, end all streams; idempotent."""
         if self.closed:
             return
         self.closed = True
+        calls = list(self._calls)
+        for stream in calls:
+            stream.cancel()
+        await asyncio.gather(*(stream.closed() for stream in calls))
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -262,7 +266,7 @@ class Session:
             why: CrdtkvError | None = None
             try:
                 self._wake_writer()
-                why = self._why(await connection.stream.ended)
+                why = self._why(await asyncio.shield(connection.stream.ended))  # who cancels us is not to cancel that
             finally:
                 self._connection = None
                 self._requeue(connection)
@@ -301,9 +305,8 @@ class Session:
                 address = self.endpoints[index]
                 try:
                     async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                        tls = None if self._credentials is None else self._credentials.tls
-                        stream = await open_stream(address, SESSION, self._message, self._wake_writer, tls=tls)
-                    return Connection(index, address, stream, self._credentials)
+                        stream = await open_stream(address, SESSION, self._message, self._wake_writer, tls=self._tls)
+                    return Connection(index, address, stream)
                 except RegionUnavailableError as e:
                     reasons[address] = e.message
                 except TimeoutError:

@@ -1,4 +1,4 @@
-"""Streaming reads: pages of rows from a server stream, on the connection that the session has chosen.
+"""Streaming reads: pages of rows from a server stream, at the node that the session has chosen, on a connection of their own.
 
 A stream belongs to one node: a scan is a consistent snapshot there, a watch follows that replica's log. So one that breaks
 before its first page is opened anew, elsewhere if need be; one that breaks later is an error, and that of a watch carries
@@ -13,9 +13,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, Final, Literal
 
-import grpc
-import grpc.aio
 import msgspec
+from google.protobuf.message import DecodeError
 
 from crdtkv.client.session import Session, closed_error
 from crdtkv.client.wire import ScanRows, Stream
@@ -23,18 +22,18 @@ from crdtkv.core.codec import decode_value
 from crdtkv.errors import CorruptionError, CrdtkvError, DeadlineExceededError, RegionUnavailableError
 from crdtkv.pb.v1 import kv_pb2
 from crdtkv.results import Change
+from crdtkv.transport.calling import ClientStream
 from crdtkv.transport.errors import from_rpc_error
+from crdtkv.transport.messages import Messages, StreamEnded
 
 OPEN_ATTEMPTS: Final = 3
-PAGES_AHEAD: Final = 4
-"""Pages read before they are asked for. To begin a task and a wait for each costs as much as to read it."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 class PageStream:
-    """One server stream; `next_page` until it gives None.
+    """One server stream, on a connection of its own; `next_page` until it gives None.
 
     Args:
         request: op and args.
@@ -46,41 +45,40 @@ class PageStream:
         self._method = method
         self._request = request
         self._timeout = timeout
-        self._call: Any = None  # a grpc.aio.UnaryStreamCall; its stubs differ between versions
-        self._read: deque[Any] = deque()
-        """Pages, and what ended the stream, that nobody has asked for yet."""
-        self._reading: asyncio.Task[None] | None = None  # of its own: who waits for a page may give up, and the stream is as it was
-        self._changed: asyncio.Future[None] | None = None
-        """What the one waits for who has nothing to do: the caller for a page, the reading task for room."""
+        self._stream: ClientStream | None = None
+        self._messages = Messages()
+        self._first: bytes | None = None
+        """The first page, which shows that the stream is open."""
         self._address = ""
         self._closed = False
 
     async def open(self) -> None:
         """Open the stream and wait until the node has begun it: from then on a watch misses nothing."""
         op, args = self._request
-        request = kv_pb2.StreamRequest(op=op, args=_encode(args))
+        request = kv_pb2.StreamRequest(op=op, args=_encode(args)).SerializeToString()
         for attempt in range(OPEN_ATTEMPTS):
-            connection = await self._session.connected()
-            self._address = connection.address
-            self._call = getattr(connection.stub, self._method)(request)
             try:
+                self._address = (await self._session.connected()).address
                 async with asyncio.timeout(self._timeout):
-                    # The first page, or the end, and not the initial metadata: a refused call has some, before it has its error.
-                    self._read.append(await self._call.read())
+                    messages = self._messages = Messages()
+                    self._stream = await self._session.call(self._address, f"/crdtkv.v1.KeyValue/{self._method}", messages)
+                    await messages.send(request)
+                    self._first = await messages.receive()
                 return
             except TimeoutError:
                 self.close()
                 raise DeadlineExceededError(f"{op}: {self._address} did not begin within {self._timeout:g} s") from None
-            except grpc.RpcError as e:
-                error = from_rpc_error(e, where=self._address)
             except asyncio.CancelledError:
-                if not self._lost():
-                    self.close()
-                    raise
-                error = RegionUnavailableError(f"{self._address}: the connection was lost")
+                self.close()
+                raise
+            except StreamEnded as e:
+                ending = self._ending(e)
+                if ending is None:
+                    return
+                error = ending
             except RegionUnavailableError as e:
                 error = e
-            if not isinstance(error, RegionUnavailableError) or attempt == OPEN_ATTEMPTS - 1:
+            if not isinstance(error, RegionUnavailableError) or attempt == OPEN_ATTEMPTS - 1 or self._closed:
                 raise error
             await asyncio.sleep(0.05 * 2**attempt)
 
@@ -92,84 +90,38 @@ class PageStream:
         """
         if self._closed:
             return None
-        if self._call is None:
+        if self._stream is None:
             await self.open()
-        if self._reading is None:
-            self._reading = asyncio.get_running_loop().create_task(self._read_ahead())
-        if not self._read:
-            if timeout is None:
-                await self._wait()
-            else:
+        message, self._first = self._first, None
+        try:
+            if message is None:
                 async with asyncio.timeout(timeout):
-                    await self._wait()
-        page = self._read[0]
-        try:
-            if isinstance(page, BaseException):
-                raise page
-            if page is grpc.aio.EOF:
-                await self._check()
+                    message = await self._messages.receive()
+        except StreamEnded as e:
+            ending = self._ending(e)
+            if ending is None:
                 return None
-        except grpc.RpcError as e:
-            raise from_rpc_error(e, where=self._address) from e
-        except asyncio.CancelledError:
-            if not isinstance(page, BaseException):
-                raise
-            if self._closed:
-                return None
-            if self._session.closed:
-                raise closed_error() from None
-            raise RegionUnavailableError(f"{self._address}: the connection was lost") from None
-        self._read.popleft()
-        self._wake()
+            raise ending from e
+        assert message is not None  # the end of a call that we made comes as a status
         try:
+            page = kv_pb2.Page.FromString(message)
             return _decode(page.rows) if page.rows else []
-        except msgspec.DecodeError as e:
+        except (msgspec.DecodeError, DecodeError) as e:
             raise CorruptionError(f"{self._request[0]}: a page is not a list: {e}") from e
 
-    async def _read_ahead(self) -> None:
-        """Read as long as there are pages, at most `PAGES_AHEAD` of them before they are asked for. What ends the stream stays the last."""
-        page: Any = None
-        while page is not grpc.aio.EOF and not isinstance(page, BaseException):
-            while len(self._read) >= PAGES_AHEAD:
-                await self._wait()
-            try:
-                page = await self._call.read()
-            except (grpc.RpcError, asyncio.CancelledError) as e:
-                page = e
-            self._read.append(page)
-            self._wake()
-
-    async def _wait(self) -> None:
-        self._changed = asyncio.get_running_loop().create_future()
-        await self._changed
-
-    def _wake(self) -> None:
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
-
-    async def _check(self) -> None:
-        """Raise what a stream that has ended ended with."""
-        if await self._call.code() is not grpc.StatusCode.OK:
-            trailers = await self._call.trailing_metadata()
-            raise from_rpc_error(
-                grpc.aio.AioRpcError(
-                    await self._call.code(), await self._call.initial_metadata(), trailers, details=await self._call.details()
-                ),
-                where=self._address,
-            )
-
-    def _lost(self) -> bool:
-        """Whether a cancellation is the channel's, which was closed under the call, and not our caller's."""
-        task = asyncio.current_task()
-        return not self._closed and not self._session.closed and (task is None or not task.cancelling())
+    def _ending(self, ended: StreamEnded) -> CrdtkvError | None:
+        """The error that the stream ended with; None: with its last page, or because it was closed."""
+        if self._closed:
+            return None
+        if self._session.closed:
+            return closed_error()
+        return None if ended.error is None else from_rpc_error(ended.error, where=self._address)
 
     def close(self) -> None:
         """Cancel the stream; idempotent. Only in the session's loop."""
         self._closed = True
-        if self._call is not None:
-            self._call.cancel()
-        if self._reading is not None and len(self._read) >= PAGES_AHEAD:
-            self._reading.cancel()  # else its read ends by that of the call
+        if self._stream is not None:
+            self._stream.cancel()
 
 
 class RowReader:

@@ -25,7 +25,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -44,13 +43,16 @@ from crdtkv.node.kv import KeyValueService
 from crdtkv.node.logging import configure, event
 from crdtkv.node.peers import Peers
 from crdtkv.node.worker import StorageWorker
-from crdtkv.pb.v1 import admin_pb2_grpc, kv_pb2_grpc, replication_pb2_grpc
+from crdtkv.pb.v1 import admin_pb2_grpc, kv_pb2, kv_pb2_grpc, replication_pb2, replication_pb2_grpc
 from crdtkv.replication import LAN, ReplicationSettings
 from crdtkv.store import Store, open_store
 from crdtkv.transport import server_options
+from crdtkv.transport.answering import Method, of_one_request, of_stream
 from crdtkv.transport.base import Transport
-from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport, client_context, server_credentials
+from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport, client_context, server_context
+from crdtkv.transport.listening import Listener
 from crdtkv.transport.loop import new_event_loop
+from crdtkv.transport.private_socket import PrivateSocket
 
 if TYPE_CHECKING:
     from crdtkv.node.metrics import NodeCollector
@@ -82,6 +84,8 @@ class NodeServer:
         self._metrics_listen = metrics
         self._tls = tls
         self._limits = limits or Limits()
+        self._inner: PrivateSocket | None = None  # where gRPC's server listens
+        self._listener: Listener | None = None
         self._server: aio.Server | None = None
         self._health = health.HealthServicer()
         self._kv = KeyValueService(self._limits)
@@ -89,6 +93,7 @@ class NodeServer:
             context = client_context(tls.ca, tls.cert, tls.key) if tls else None
             transport = GrpcTransport(context, self._limits.message_bytes_max)
         self._peers = Peers(peers, transport, replication)
+        self._exchange = ExchangeServicer(self._peers.accept)
         self._admin = AdminService(self._kv, self._peers)
         self._worker: StorageWorker | None = None
         self._follows: Callable[[], None] | None = None  # ends it
@@ -116,31 +121,42 @@ class NodeServer:
 
     async def start(self) -> None:
         """Bind the port and answer health checks. Raises `ConfigError` if the address cannot be listened on."""
-        host, _ = parse_address(self._listen, "listen", port_min=0)
-        server = aio.server(options=server_options(self._limits.message_bytes_max))
+        host, port = parse_address(self._listen, "listen", port_min=0)
+        tls = None if self._tls is None else server_context(self._tls.cert, self._tls.key, self._tls.ca)
+        bytes_max = self._limits.message_bytes_max
+        self._inner = PrivateSocket()
+        self._listener = Listener(self._methods(), self._inner.path, tls=tls, message_bytes_max=bytes_max)
+        try:
+            bound = self._listener.open(host, port)
+        except OSError as e:
+            raise _cannot_listen(self._listen, e) from e
+        server = aio.server(options=server_options(bytes_max))
         kv_pb2_grpc.add_KeyValueServicer_to_server(self._kv, server)
-        replication_pb2_grpc.add_ReplicationServicer_to_server(ExchangeServicer(self._peers.accept), server)
+        replication_pb2_grpc.add_ReplicationServicer_to_server(self._exchange, server)
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
         )
-        _probe(self._listen)
-        try:
-            if self._tls is None:
-                bound = server.add_insecure_port(self._listen)
-            else:
-                bound = server.add_secure_port(self._listen, server_credentials(self._tls.cert, self._tls.key, self._tls.ca))
-        except RuntimeError as e:
-            raise _cannot_listen(self._listen, "the port was taken meanwhile, or the TLS files do not fit together") from e
+        server.add_insecure_port(f"unix:{self._inner.path}")
         self._server = server
         self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
         self._admin.listen = self.address
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         await self._health.set(KEY_VALUE, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
+        await self._listener.start()
         if self._metrics_listen is not None:
             self._serve_metrics(self._metrics_listen)
+
+    def _methods(self) -> dict[bytes, Method]:
+        """What has the shorter way: calls of many messages."""
+        return {
+            b"/crdtkv.v1.KeyValue/Session": Method(kv_pb2.RequestBatch, of_stream(self._kv.Session)),
+            b"/crdtkv.v1.KeyValue/Scan": Method(kv_pb2.StreamRequest, of_one_request(self._kv.Scan)),
+            b"/crdtkv.v1.KeyValue/Watch": Method(kv_pb2.StreamRequest, of_one_request(self._kv.Watch)),
+            b"/crdtkv.v1.Replication/Exchange": Method(replication_pb2.PeerMessage, of_stream(self._exchange.Exchange)),
+        }
 
     def _serve_metrics(self, listen: str) -> None:
         # Imported here: nobody else needs the library, which takes 50 ms to import.
@@ -200,6 +216,8 @@ class NodeServer:
         if self._collector is not None:
             self._collector.close()
         self._kv.close()
+        if self._listener is not None:
+            self._listener.stop_accepting()
         try:
             async with asyncio.timeout(grace_s):
                 if self._worker is not None:
@@ -210,6 +228,10 @@ class NodeServer:
             self._peers.abandon()
         if self._server is not None:
             await self._server.stop(max(0.0, min(1.0, grace_s - (time.monotonic() - began))))
+        if self._listener is not None:
+            await self._listener.close()
+        if self._inner is not None:
+            self._inner.close()
         if self._follows is not None:
             await asyncio.to_thread(self._follows)  # may wait for the store's lock
         if self._worker is not None:
@@ -221,22 +243,10 @@ class NodeServer:
         event(level, "stopped", took_ms=round((time.monotonic() - began) * 1000))
 
 
-def _probe(listen: str) -> None:
-    """Bind the address once by ourselves: gRPC would say neither why it cannot, nor that on one line."""
-    host, port = parse_address(listen, "listen", port_min=0)
-    try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                return
-    except OSError as e:
-        if e.errno == errno.EADDRINUSE:
-            raise _cannot_listen(listen, "the port is in use; stop whoever uses it, or choose another") from e
-        raise _cannot_listen(listen, e.strerror or str(e)) from e
-
-
-def _cannot_listen(listen: str, why: str) -> ConfigError:
+def _cannot_listen(listen: str, error: OSError) -> ConfigError:
+    why = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        why = "the port is in use; stop whoever uses it, or choose another"
     return ConfigError(f"listen: cannot listen on {listen}: {why}", setting="listen")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -21,12 +20,11 @@ from crdtkv.errors import ConfigError, RegionUnavailableError
 from crdtkv.pb.v1 import replication_pb2, replication_pb2_grpc
 from crdtkv.transport import MESSAGE_BYTES_MAX
 from crdtkv.transport.base import Accept, PeerStream
+from crdtkv.transport.calling import ClientStream, open_stream
 from crdtkv.transport.errors import plain_reason
-from crdtkv.transport.http2 import ClientStream, open_stream
+from crdtkv.transport.messages import Messages, StreamEnded
 
 EXCHANGE: Final = "/crdtkv.v1.Replication/Exchange"
-ARRIVED_BYTES_MAX: Final = 1 << 20
-"""What a dialled stream holds of what nobody has asked for yet; then it is not read, and the other end has to wait."""
 
 
 def _pem(name: str, path: Path | None) -> bytes | None:
@@ -49,25 +47,42 @@ def client_context(ca: Path | None, cert: Path | None = None, key: Path | None =
     try:
         context = ssl.create_default_context(cadata=None if trusted is None else trusted.decode("latin-1"))
     except (ssl.SSLError, ValueError) as e:
-        raise ConfigError(f"tls.ca: {ca}: no certificates in PEM form: {e}", setting="tls.ca") from e
+        raise _no_certificates(ca, e) from e
     if cert is not None and key is not None:
-        _pem("tls.cert", cert), _pem("tls.key", key)
-        try:
-            context.load_cert_chain(cert, key, password=lambda: b"")  # asks nobody
-        except (ssl.SSLError, OSError) as e:
-            raise ConfigError(
-                f"tls.cert, tls.key: {cert}, {key}: not a certificate and its key in PEM form: {e}", setting="tls.cert"
-            ) from e
+        _load_chain(context, cert, key)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as gRPC's: what a node's other clients trust is trusted here
     context.set_alpn_protocols(["h2"])
     return context
 
 
-def server_credentials(cert: Path, key: Path, ca: Path | None = None) -> grpc.ServerCredentials:
+def server_context(cert: Path, key: Path, ca: Path | None = None) -> ssl.SSLContext:
     """TLS of a node; with `ca`, whoever connects needs a certificate that it signed."""
-    chain, private = _pem("tls.cert", cert), _pem("tls.key", key)
-    assert chain is not None and private is not None
-    return grpc.ssl_server_credentials([(private, chain)], _pem("tls.ca", ca), require_client_auth=ca is not None)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    _load_chain(context, cert, key)
+    if ca is not None:
+        trusted = _pem("tls.ca", ca)
+        assert trusted is not None
+        try:
+            context.load_verify_locations(cadata=trusted.decode("latin-1"))
+        except (ssl.SSLError, ValueError) as e:
+            raise _no_certificates(ca, e) from e
+        context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _load_chain(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+    _pem("tls.cert", cert), _pem("tls.key", key)
+    try:
+        context.load_cert_chain(cert, key, password=lambda: b"")  # asks nobody
+    except (ssl.SSLError, OSError) as e:
+        text = f"tls.cert, tls.key: {cert}, {key}: not a certificate and its key in PEM form: {e}"
+        raise ConfigError(text, setting="tls.cert") from e
+
+
+def _no_certificates(ca: Path | None, error: Exception) -> ConfigError:
+    return ConfigError(f"tls.ca: {ca}: no certificates in PEM form: {error}", setting="tls.ca")
 
 
 def _why(error: aio.AioRpcError) -> str:
@@ -76,73 +91,45 @@ def _why(error: aio.AioRpcError) -> str:
 
 
 class DialledStream:
-    """The calling end of an Exchange: `crdtkv.transport.http2`, with what came and was not yet asked for."""
+    """The calling end of an Exchange."""
 
     dialled = True
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self._messages = Messages()
         self._stream: ClientStream | None = None
-        self._arrived: deque[bytes] = deque()
-        self._arrived_bytes = 0
-        self._is_paused = False
-        self._news = asyncio.Event()  # something came, or the call is over
-        self._room = asyncio.Event()  # it can be sent, or the call is over
         self._closing: asyncio.Task[None] | None = None
 
     async def open(self, tls: ssl.SSLContext | None, message_bytes_max: int) -> None:
         """Connect, and begin the call. Raises `RegionUnavailableError` that says why, without the address."""
-        stream = await open_stream(self.address, EXCHANGE, self._take, self._room.set, tls=tls, message_bytes_max=message_bytes_max)
+        messages = self._messages
+        stream = await open_stream(
+            self.address, EXCHANGE, messages.arrived, messages.writable, tls=tls, message_bytes_max=message_bytes_max
+        )
         self._stream = stream
-        stream.ended.add_done_callback(self._over)
-
-    def _take(self, message: bytes) -> None:
-        try:
-            data = replication_pb2.PeerMessage.FromString(message).data
-        except DecodeError:
-            data = message  # no message of a peer either: whoever reads it says so
-        self._arrived.append(data)
-        self._arrived_bytes += len(data)
-        self._news.set()
-        if self._arrived_bytes > ARRIVED_BYTES_MAX and self._stream is not None and not self._is_paused:
-            self._is_paused = True
-            self._stream.pause_reading()
-
-    def _over(self, _: object) -> None:
-        self._news.set()
-        self._room.set()
+        messages.begin(stream)
 
     async def send(self, data: bytes) -> None:
-        stream = self._stream
-        assert stream is not None
-        while not stream.can_send:
-            if stream.ended.done():
-                error = stream.ended.result()
-                why = "the stream is closed" if error is None else _why(error)
-                raise RegionUnavailableError(f"{self.address}: {why}", address=self.address)
-            self._room.clear()
-            await self._room.wait()
-        stream.send(replication_pb2.PeerMessage(data=data).SerializeToString())
+        try:
+            await self._messages.send(replication_pb2.PeerMessage(data=data).SerializeToString())
+        except StreamEnded as e:
+            why = "the stream is closed" if e.error is None else _why(e.error)
+            raise RegionUnavailableError(f"{self.address}: {why}", address=self.address) from None
 
     async def receive(self) -> bytes | None:
-        stream = self._stream
-        assert stream is not None
-        while self._closing is None:
-            if self._arrived:
-                data = self._arrived.popleft()
-                self._arrived_bytes -= len(data)
-                if self._is_paused and self._arrived_bytes <= ARRIVED_BYTES_MAX // 2:
-                    self._is_paused = False
-                    stream.resume_reading()
-                return data
-            if stream.ended.done():
-                error = stream.ended.result()
-                if error is None:
-                    return None
-                raise RegionUnavailableError(f"{self.address}: {_why(error)}", address=self.address)
-            self._news.clear()
-            await self._news.wait()
-        return None
+        try:
+            message = await self._messages.receive() if self._closing is None else None
+        except StreamEnded as e:
+            if e.error is None:
+                return None
+            raise RegionUnavailableError(f"{self.address}: {_why(e.error)}", address=self.address) from None
+        if message is None or self._closing is not None:
+            return None
+        try:
+            return replication_pb2.PeerMessage.FromString(message).data
+        except DecodeError:
+            return message  # no message of a peer either: whoever reads it says so
 
     def close(self) -> None:
         if self._closing is None and self._stream is not None:

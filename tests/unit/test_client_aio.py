@@ -25,6 +25,7 @@ from crdtkv.errors import (
     WrongTypeError,
 )
 from crdtkv.results import Commit
+from crdtkv.transport import http2
 from tests.fake_node import FakeNode
 
 
@@ -375,3 +376,17 @@ def test_each_request_has_its_own_deadline_whatever_else_is_in_its_message(node:
         assert len(node.store.rids) == 3  # the writes', with and without other options
 
     with_client(node, body, timeout=20.0)
+
+
+def test_closing_waited_for_the_deadline_of_its_connection(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: to cancel the session's task cancelled what it awaited, the end of its stream, too; so that counted as over, and its connection
+    was never closed, but waited for, for a second."""
+    monkeypatch.setattr(http2, "_CLOSE_S", 3600.0)
+
+    async def main() -> None:
+        client = connect(node.address)
+        await client.put("k", 1)
+        async with asyncio.timeout(10.0):  # before anybody misses a ping
+            await client.close()
+
+    asyncio.run(main())

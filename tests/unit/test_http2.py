@@ -1,4 +1,4 @@
-"""The client's own stream: against a gRPC server, and against peers that answer byte by byte, oddly, wrongly, or not at all."""
+"""The calling end of a stream: against both servers that it meets, and peers that answer byte by byte, oddly, wrongly, or not at all."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from grpc import aio
 from hpack import Encoder
 
 from crdtkv.errors import ConfigError, CrdtkvError, OverloadedError, RegionUnavailableError
-from crdtkv.transport import channel_options, http2, server_options
+from crdtkv.transport import calling, channel_options, http2, server_options
+from crdtkv.transport.answering import Method
+from crdtkv.transport.calling import ClientStream, open_stream
 from crdtkv.transport.errors import from_rpc_error, status_code, trailing_metadata
-from crdtkv.transport.grpc import client_context, server_credentials
-from crdtkv.transport.http2 import ClientStream, open_stream
+from crdtkv.transport.grpc import client_context, server_context
+from crdtkv.transport.listening import Listener
 from crdtkv.transport.loop import new_event_loop
 from tests.certificates import CERTIFICATE, KEY
 
@@ -65,16 +67,55 @@ class Caller:
         return None if error is None else from_rpc_error(error)
 
 
-# -- against gRPC -------------------------------------------------------------------------------------------------------
+# -- against servers ----------------------------------------------------------------------------------------------------
+
+
+class Raw:
+    """A message as gRPC takes it without a serializer: bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def SerializeToString(self) -> bytes:
+        return self.data
+
+    @staticmethod
+    def FromString(data: bytes) -> Raw:
+        return Raw(data)
+
+
+Handle = Callable[[Any], Awaitable[None]]
 
 
 @asynccontextmanager
-async def echo(handler: Callable[[Any, Any], Awaitable[None]], credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[str]:
+async def grpc_server(handler: Handle, tls: tuple[Path, Path, Path | None] | None = None) -> AsyncIterator[str]:
     """A gRPC server; its address."""
+
+    class Context:
+        def __init__(self, context: Any) -> None:
+            self.context = context
+            self.abort = context.abort
+
+        async def read(self) -> Any:
+            data = await self.context.read()
+            return data if data is aio.EOF else Raw(data)
+
+        async def write(self, message: Raw) -> None:
+            await self.context.write(message.data)
+
+    async def serve(_: Any, context: Any) -> None:
+        await handler(Context(context))
+
     server = aio.server(options=server_options())
-    methods: dict[str, Any] = {"Echo": grpc.stream_stream_rpc_method_handler(handler)}  # type: ignore[arg-type]
+    methods: dict[str, Any] = {"Echo": grpc.stream_stream_rpc_method_handler(serve)}  # type: ignore[arg-type]
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", methods),))
-    port = server.add_insecure_port("127.0.0.1:0") if credentials is None else server.add_secure_port("127.0.0.1:0", credentials)
+    if tls is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        cert, key, ca = tls
+        trusted = None if ca is None else ca.read_bytes()
+        chain = [(key.read_bytes(), cert.read_bytes())]
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(chain, trusted, require_client_auth=ca is not None))
     await server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -82,17 +123,35 @@ async def echo(handler: Callable[[Any, Any], Awaitable[None]], credentials: grpc
         await server.stop(0)
 
 
-async def back(_: Any, context: Any) -> None:
+@asynccontextmanager
+async def listener(handler: Handle, tls: tuple[Path, Path, Path | None] | None = None) -> AsyncIterator[str]:
+    """A port of a node, and no gRPC behind it; its address."""
+    listening = Listener({METHOD.encode(): Method(Raw, handler)}, "/nowhere", tls=None if tls is None else server_context(*tls))
+    port = listening.open("127.0.0.1", 0)
+    await listening.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await listening.close()
+        assert not listening.streams
+
+
+both_servers = pytest.mark.parametrize("server", [grpc_server, listener])
+Server = Callable[..., Any]
+
+
+async def back(context: Any) -> None:
     while (message := await context.read()) is not aio.EOF:
         await context.write(message)
 
 
+@both_servers
 @both_loops
-def test_messages_of_all_sizes_come_back_in_order(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_messages_of_all_sizes_come_back_in_order(server: Server, loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """The large ones exceed a frame, the first window of the peer, and ours."""
 
     async def body() -> None:
-        async with echo(back) as address:
+        async with server(back) as address:
             caller = Caller()
             await caller.open(address)
             sizes = [0, 1, 4, 5, 16_379, 16_380, 65_535, 100, 3 << 20, 20 << 20, 7]
@@ -107,15 +166,16 @@ def test_messages_of_all_sizes_come_back_in_order(loop_factory: Callable[[], asy
     run(body(), loop_factory)
 
 
-def test_a_peer_that_does_not_read_is_waited_for() -> None:
+@both_servers
+def test_a_peer_that_does_not_read_is_waited_for(server: Server) -> None:
     async def body() -> None:
         go_on = asyncio.Event()
 
-        async def slow(_: Any, context: Any) -> None:
+        async def slow(context: Any) -> None:
             await go_on.wait()
-            await back(_, context)
+            await back(context)
 
-        async with echo(slow) as address:
+        async with server(slow) as address:
             caller = Caller()
             stream = await caller.open(address)
             sent = 0
@@ -134,15 +194,16 @@ def test_a_peer_that_does_not_read_is_waited_for() -> None:
     run(body())
 
 
-def test_an_error_comes_with_its_facts() -> None:
-    async def refuse(_: Any, context: Any) -> None:
+@both_servers
+def test_an_error_comes_with_its_facts(server: Server) -> None:
+    async def refuse(context: Any) -> None:
         await context.read()
-        await context.write(b"first")
+        await context.write(Raw(b"first"))
         error = OverloadedError("zu voll: 50 % — später", retry_after_ms=7)
         await context.abort(status_code(error), str(error), trailing_metadata(error))
 
     async def body() -> None:
-        async with echo(refuse) as address:
+        async with server(refuse) as address:
             caller = Caller()
             (await caller.open(address)).send(b"")
             error = await caller.error()
@@ -154,15 +215,16 @@ def test_an_error_comes_with_its_facts() -> None:
     run(body())
 
 
-def test_a_status_alone_and_a_normal_end() -> None:
+@both_servers
+def test_a_status_alone_and_a_normal_end(server: Server) -> None:
     async def body() -> None:
-        async def plain(_: Any, context: Any) -> None:
+        async def plain(context: Any) -> None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "äh 100%")
 
-        async def nothing(_: Any, context: Any) -> None:
+        async def nothing(context: Any) -> None:
             return
 
-        async with echo(plain) as address:
+        async with server(plain) as address:
             caller = Caller()
             await caller.open(address)
             error = await caller.error()
@@ -170,7 +232,7 @@ def test_a_status_alone_and_a_normal_end() -> None:
             await caller.open(address, "/test.Echo/Other")
             error = await caller.error()
             assert error is not None and error.code == "IncompatibleFormatError"
-        async with echo(nothing) as address:
+        async with server(nothing) as address:
             caller = Caller()
             await caller.open(address)
             assert await caller.error() is None
@@ -178,16 +240,19 @@ def test_a_status_alone_and_a_normal_end() -> None:
     run(body())
 
 
-def test_a_cancelled_call_ends_at_the_server() -> None:
+@both_servers
+def test_a_cancelled_call_ends_at_the_server(server: Server) -> None:
     async def body() -> None:
         ended = asyncio.Event()
 
-        async def wait(_: Any, context: Any) -> None:
-            context.add_done_callback(lambda _: ended.set())
-            await context.write(b"on")
-            await asyncio.Event().wait()
+        async def wait(context: Any) -> None:
+            await context.write(Raw(b"on"))
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
 
-        async with echo(wait) as address:
+        async with server(wait) as address:
             caller = Caller()
             stream = await caller.open(address)
             assert await caller.messages.get() == b"on"
@@ -199,9 +264,10 @@ def test_a_cancelled_call_ends_at_the_server() -> None:
     run(body())
 
 
-def test_a_message_over_the_limit_is_refused() -> None:
+@both_servers
+def test_a_message_over_the_limit_is_refused(server: Server) -> None:
     async def body() -> None:
-        async with echo(back) as address:
+        async with server(back) as address:
             caller = Caller()
             await caller.open(address, message_bytes_max=1000)
             await caller.send(bytes(1000))
@@ -213,14 +279,15 @@ def test_a_message_over_the_limit_is_refused() -> None:
     run(body())
 
 
+@both_servers
 @both_loops
-def test_tls(tmp_path: Path, loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_tls(server: Server, tmp_path: Path, loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     cert.write_text(CERTIFICATE)
     key.write_text(KEY)
 
     async def body() -> None:
-        async with echo(back, server_credentials(cert, key)) as address:
+        async with server(back, (cert, key, None)) as address:
             caller = Caller()
             stream = await caller.open(address, tls=client_context(cert))
             await caller.send(b"x" * 3_000_000)
@@ -231,10 +298,10 @@ def test_tls(tmp_path: Path, loop_factory: Callable[[], asyncio.AbstractEventLoo
                 await caller.open(address, tls=client_context(None))
             with pytest.raises(RegionUnavailableError):
                 await caller.open(address)
-        async with echo(back) as address:
-            with pytest.raises(RegionUnavailableError, match="TLS handshake failed"):
+        async with server(back) as address:
+            with pytest.raises(RegionUnavailableError, match=r"TLS handshake failed|connection reset"):
                 await caller.open(address, tls=client_context(cert))
-        async with echo(back, server_credentials(cert, key, cert)) as address:
+        async with server(back, (cert, key, cert)) as address:
             stream = await caller.open(address, tls=client_context(cert, cert, key))
             await caller.send(b"known")
             assert await caller.messages.get() == b"known"
@@ -256,6 +323,10 @@ def test_files_of_tls_that_are_none(tmp_path: Path) -> None:
         client_context(cert, cert, tmp_path / "missing")
     with pytest.raises(ConfigError, match=r"tls\.cert, tls\.key"):
         client_context(cert, cert, other)
+    with pytest.raises(ConfigError, match=r"tls\.ca: .*other\.pem"):
+        server_context(cert, tmp_path / "key", other) if (tmp_path / "key").write_text(KEY) else None
+    with pytest.raises(ConfigError, match=r"tls\.cert, tls\.key"):
+        server_context(cert, other)
 
 
 # -- against peers that are none ----------------------------------------------------------------------------------------
@@ -446,25 +517,39 @@ def test_a_silent_peer_is_pinged_and_left() -> None:
     run(body())
 
 
-def test_a_peer_that_is_not_read_is_not_taken_for_silent() -> None:
+def test_a_peer_that_is_granted_no_more_is_read_on_and_gets_its_room_when_it_is_asked_again() -> None:
+    chunk = message(bytes(1 << 19))
+    many = b"".join(frame(0, 0, 1, chunk) for _ in range(10))  # more than half of the window
+    more = frame(8, 0, 0, (5).to_bytes(4, "big")) + frame(8, 0, 1, (5).to_bytes(4, "big"))
+
     async def body() -> None:
-        async with scripted(SETTINGS, ANSWER + frame(0, 0, 1, message(b"said meanwhile"))) as (address, heard):
+        async with scripted(SETTINGS, ANSWER + many + more) as (address, heard):
             caller = Caller()
             stream = await caller.open(address)
-            stream.pause_reading()
-            stream.pause_reading()
-            for _ in range(3 * http2._TICKS_TO_PING):
-                tick(stream)
-            assert stream.can_send
-            stream.resume_reading()
-            assert await caller.messages.get() == b"said meanwhile"
-            for _ in range(1 + http2._TICKS_TO_PING):
-                tick(stream)
-            while PING not in b"".join(heard):
+            stream.withhold()
+            for _ in range(10):
+                assert len(await caller.messages.get()) == 1 << 19
+            while stream._stream_window == http2._DEFAULT_WINDOW:  # what it grants us, behind all that, is heard
+                await asyncio.sleep(0.001)
+            assert stream._untold > http2._WINDOW // 2
+            stream.grant()
+            assert stream._untold == 0
+            told = frame(8, 0, 1, (10 * len(chunk)).to_bytes(4, "big"))
+            while told not in b"".join(heard):
                 await asyncio.sleep(0.001)
             stream.cancel()
-            stream.resume_reading()  # nothing to be done any more
             await stream.closed()
+
+    run(body())
+
+
+def test_a_peer_that_sends_more_than_was_granted_is_left() -> None:
+    async def body() -> None:
+        async with scripted(SETTINGS, ANSWER + b"".join(frame(0, 0, 1, message(bytes(1 << 19))) for _ in range(17))) as (address, _):
+            caller = Caller()
+            (await caller.open(address)).withhold()
+            error = await caller.error()
+            assert isinstance(error, RegionUnavailableError) and "more data than was granted" in error.message
 
     run(body())
 
@@ -508,7 +593,7 @@ def test_a_peer_that_answers_pings_stays() -> None:
     ],
 )
 def test_reasons_are_for_people(error: Exception, reason: str) -> None:
-    assert http2._reason(error) == reason
+    assert calling._reason(error) == reason
 
 
 def test_options_of_channels_say_the_same() -> None:

@@ -1,132 +1,221 @@
-"""`client.stream.PageStream`: pages are read ahead, few of them; who gives up waiting loses none; the end stays the end."""
+"""`client.stream.PageStream`: what comes is kept until it is asked for; who gives up waiting loses none; the end stays the end."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
-from crdtkv.client.stream import PAGES_AHEAD, PageStream
+from crdtkv.client.session import Session
+from crdtkv.client.stream import PageStream
 from crdtkv.core.codec import encode_value
-from crdtkv.errors import PermissionDeniedError, RegionUnavailableError
+from crdtkv.errors import CorruptionError, DeadlineExceededError, PermissionDeniedError, RegionUnavailableError, StoreClosedError
+from crdtkv.pb.v1 import kv_pb2
+from crdtkv.transport.answering import Call, Method, of_one_request
+from crdtkv.transport.listening import Listener
+
+DEADLINE_S = 60.0
 
 
-class Call:
-    """A call whose pages the test hands in."""
-
-    def __init__(self) -> None:
-        self.reads = 0
-        self._pages: asyncio.Queue[Any] = asyncio.Queue()
-
-    def give(self, *pages: Any) -> None:
-        for page in pages:
-            self._pages.put_nowait(page if page is grpc.aio.EOF else SimpleNamespace(rows=encode_value([page])))
-
-    async def read(self) -> Any:
-        self.reads += 1
-        page = await self._pages.get()
-        if isinstance(page, BaseException):
-            raise page
-        return page
-
-    async def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.OK
-
-    def cancel(self) -> None:
-        self._pages.put_nowait(asyncio.CancelledError())
+async def send(call: Call, *pages: Any) -> None:
+    for page in pages:
+        await call.write(kv_pb2.Page(rows=b"" if page is None else encode_value([page])))
 
 
-def opened() -> tuple[PageStream, Call]:
-    stream, call = PageStream(SimpleNamespace(closed=False), "Watch", ("watch", ["", None]), 5.0), Call()  # type: ignore[arg-type]
-    stream._call = call
-    return stream, call
+async def hold(call: Call) -> None:
+    """As a session whose requests nobody makes."""
+    await call.read()
 
 
-async def settled() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
+Serve = Callable[[Any, Call], Awaitable[None]]
 
 
-def test_pages_are_read_ahead_but_few() -> None:
+@asynccontextmanager
+async def watching(serve: Serve, timeout: float = DEADLINE_S) -> AsyncIterator[tuple[PageStream, Session]]:
+    """A watch of a node that serves it so."""
+    methods = {
+        b"/crdtkv.v1.KeyValue/Session": Method(kv_pb2.RequestBatch, hold),
+        b"/crdtkv.v1.KeyValue/Watch": Method(kv_pb2.StreamRequest, of_one_request(serve)),
+    }
+    listener = Listener(methods, "/nowhere")
+    address = f"127.0.0.1:{listener.open('127.0.0.1', 0)}"
+    await listener.start()
+    session = Session([address])
+    try:
+        yield PageStream(session, "Watch", ("watch", ["", None]), timeout), session
+    finally:
+        await session.close()
+        await listener.close()
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    async def within() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            await body()
+
+    asyncio.run(within())
+
+
+def test_pages_come_in_order_and_their_end_once_and_for_all() -> None:
+    async def serve(request: Any, call: Call) -> None:
+        assert request.op == "watch"
+        await send(call, None, *range(100))
+
     async def main() -> None:
-        stream, call = opened()
-        call.give(*range(3 * PAGES_AHEAD), grpc.aio.EOF)
-        assert await stream.next_page(None) == [0]
-        await settled()
-        assert call.reads == PAGES_AHEAD + 1
-        assert [await stream.next_page(1.0) for _ in range(3 * PAGES_AHEAD - 1)] == [[n] for n in range(1, 3 * PAGES_AHEAD)]
-        assert await stream.next_page(None) is None and await stream.next_page(None) is None
+        async with watching(serve) as (stream, _):
+            await stream.open()
+            assert await stream.next_page(None) == []
+            assert [await stream.next_page(60.0) for _ in range(100)] == [[n] for n in range(100)]
+            assert await stream.next_page(None) is None and await stream.next_page(None) is None
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_who_gives_up_waiting_for_a_page_loses_none() -> None:
+    go_on = asyncio.Event()
+
+    async def serve(_: Any, call: Call) -> None:
+        await send(call, "first")
+        await go_on.wait()
+        await send(call, "second", "third")
+        await asyncio.Event().wait()
+
     async def main() -> None:
-        stream, call = opened()
-        with pytest.raises(TimeoutError):
-            await stream.next_page(0.0)
-        waiting = asyncio.ensure_future(stream.next_page(None))
-        await settled()
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        assert call.reads == 1
-        call.give("a", "b")
-        assert await stream.next_page(None) == ["a"]
-        waiting = asyncio.ensure_future(stream.next_page(None))
-        waiting.cancel()
-        await settled()
-        assert await stream.next_page(None) == ["b"]
+        async with watching(serve) as (stream, _):
+            assert await stream.next_page(None) == ["first"]
+            with pytest.raises(TimeoutError):
+                await stream.next_page(0.0)
+            waiting = asyncio.ensure_future(stream.next_page(None))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            go_on.set()
+            assert await stream.next_page(None) == ["second"]
+            waiting = asyncio.ensure_future(stream.next_page(None))
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert await stream.next_page(None) == ["third"]
 
-    asyncio.run(main())
+    run(main)
 
 
-@pytest.mark.parametrize("is_full", [False, True])
-def test_a_closed_stream_ends_and_leaves_no_task(is_full: bool) -> None:
+def test_a_closed_stream_ends_and_its_node_hears_of_it() -> None:
+    left = asyncio.Event()
+
+    async def serve(_: Any, call: Call) -> None:
+        try:
+            await send(call, *range(10))
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
     async def main() -> None:
-        stream, call = opened()
-        call.give(*range(2 * PAGES_AHEAD if is_full else 1))
-        assert await stream.next_page(None) == [0]
-        await settled()
-        stream.close()
-        assert await stream.next_page(None) is None
-        await settled()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        async with watching(serve) as (stream, session):
+            assert await stream.next_page(None) == [0]
+            waiting = asyncio.ensure_future(stream.next_page(None))
+            stream.close()
+            stream.close()
+            assert await waiting in ([1], None) and await stream.next_page(None) is None
+            await left.wait()
+            while session._calls:
+                await asyncio.sleep(0.001)
 
-    asyncio.run(main())
+    run(main)
+
+
+def test_a_session_that_is_closed_ends_its_streams() -> None:
+    async def serve(_: Any, call: Call) -> None:
+        await send(call, 0)
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        async with watching(serve) as (stream, session):
+            assert await stream.next_page(None) == [0]
+            waiting = asyncio.ensure_future(stream.next_page(None))
+            await asyncio.sleep(0)
+            await session.close()
+            for page in (waiting, stream.next_page(None)):
+                with pytest.raises(StoreClosedError):
+                    await page
+
+    run(main)
 
 
 def test_a_lost_connection_is_told_of_as_often_as_it_is_asked_for() -> None:
-    async def main() -> None:
-        stream, call = opened()
-        call.cancel()  # not by `close`: the channel's doing
-        for _ in range(2):
-            with pytest.raises(RegionUnavailableError, match="the connection was lost"):
-                await stream.next_page(None)
+    async def serve(_: Any, call: Call) -> None:
+        await send(call, 0)
+        call._stream._transport.abort()
 
-    asyncio.run(main())
+    async def main() -> None:
+        async with watching(serve) as (stream, _):
+            assert await stream.next_page(None) == [0]
+            for _ in range(2):
+                with pytest.raises(RegionUnavailableError, match=r"127\.0\.0\.1:\d+: "):
+                    await stream.next_page(None)
+
+    run(main)
 
 
 def test_a_refusal_is_one_though_the_calls_beginning_comes_before_it() -> None:
     """Once: a stream counted as open when its initial metadata had come, which a refused call has, too; the error came later, to nobody."""
 
+    async def serve(_: Any, call: Call) -> None:
+        await call.abort(grpc.StatusCode.PERMISSION_DENIED, "not you")
+
     async def main() -> None:
-        call = Call()
+        async with watching(serve) as (stream, _):
+            with pytest.raises(PermissionDeniedError, match="not you"):
+                await stream.open()
 
-        async def initial_metadata() -> tuple[()]:
-            return ()
+    run(main)
 
-        async def connected() -> Any:
-            return SimpleNamespace(address="us:1", stub=SimpleNamespace(Watch=lambda _: call))
 
-        call.initial_metadata, call.done = initial_metadata, lambda: False  # type: ignore[attr-defined]
-        metadata = grpc.aio.Metadata()
-        call._pages.put_nowait(grpc.aio.AioRpcError(grpc.StatusCode.PERMISSION_DENIED, metadata, metadata, "not you"))
-        stream = PageStream(SimpleNamespace(closed=False, connected=connected), "Watch", ("watch", ["", None]), 60.0)  # type: ignore[arg-type]
-        with pytest.raises(PermissionDeniedError, match="not you"):
-            await stream.open()
+def test_a_stream_that_breaks_before_its_first_page_is_opened_anew() -> None:
+    tries = 0
 
-    asyncio.run(main())
+    async def serve(_: Any, call: Call) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            call._stream._transport.abort()
+            return
+        await send(call, "at last")
+
+    async def main() -> None:
+        async with watching(serve) as (stream, _):
+            assert await stream.next_page(None) == ["at last"] and tries == 3
+
+    run(main)
+
+
+def test_a_node_that_does_not_begin_is_not_waited_for() -> None:
+    async def serve(_: Any, call: Call) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        async with watching(serve, timeout=0.05) as (stream, _):
+            with pytest.raises(DeadlineExceededError, match="did not begin within"):
+                await stream.open()
+
+    run(main)
+
+
+def test_a_page_that_is_none() -> None:
+    async def serve(_: Any, call: Call) -> None:
+        await call.write(kv_pb2.Page(rows=b"\x01"))
+        await call.write(SimpleNamespace(SerializeToString=lambda: b"\xff"))
+
+    async def main() -> None:
+        async with watching(serve) as (stream, _):
+            for _ in range(2):
+                with pytest.raises(CorruptionError, match="a page is not a list"):
+                    await stream.next_page(None)
+
+    run(main)

@@ -15,11 +15,13 @@ from grpc import aio
 
 import crdtkv
 from crdtkv.errors import RegionUnavailableError
-from crdtkv.pb.v1 import replication_pb2_grpc
+from crdtkv.pb.v1 import replication_pb2, replication_pb2_grpc
 from crdtkv.transport import server_options
-from crdtkv.transport.base import InProcessNetwork, PeerStream, Transport
+from crdtkv.transport.answering import Method, of_stream
+from crdtkv.transport.base import Accept, InProcessNetwork, PeerStream, Transport
 from crdtkv.transport.errors import plain_reason
-from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport, client_context, server_credentials
+from crdtkv.transport.grpc import EXCHANGE, ExchangeServicer, GrpcTransport, client_context, server_context
+from crdtkv.transport.listening import Listener
 from crdtkv.transport.loop import background_loop
 from tests.certificates import CERTIFICATE, KEY
 
@@ -62,6 +64,27 @@ async def grpc_pair() -> AsyncIterator[Pair]:
     await server.stop(0)
 
 
+def exchange(accept: Accept) -> dict[bytes, Method]:
+    return {EXCHANGE.encode(): Method(replication_pb2.PeerMessage, of_stream(ExchangeServicer(accept).Exchange))}
+
+
+@asynccontextmanager
+async def listener_pair() -> AsyncIterator[Pair]:
+    accepted: asyncio.Queue[PeerStream] = asyncio.Queue()
+    release = asyncio.Event()
+
+    async def accept(stream: PeerStream) -> None:
+        accepted.put_nowait(stream)
+        await release.wait()
+
+    listener = Listener(exchange(accept), "/nowhere")
+    port = listener.open("127.0.0.1", 0)
+    await listener.start()
+    yield Pair(GrpcTransport(), f"127.0.0.1:{port}", accepted, release, listener.close)
+    release.set()
+    await listener.close()
+
+
 @asynccontextmanager
 async def in_process_pair() -> AsyncIterator[Pair]:
     accepted: asyncio.Queue[PeerStream] = asyncio.Queue()
@@ -83,7 +106,7 @@ async def in_process_pair() -> AsyncIterator[Pair]:
 
 
 MakePair = Callable[[], AbstractAsyncContextManager[Pair]]
-both = pytest.mark.parametrize("make_pair", [grpc_pair, in_process_pair])
+both = pytest.mark.parametrize("make_pair", [listener_pair, grpc_pair, in_process_pair])
 
 
 def run_in_background(work: Coroutine[Any, Any, None]) -> None:
@@ -207,10 +230,9 @@ def test_peers_by_tls_know_each_other(tmp_path: Path) -> None:
             await stream.send(data)
 
     async def main() -> None:
-        server = aio.server(options=server_options())
-        replication_pb2_grpc.add_ReplicationServicer_to_server(ExchangeServicer(serve), server)
-        address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', server_credentials(cert, key, cert))}"
-        await server.start()
+        listener = Listener(exchange(serve), "/nowhere", tls=server_context(cert, key, cert))
+        address = f"127.0.0.1:{listener.open('127.0.0.1', 0)}"
+        await listener.start()
         stream = await GrpcTransport(client_context(cert, cert, key)).dial(address, timeout_s=10)
         await stream.send(b"x" * 300_000)
         assert await stream.receive() == b"x" * 300_000
@@ -218,7 +240,7 @@ def test_peers_by_tls_know_each_other(tmp_path: Path) -> None:
         for strangers in (None, client_context(None)):
             with pytest.raises(RegionUnavailableError, match=f"{address}: "):
                 await GrpcTransport(strangers).dial(address, timeout_s=10)
-        await server.stop(0)
+        await listener.close()
 
     async def guarded() -> None:
         async with asyncio.timeout(30):
