@@ -312,7 +312,7 @@ class Replicator:
                 self._behind_since.setdefault(row.region, now_ms)
             else:
                 self._behind_since.pop(row.region, None)
-        if self._removed_ms is not None and now_ms - self._removed_ms > 2 * self._settings.backoff_max_ms and self._live:
+        if self._removed_ms is not None and now_ms - self._removed_ms > 2 * self._settings.backoff_refused_ms and self._live:
             # Whoever said so had not heard that the region was added again: others have gone on talking to it.
             self._removed_ms = None
             self._store.refuse_writes(None)

@@ -30,10 +30,10 @@ class Backoff:
         """The delay before the next attempt, between half and all of a bound that doubles up to `backoff_max_ms`.
 
         Args:
-            permanent: trying again soon will not help (`session.Code.permanent`): the bound is the greatest at once.
+            permanent: trying again soon will not help (`session.Code.permanent`): the bound is `backoff_refused_ms` at once.
         """
         least, most = self._settings.backoff_min_ms, self._settings.backoff_max_ms
-        bound = most if permanent else min(most, least << min(self._attempts, 30))
+        bound = self._settings.backoff_refused_ms if permanent else min(most, least << min(self._attempts, 30))
         self._attempts += 1
         return bound / 2 + bound / 2 * self._rng.random()
 

@@ -68,7 +68,9 @@ class ReplicationSettings:
         snapshot_timeout_ms: a donor that sends nothing for so long is left for another; also when one that refused is asked again.
         snapshot_hold_ms: how long a snapshot is held for a receiver that is not heard of, so that it can go on after a lost link.
         snapshot_life_ms: how long a snapshot is held at all, and how long a receiver takes chunks of one before it asks another donor.
-        backoff_min_ms, backoff_max_ms: the delay before a link is dialled again: doubled from the least to the greatest, with jitter.
+        backoff_min_ms, backoff_max_ms: the delay before a link is dialled again: doubled from the least to the greatest, with jitter. The
+            greatest is what the end of a partition waits for; an attempt that fails costs next to nothing.
+        backoff_refused_ms: the delay after a link that ended for what trying again does not help (`Code.permanent`).
     """
 
     heartbeat_ms: int = 500
@@ -107,7 +109,8 @@ class ReplicationSettings:
     snapshot_hold_ms: int = 60_000
     snapshot_life_ms: int = 6 * 3_600_000
     backoff_min_ms: int = 50
-    backoff_max_ms: int = 5_000
+    backoff_max_ms: int = 1_000
+    backoff_refused_ms: int = 5_000
 
     def validate(self) -> ReplicationSettings:
         """Return these settings if they can work, else raise `ConfigError` naming the first that cannot."""
@@ -151,14 +154,19 @@ class ReplicationSettings:
 
 
 LOOPBACK: Final = ReplicationSettings(
-    relay_delay_ms=50, relay_timeout_ms=500, relay_linger_ms=1_000, relay_retry_ms=1_000, backoff_max_ms=1_000
+    relay_delay_ms=50,
+    relay_timeout_ms=500,
+    relay_linger_ms=1_000,
+    relay_retry_ms=1_000,
+    backoff_max_ms=250,
+    backoff_refused_ms=1_000,
 )
 """All replicas on one machine: what goes wrong shows at once."""
 LAN: Final = ReplicationSettings()
 """Round trips of a millisecond or a few: also the default."""
 WAN: Final = ReplicationSettings(
     heartbeats_missed_max=6, message_bytes_max=256 * KIB, flush_ms=2, relay_delay_ms=300, relay_timeout_ms=3_000, relay_linger_ms=5_000,
-    backoff_min_ms=200, backoff_max_ms=15_000,
+    backoff_min_ms=200, backoff_max_ms=3_000, backoff_refused_ms=15_000,
 )  # fmt: skip
 """Round trips up to a few hundred ms: messages small enough not to delay heartbeats, patience with what is late."""
 

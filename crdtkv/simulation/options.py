@@ -133,6 +133,7 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
         stalled_ms=1_000,
         backoff_min_ms=20,
         backoff_max_ms=100,
+        backoff_refused_ms=100,
         snapshot_chunk_bytes=dice.pick((100, 1_000, 64 << 10)),
         snapshot_window=dice.pick((1, 4)),
         snapshot_hold_ms=1_500,

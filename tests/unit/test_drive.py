@@ -713,7 +713,7 @@ def test_backoff_doubles_to_its_limit_with_jitter_and_starts_again_after_success
             return self.value
 
     least, most = Backoff(WAN, Fixed(0.0)), Backoff(WAN, Fixed(1.0))
-    assert [most.next_ms() for _ in range(9)] == [200, 400, 800, 1_600, 3_200, 6_400, 12_800, 15_000, 15_000]
+    assert [most.next_ms() for _ in range(9)] == [200, 400, 800, 1_600, 3_000, 3_000, 3_000, 3_000, 3_000]
     assert [least.next_ms() for _ in range(3)] == [100, 200, 400]
     most.reset()
     assert most.next_ms() == 200
