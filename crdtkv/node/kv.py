@@ -3,8 +3,10 @@
 A *session* is one bidirectional stream that carries the requests of many callers. The node reads a message, hands all
 of its requests to the storage worker as they are, and answers with what has been executed: all replies that gathered
 while the previous message was being written travel in the next one, so both ends batch at their own pace and the work
-of gRPC is per message. No task, future or timer exists per request. When `session_window_max` requests of a session
-are unanswered the node stops reading it, and HTTP/2 flow control stops the client.
+of a message is shared. No task, future or timer exists per request. When `session_window_max` requests of a session
+are unanswered the node stops reading it, and HTTP/2 flow control stops the client. A session that comes by a stream of ours
+(`transport.answering`) has no task that waits, either: what comes is submitted where the socket is read, and answers are written where they
+are delivered.
 
 *Streaming reads* pull one page at a time from a consistent snapshot, in a reader thread, and only when the previous
 page has left: a million-element set costs one page of memory. A *watch* is fed by the store through a bounded queue;
@@ -21,11 +23,13 @@ import contextlib
 import functools
 import logging
 import threading
-from collections import Counter
+from abc import ABC, abstractmethod
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from crdtkv.core.codec import decode_value, encode_value
@@ -42,10 +46,11 @@ from crdtkv.node.worker import Row, StorageWorker, as_crdtkv_error
 from crdtkv.pb.v1 import kv_pb2, kv_pb2_grpc
 from crdtkv.results import ONE_BY_ONE
 from crdtkv.store.requests import BLOCKS
+from crdtkv.transport.answering import Call
 from crdtkv.transport.errors import status_code, trailing_metadata
 from crdtkv.transport.loop import give_way
 
-Context = aio.ServicerContext[Any, Any]
+Context = aio.ServicerContext[Any, Any] | Call
 S = TypeVar("S")
 R = TypeVar("R")
 
@@ -132,54 +137,38 @@ def unary(method: Callable[[S, Any, Context], Coroutine[Any, Any, R]]) -> Callab
     return call
 
 
-class _ClientSession:
-    """One Session stream: a reader that submits, a writer that sends what has gathered."""
+class _ClientSession(ABC):
+    """One Session stream: what comes is submitted, and answers leave when the one before has."""
 
-    def __init__(self, context: Context, worker: StorageWorker, limits: Limits) -> None:
-        self._context = context
+    def __init__(self, worker: StorageWorker, limits: Limits) -> None:
         self._worker = worker
         self._window_max = limits.session_window_max
-        # Read and not yet handed to gRPC as a reply: replies that the client does not fetch count against its window.
+        # Read and not yet handed on as a reply: replies that the client does not fetch count against its window.
         self._outstanding = 0
         self._replies: list[Any] = []
         self._answered = 0  # requests that these answer
         self._token = ""
-        self._changed = asyncio.Event()  # replies gathered, or nothing more will come
-        self._room = asyncio.Event()  # the window has room
-        self._read_all = False
-        self._reader: asyncio.Task[None] | None = None
 
+    @abstractmethod
     async def run(self) -> None:
         """Serve until the client closes its side, the call ends or `finish` is called."""
-        self._reader = asyncio.create_task(self._read())
-        try:
-            await self._write()
-            if self._reader.done() and not self._reader.cancelled():
-                self._reader.result()
-        finally:
-            self._reader.cancel()
 
+    @abstractmethod
     def finish(self) -> None:
         """Read no more; `run` returns when what was read has been answered."""
-        if self._reader is not None:
-            self._reader.cancel()
 
-    async def _read(self) -> None:
+    @abstractmethod
+    def _gathered(self) -> None:
+        """There are replies."""
+
+    def _submit(self, message: Any) -> None:
+        data = message.rows
         try:
-            while (message := await self._context.read()) is not aio.EOF:
-                data = message.rows
-                try:
-                    rows = _requests.decode(data)
-                except msgspec.MsgspecError as e:
-                    raise InvalidValueError(f"rows: not a list of requests [id, op, args, options]: {e}") from e
-                self._outstanding += self._worker.submit(rows, len(data), self._deliver, message.deadline_ms)
-                while self._outstanding > self._window_max:
-                    self._room.clear()
-                    await self._room.wait()
-                await give_way()
-        finally:
-            self._read_all = True
-            self._changed.set()
+            rows = _requests.decode(data)
+        except msgspec.MsgspecError as e:
+            raise InvalidValueError(f"rows: not a list of requests [id, op, args, options]: {e}") from e
+        submitted = self._worker.submit(rows, len(data), self._deliver, message.deadline_ms)  # which may deliver a refusal at once
+        self._outstanding += submitted
 
     def _deliver(self, replies: list[Any], count: int, token: str) -> None:
         self._answered += count
@@ -189,18 +178,134 @@ class _ClientSession:
             self._replies = replies
         if token:
             self._token = token
+        self._gathered()
+
+    def _take_replies(self) -> tuple[list[Any], int]:
+        """Messages with all that has gathered, and how many requests they answer."""
+        replies, self._replies = self._replies, []
+        answered, self._answered = self._answered, 0
+        token = self._token
+        return [kv_pb2.ReplyBatch(rows=data, token=token) for data in encode_replies(replies)], answered
+
+
+class _DirectSession(_ClientSession):
+    """Over a stream of ours: each message is submitted where it is read, and answers leave where they are delivered."""
+
+    def __init__(self, call: Call, worker: StorageWorker, limits: Limits) -> None:
+        super().__init__(worker, limits)
+        self._stream = call.stream
+        self._messages = call.messages
+        self._outgoing: deque[tuple[Any, int]] = deque()
+        """Messages, and how many requests are answered once each has left."""
+        self._is_read = False  # nothing more is read
+        self._error: Exception | None = None  # why
+        self._is_going_on = False
+        self._is_asked = False  # to go on in the next iteration of the loop
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[None] = self._loop.create_future()
+
+    async def run(self) -> None:
+        self._messages.changed = self._go_on
+        self._go_on()
+        await self._done
+
+    def finish(self) -> None:
+        self._is_read = True
+        self._go_on()
+
+    def _gathered(self) -> None:
+        if self._answered >= self._outstanding:
+            self._go_on()
+        elif not self._is_asked:  # more may come of the same turn, and go with these
+            self._is_asked = True
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Send and read what can be. Called when either may have become possible."""
+        self._is_asked = False
+        if self._is_going_on or self._done.done():
+            return
+        self._is_going_on = True
+        try:
+            self._write()
+            while self._read():
+                self._write()
+        except (InvalidValueError, DecodeError) as e:
+            self._is_read, self._error = True, e
+        finally:
+            self._is_going_on = False
+        if (self._is_read or self._messages.is_whole) and not self._outstanding and not self._outgoing and not self._replies:
+            if self._error is None:
+                self._done.set_result(None)
+            else:
+                self._done.set_exception(self._error)
+
+    def _write(self) -> None:
+        outgoing = self._outgoing
+        while (outgoing or self._replies) and self._stream.can_send:
+            if not outgoing:
+                messages, answered = self._take_replies()
+                outgoing.extend((message, 0) for message in messages[:-1])
+                outgoing.append((messages[-1], answered))
+            message, answered = outgoing.popleft()
+            self._stream.send(message.SerializeToString())
+            self._outstanding -= answered
+
+    def _read(self) -> bool:
+        """Submit the next message; False: there is none, or no room for its answers."""
+        if self._is_read or self._outstanding > self._window_max or (data := self._messages.take()) is None:
+            return False
+        self._submit(kv_pb2.RequestBatch.FromString(data))
+        return True
+
+
+class _ContextSession(_ClientSession):
+    """Over a call of gRPC's: a reader that submits, a writer that sends what has gathered."""
+
+    def __init__(self, context: Context, worker: StorageWorker, limits: Limits) -> None:
+        super().__init__(worker, limits)
+        self._context = context
+        self._changed = asyncio.Event()  # replies gathered, or nothing more will come
+        self._room = asyncio.Event()  # the window has room
+        self._read_all = False
+        self._reader: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        self._reader = asyncio.create_task(self._read())
+        try:
+            await self._write()
+            if self._reader.done() and not self._reader.cancelled():
+                self._reader.result()
+        finally:
+            self._reader.cancel()
+
+    def finish(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def _gathered(self) -> None:
         self._changed.set()
+
+    async def _read(self) -> None:
+        try:
+            while (message := await self._context.read()) is not aio.EOF:
+                self._submit(message)
+                while self._outstanding > self._window_max:
+                    self._room.clear()
+                    await self._room.wait()
+                await give_way()
+        finally:
+            self._read_all = True
+            self._changed.set()
 
     async def _write(self) -> None:
         while not (self._read_all and not self._outstanding):
             await self._changed.wait()
             self._changed.clear()
             while self._replies:
-                replies, self._replies = self._replies, []
-                answered, self._answered = self._answered, 0
-                token = self._token
-                for data in encode_replies(replies):
-                    await self._context.write(kv_pb2.ReplyBatch(rows=data, token=token))
+                messages, answered = self._take_replies()
+                for message in messages:
+                    await self._context.write(message)
                 self._outstanding -= answered
                 self._room.set()
 
@@ -256,7 +361,12 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
 
     async def Session(self, request_iterator: AsyncIterator[Any], context: Context) -> None:
         try:
-            session = _ClientSession(context, self._serving(), self._limits)
+            worker = self._serving()
+            session = (
+                _DirectSession(context, worker, self._limits)
+                if isinstance(context, Call)
+                else _ContextSession(context, worker, self._limits)
+            )
             self._sessions.add(session)
             try:
                 await session.run()

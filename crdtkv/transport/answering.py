@@ -38,16 +38,20 @@ _log = logging.getLogger("crdtkv.node")
 
 
 class Call:
-    """A call, as its handler sees it."""
+    """A call, as its handler sees it.
+
+    Attributes:
+        stream, messages: for a handler that would rather look when told to (`Messages.changed`) than wait.
+    """
 
     def __init__(self, stream: ServerStream, messages: Messages, request: Any) -> None:
-        self._stream = stream
-        self._messages = messages
+        self.stream = stream
+        self.messages = messages
         self._parse = request.FromString
 
     def peer(self) -> str:
         """Who calls, for people."""
-        return self._stream.address
+        return self.stream.address
 
     async def read(self) -> Any:
         """The next message, or `grpc.aio.EOF`.
@@ -56,7 +60,7 @@ class Call:
             grpc.aio.AioRpcError: the caller left, or its connection broke.
         """
         try:
-            data = await self._messages.receive()
+            data = await self.messages.receive()
         except StreamEnded as e:
             raise e.error or rpc_error(grpc.StatusCode.CANCELLED, "the call is over") from None
         if data is None:
@@ -73,13 +77,13 @@ class Call:
             grpc.aio.AioRpcError: as `read`.
         """
         try:
-            await self._messages.send(message.SerializeToString())
+            await self.messages.send(message.SerializeToString())
         except StreamEnded as e:
             raise e.error or rpc_error(grpc.StatusCode.CANCELLED, "the call is over") from None
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """End the call with an error; raises `grpc.aio.AbortError`."""
-        self._stream.finish(code, details, trailing_metadata)
+        self.stream.finish(code, details, trailing_metadata)
         raise grpc.aio.AbortError(code, details)
 
 

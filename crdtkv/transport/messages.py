@@ -1,4 +1,4 @@
-"""The messages of a stream, one after the other: for whoever waits for the next, and for room to send.
+"""The messages of a stream, one after the other: for whoever waits for the next, and for room to send; or looks when told to.
 
 What came and was not yet asked for is bounded: past `ARRIVED_BYTES_MAX` the other end is granted no more.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import grpc.aio
@@ -39,7 +40,8 @@ class Messages:
         self._is_whole = False
         self._news = asyncio.Event()  # something came, or nothing more will
         self._room = asyncio.Event()  # it can be sent, or the call is over
-        self.writable = self._room.set
+        self.changed: Callable[[], None] = _nobody
+        """Called when something came or nothing more will, when there is room to send, and when the call is over."""
 
     def begin(self, stream: Stream) -> None:
         """The stream whose callbacks these are."""
@@ -53,6 +55,7 @@ class Messages:
         self._arrived.append(message)
         self._arrived_bytes += len(message)
         self._news.set()
+        self.changed()
         if self._arrived_bytes > ARRIVED_BYTES_MAX and self._stream is not None and not self._is_withheld:
             self._is_withheld = True
             self._stream.withhold()
@@ -61,10 +64,22 @@ class Messages:
         """All messages have come, or nobody will ask for another."""
         self._is_whole = True
         self._news.set()
+        self.changed()
+
+    def writable(self) -> None:
+        """There is room to send."""
+        self._room.set()
+        self.changed()
 
     def _over(self, _: object) -> None:
         self._news.set()
         self._room.set()
+        self.changed()
+
+    @property
+    def is_whole(self) -> bool:
+        """All messages have come, and have been taken."""
+        return self._is_whole and not self._arrived
 
     async def send(self, message: bytes) -> None:
         """Hand over a message, when all before it has gone. One caller at a time.
@@ -96,9 +111,20 @@ class Messages:
                 raise StreamEnded(stream.ended.result())
             self._news.clear()
             await self._news.wait()
+        return self.take()
+
+    def take(self) -> bytes | None:
+        """The next message, if one has come."""
+        if not self._arrived:
+            return None
         message = self._arrived.popleft()
         self._arrived_bytes -= len(message)
         if self._is_withheld and self._arrived_bytes <= ARRIVED_BYTES_MAX // 2:
             self._is_withheld = False
-            stream.grant()
+            assert self._stream is not None
+            self._stream.grant()
         return message
+
+
+def _nobody() -> None:
+    """Is not told."""

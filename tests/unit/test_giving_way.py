@@ -11,7 +11,7 @@ import msgspec
 from grpc import aio
 
 from crdtkv.node.config import Limits
-from crdtkv.node.kv import _ClientSession
+from crdtkv.node.kv import _ContextSession
 from crdtkv.transport.loop import give_way
 
 PUTS = 3
@@ -64,7 +64,7 @@ def test_a_node_answers_before_it_asks_for_the_next_message() -> None:
     said: list[str] = []
 
     async def run() -> None:
-        await _ClientSession(Context(said), Worker(), Limits()).run()  # type: ignore[arg-type]
+        await _ContextSession(Context(said), Worker(), Limits()).run()  # type: ignore[arg-type]
 
     asyncio.run(run())
     assert said == ["read", "write"] * PUTS + ["read"]

@@ -151,7 +151,7 @@ def test_a_session_that_is_closed_ends_its_streams() -> None:
 def test_a_lost_connection_is_told_of_as_often_as_it_is_asked_for() -> None:
     async def serve(_: Any, call: Call) -> None:
         await send(call, 0)
-        call._stream._transport.abort()
+        call.stream._transport.abort()
 
     async def main() -> None:
         async with watching(serve) as (stream, _):
@@ -184,7 +184,7 @@ def test_a_stream_that_breaks_before_its_first_page_is_opened_anew() -> None:
         nonlocal tries
         tries += 1
         if tries < 3:
-            call._stream._transport.abort()
+            call.stream._transport.abort()
             return
         await send(call, "at last")
 
