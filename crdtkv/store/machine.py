@@ -68,6 +68,10 @@ FOLD_SHARE = 256
 """Records that a write works through once writers got ahead."""
 QUICK_FOLD_MAX = 128
 """Changed records that whoever wants a quick view folds himself."""
+VIEW_FOLD_MAX = 2048
+"""More changed records than these are folded beside once somebody wants a quick view: each view lays all that waits over the engine's."""
+REQUEST_CHUNKS = 4
+"""The window of request ids is forgotten a fold at a time: it has so many at least, unless the records alone have more folds begun."""
 GATHER_BYTES_MAX = 64 << 10
 """A frame whose commits gather is sealed once it holds this much."""
 NO_REASONS: Mapping[Origin, Origin] = {}
@@ -417,7 +421,8 @@ class Machine:
         """Whether enough waits for the engine to be written; or so many times enough."""
         replica, most = self.replica, times * self.fold_records_max
         # Request ids beside the records: a few keys may be put over and over, and records in memory do not wait at all.
-        return replica.state.changed >= most or replica.requests.unfolded >= most or self.unfolded_bytes >= times * FOLD_BYTES_MAX
+        ids_max = max(most, times * replica.settings.requests_max // REQUEST_CHUNKS)
+        return replica.state.changed >= most or replica.requests.unfolded >= ids_max or self.unfolded_bytes >= times * FOLD_BYTES_MAX
 
     def postpone_fold(self) -> bool:
         """For a few small changes in a hurry: have none of them write the engine, until `folds` is set again.
@@ -473,6 +478,22 @@ class Machine:
                 is_done = self.replica.state.fold_some(records_max)
             self.fold_steps.note(time.perf_counter() - began)
             return is_done
+
+    def fold_soon(self, records_max: int = QUICK_FOLD_MAX) -> bool:
+        """Have what waits for the engine written beside, if that is more than so many records; True: it is not written yet.
+
+        For whoever needs it written, and would have others wait if he did it himself. False too where nobody folds beside.
+        """
+        state = self.replica.state
+        if self.when_folding is None or self.full is not None or state.pending <= records_max:
+            return False
+        self.check()
+        if self.replica.making:
+            self.seal()
+        if not state.is_folding:
+            self._begin_fold()
+            self.when_folding()
+        return True
 
     def _end_fold(self) -> None:
         """Do the rest of a fold that was begun."""
@@ -912,6 +933,7 @@ class Machine:
         self.check()
         if self.replica.making:
             self.seal()
+        self.fold_soon(VIEW_FOLD_MAX)
         self.replica.heads.fold()
         return self.replica.state.snapshot(self.engine.snapshot)
 

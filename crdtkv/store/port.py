@@ -80,9 +80,10 @@ class StorePort:
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            if self._machine.failed is not None or not self._machine.folds:
-                return None  # a digest folds, for which a turn in a hurry has no time: a later heartbeat has it
-            return self._machine.digest()
+            machine = self._machine
+            if machine.failed is not None or not machine.folds or machine.fold_soon():
+                return None  # a digest folds, for which a turn in a hurry has no time, nor any turn for much: a later heartbeat has it
+            return machine.digest()
         finally:
             self._lock.release()
 

@@ -157,6 +157,11 @@ class Upkeep:
                 cursor = retention.forget(due, cursor or b"")
         with self._lock:
             store._open_for_reads()
+            is_folding = self._machine.fold_soon()
+        while is_folding and not self._machine.fold_some():  # here or beside: the writers wait for the rest alone
+            pass
+        with self._lock:
+            store._open_for_reads()
             position = retention.fold()
         retention.flush(position)
         with self._lock:

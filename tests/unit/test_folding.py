@@ -15,12 +15,16 @@ import crdtkv
 from crdtkv.core.causality import make_origin
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import encode_value, register_slot
+from crdtkv.core.frame import DeltaKind
 from crdtkv.core.meta import META_KEY
+from crdtkv.core.settings import CoreSettings
 from crdtkv.errors import DiskFullError, StorageError
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog, position_of
 from crdtkv.storage.engine import EngineSnapshot
 from crdtkv.store import Settings
-from crdtkv.store.machine import Machine
+from crdtkv.store import machine as machine_module
+from crdtkv.store.machine import QUICK_FOLD_MAX, Machine
+from crdtkv.store.port import StorePort
 from crdtkv.store.reading import Reader
 from crdtkv.store.transaction import Transaction
 from tests.stores import Clock
@@ -36,6 +40,7 @@ class Replica:
     log: SimulatedLog = field(default_factory=SimulatedLog)
     engine: SimulatedEngine = field(default_factory=SimulatedEngine)
     clock: Clock = field(default_factory=Clock)
+    settings: CoreSettings = field(default_factory=CoreSettings)
 
     def __post_init__(self) -> None:
         self.open()
@@ -43,7 +48,9 @@ class Replica:
     def open(self) -> None:
         clock = HybridClock(self.clock, max_skew_ms=1000, refuse_ms=1000)
         origin = make_origin("us", 1, 1)
-        self.machine = Machine(self.log, self.engine, origin=origin, cluster="c", clock=clock, fold_records_max=FOLD_MAX)
+        self.machine = Machine(
+            self.log, self.engine, origin=origin, cluster="c", clock=clock, settings=self.settings, fold_records_max=FOLD_MAX
+        )
         self.reader = Reader(self.machine.replica)
         if self.beside:
             self.machine.when_folding = lambda: None
@@ -240,6 +247,56 @@ def test_a_scan_waits_for_no_fold_and_sees_one_moment(tmp_path: Path, engine: st
         assert len(found) == 400 and found["k000"] == 400 and found["k398"] == 398 and "k399" not in found
         assert len(found["s"]) == 450 == len(list(members))
         assert [key for key, _ in store.scan("k", reverse=True)][:2] == ["k398", "k397"]
+
+
+def fold_ended(machine: Machine) -> None:
+    deadline = time.monotonic() + 60
+    while machine.replica.state.is_folding:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_heartbeat_waits_for_no_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its digest was folded for in the node's turn, whatever waited. Now it goes without, and a later one has it."""
+    with crdtkv.open(tmp_path / "d", durability="async", settings=Settings(fold_records_max=500)) as store:
+        port, machine = StorePort(store), store._machine
+        for number in range(QUICK_FOLD_MAX + 1):
+            store.put(f"k{number}", number)
+        with monkeypatch.context() as patched, machine.fold_guard:  # who folds beside stands still
+            patched.setattr(Machine, "fold", lambda self: pytest.fail("it folded in the turn"))
+            assert port.digest() is None and machine.replica.state.is_folding
+            assert port.digest() is None
+        fold_ended(machine)
+        assert port.digest() == (store.vv(), store.digest())
+
+
+def test_scans_have_what_waits_folded_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each lays what waits over the engine's view, so many changed records would cost every one of them."""
+    monkeypatch.setattr(machine_module, "VIEW_FOLD_MAX", 200)
+    with crdtkv.open(tmp_path / "d", durability="async", settings=Settings(fold_records_max=500)) as store:
+        machine = store._machine
+        for number in range(200):
+            store.put(f"k{number:03d}", number)
+        assert len(list(store.scan())) == 200 and machine.replica.state.changed == 200  # no more than a few
+        store.put("k200", 200)
+        with machine.fold_guard:
+            scan = store.scan()
+            assert next(scan) == ("k000", 0) and machine.replica.state.is_folding
+            store.put("k000", "later")
+        assert len(list(scan)) == 200
+        fold_ended(machine)
+        assert machine.replica.state.changed == 1 and dict(store.scan())["k000"] == "later"
+
+
+@pytest.mark.parametrize(("requests_max", "waiting"), [(16, 0), (400, 90)])
+def test_request_ids_begin_a_fold_at_a_quarter_of_their_window(requests_max: int, waiting: int) -> None:
+    """Of one key put over and over only they gather. Never more often than records do."""
+    replica = Replica(beside=True, settings=CoreSettings(requests_max=requests_max))
+    for number in range(90):
+        replica.machine.transact([[DeltaKind.REGISTER_PUT, "k", encode_value(number)]], b"%d" % number)
+        replica.machine.seal()
+        replica.machine.fold_some()
+    assert replica.machine.replica.requests.unfolded == (waiting or 90 % FOLD_MAX)
 
 
 def test_readers_without_a_lock_see_every_write_while_the_engine_is_written(tmp_path: Path) -> None:
