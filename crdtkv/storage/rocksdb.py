@@ -63,7 +63,7 @@ RECENT_BYTES_MAX = 4 << 20
 RECENT_OVERHEAD = 160
 """About what a record takes of memory beside the bytes of its key and value."""
 METADATA_BLOCK_BYTES = 16 << 10
-"""A piece of a file's index or filter: what a look-up needs of them in the cache."""
+"""A piece of a file's index: what a look-up needs of it in the cache."""
 OPEN_FILES_MAX = 256
 DELETIONS_WINDOW = 4096
 """A file with this many neighbours of which half are deletions is compacted soon: what was deleted gives its space back."""
@@ -81,14 +81,13 @@ def _options() -> Options:
     table = BlockBasedOptions()
     table.set_block_cache(_block_cache())
     table.set_bloom_filter(BLOOM_BITS_PER_KEY, False)
-    table.set_cache_index_and_filter_blocks(True)  # else they are beside the cache, and without bound
-    # In pieces: a file of a million records has a filter and an index of more than a MiB, which is all that each of the cache's 64 shards
-    # holds. They would be read anew for every look-up (0.3 ms of CPU), in one piece.
+    # Filters are beside the cache, whole, as long as their file is open: 1.25 bytes a record, so 128 MiB at most of `OPEN_FILES_MAX` files.
+    # A look-up asks those of all files, and where they are in pieces it searches each for the piece first: a third of what it costs.
+    table.set_cache_index_and_filter_blocks(False)
+    # Indexes are in the cache, in pieces: that of a file of a million records is more than a MiB, which is all that each of the cache's
+    # 64 shards holds. It would be read anew for every look-up (0.3 ms of CPU), in one piece.
     table.set_index_type(BlockBasedIndexType.two_level_index_search())
-    table.set_partition_filters(True)
     table.set_metadata_block_size(METADATA_BLOCK_BYTES)
-    table.set_pin_top_level_index_and_filter(True)
-    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_paranoid_checks(True)
