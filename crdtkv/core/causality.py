@@ -27,6 +27,7 @@ Origin = NewType("Origin", str)
 """`region@generation-nonce`; see `make_origin`."""
 
 SEQ_MAX = 2**63 - 1
+_encode = msgspec.msgpack.Encoder().encode
 _ORIGIN = re.compile(r"([a-z0-9][a-z0-9_-]{0,31})@([0-9a-f]{1,8})-([0-9a-f]{8})")
 _REGION = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
@@ -101,20 +102,22 @@ class VersionVector(Mapping[Origin, int]):
     (True, False, False)
     """
 
-    __slots__ = ("_hash", "_seqs")
+    __slots__ = ("_bytes", "_hash", "_seqs")
     _seqs: dict[Origin, int]
+    _bytes: bytes | None
 
     def __init__(self, seqs: Mapping[Origin, int] | Iterable[tuple[Origin, int]] = ()) -> None:
         items = seqs.items() if isinstance(seqs, Mapping) else seqs
         self._seqs = {o: n for o, n in sorted(items) if n > 0}
         self._hash: int | None = None
+        self._bytes = None
 
     @classmethod
     def adopt(cls, seqs: dict[Origin, int]) -> VersionVector:
         """Wrap a dict that the caller gives up, holding only positive seqs; it need not be sorted. O(1)."""
         vv = cls.__new__(cls)
         vv._seqs = seqs
-        vv._hash = None
+        vv._hash = vv._bytes = None
         return vv
 
     def __getitem__(self, origin: Origin) -> int:
@@ -238,8 +241,10 @@ class VersionVector(Mapping[Origin, int]):
         return cls.adopt(seqs)
 
     def to_bytes(self) -> bytes:
-        """Canonical bytes: equal vectors give equal bytes."""
-        return msgspec.msgpack.encode(self.flat())
+        """Canonical bytes: equal vectors give equal bytes. Made once: what is acknowledged to one peer goes to the others as well."""
+        if self._bytes is None:
+            self._bytes = _encode(self.flat())
+        return self._bytes
 
     @classmethod
     def from_bytes(cls, data: bytes) -> VersionVector:

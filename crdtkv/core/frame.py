@@ -20,7 +20,6 @@ is not canonical bytes.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from operator import itemgetter, lt
@@ -274,9 +273,11 @@ class Frame(msgspec.Struct, gc=False, eq=False):
 
     def _look(self) -> None:
         """Decode and check what came: puts in columns all at once, if they are likely to be, else commit by commit."""
-        likely: Sequence[Any] = ()
-        with contextlib.suppress(*_DECODE_ERRORS):
+        likely: Sequence[Any]
+        try:
             likely = _decode_puts(self._raw_rows())
+        except _DECODE_ERRORS:
+            likely = ()  # they are not puts alone, or wrong: that shows below
         rows = None if len(likely) == self.count else self._decoded_rows()
         puts = _in_columns(likely if rows is None else rows, self.first_seq, self.hlc, rows is None)
         if puts is None or not (self._is_checked or _is_surely_right(puts)):
@@ -382,7 +383,7 @@ class FrameTemplate:
         self.is_control = control
         requires = _encode([CONTROL_FEATURE] if control else [])
         self._before = _START + b"\x9a" + requires + _encode(cluster) + _encode(shard) + _encode(origin)
-        self._after = _encode(context.flat())
+        self._after = context.to_bytes()
 
     def build(self, first_seq: int, hlc: int, previous: bytes, rows: list[Row]) -> Frame:
         """Encode commits of this origin made in this context."""

@@ -38,6 +38,7 @@ FOLD_AT_ONCE_BYTES = 4 << 20
 """Records that are looked up and hashed at a time, and what they may hold: few enough for memory and for who waits, enough for a thread
 that, beside a busy one, may wait for the interpreter before and after each lookup."""
 _MASK = (1 << 128) - 1
+_AFTER_SLOTS = successor(SLOT_SPACE)
 _join = b"".join
 _ARRAY_OF_FOUR = 0x94
 
@@ -233,7 +234,9 @@ class State:
         The caller may change what was already yielded, nothing else, while it iterates.
         """
         folding = self._folding
-        parts = (self._slots, self._side) if folding is None else (folding.slots, folding.side, self._slots, self._side)
+        parts = [self._slots, self._side] if folding is None else [folding.slots, folding.side, self._slots, self._side]
+        if start >= _AFTER_SLOTS or (end is not None and end <= SLOT_SPACE):
+            parts = parts[1::2]  # side records alone
         over = {k: v for part in parts if part for k, v in part.items() if start <= k and (end is None or k < end)}
         if not over:
             yield from self._base.scan(start, end)

@@ -37,7 +37,20 @@ from crdtkv.core.frame import Frame
 from crdtkv.core.replica import Applied
 from crdtkv.errors import CorruptionError, CrdtkvError
 from crdtkv.replication.membership import NO_STEERING, Membership
-from crdtkv.replication.messages import Ack, Chunk, ChunkAck, Credit, Frames, Heartbeat, HeartbeatReply, Message, Reports
+from crdtkv.replication.messages import (
+    Ack,
+    AskSnapshot,
+    CannotSnapshot,
+    Chunk,
+    ChunkAck,
+    Credit,
+    EndSnapshot,
+    Frames,
+    Heartbeat,
+    HeartbeatReply,
+    Message,
+    Reports,
+)
 from crdtkv.replication.packing import Packing
 from crdtkv.replication.port import ReplicaPort
 from crdtkv.replication.progress import TIMER_MS, OwnTail
@@ -53,6 +66,7 @@ SHORT_BYTES_MAX: Final = 64 << 10
 """So many bytes of frames are applied before anything else is sent: a millisecond or two."""
 _NEVER_MS: Final = float("inf")
 _UNANSWERED: Final = (Ack, HeartbeatReply)
+_ABOUT_SNAPSHOTS: Final = (AskSnapshot, CannotSnapshot, Chunk, ChunkAck, EndSnapshot)
 _NO_NEWS: Final = (Ack, HeartbeatReply, Heartbeat)
 """These tell nothing but vectors, if anything."""
 _NOT_REVIEWED: Final = (Frames, Ack, Credit, HeartbeatReply, Chunk, ChunkAck)
@@ -93,11 +107,8 @@ class Work(msgspec.Struct, frozen=True):
     readies: Mapping[Link, Ready] = msgspec.field(default_factory=dict)
     packings: Mapping[Link, Packing] = msgspec.field(default_factory=dict)
     arrivals: tuple[_Arrival, ...] = ()
-
-    @property
-    def is_empty(self) -> bool:
-        """Nothing is to be done but to wake."""
-        return not (self.messages or self.readies or self.apply or self.closed or self.events or self.jobs or self.steering or self.sends)
+    is_empty: bool = False
+    """Nothing is to be done but to wake."""
 
     def encoded(self, link: Link) -> list[bytes]:
         """The bytes of the messages for a link, one each. To be asked once: they are counted, and sent."""
@@ -143,6 +154,7 @@ class Drive:
         members: names of the regions of the cluster, as far as configured.
     """
 
+    # More than thirty attributes would be kept, and looked up, in a plain dict: slower at each turn.
     __slots__ = (
         "_agreed_as_of", "_agreed_with", "_alone", "_applied_by_ms", "_apply_at_ms", "_apply_began_ms", "_applying", "_began_here",
         "_checked_for", "_direct", "_distances", "_durable", "_events", "_groups", "_has_news", "_is_quiet", "_members", "_needs", "_now",
@@ -260,15 +272,15 @@ class Drive:
         session.receive(message, self._now)
         if not (isinstance(message, _NO_NEWS) and session.peer_vv is vv and session.peer_durable is durable and session.state is before):
             self._has_news = True
-        if isinstance(message, _UNANSWERED) and session.is_quiet and not self._events:
+        if isinstance(message, _UNANSWERED) and session.quiet is not None and not self._events:
             self._rests, self._is_quiet = rests, rests is not None  # nothing came of it
             return
         if isinstance(message, Frames):
             for relayed, frames in session.take_frames():
                 self._queue.append(_Arrival(link, session, relayed, frames))
-                if relayed and any(f.origin not in self._direct and f.last_seq > self._vv.seq(f.origin) for f in frames):
+                if relayed and self._brings_more(frames):
                     session.relay_useful_ms = self._now
-        elif not isinstance(message, _NO_NEWS):
+        elif isinstance(message, _ABOUT_SNAPSHOTS):
             for one in session.take_of_snapshots():
                 self.transfers.receive(link, session, one, self._now)
         if session.found_amnesia and before in (OPENING, LIVE) and self.amnesia is None:
@@ -285,6 +297,10 @@ class Drive:
                 self._agree()
             if self._has_news:
                 self._review()
+
+    def _brings_more(self, frames: Sequence[Frame]) -> bool:
+        """Whether some of these are new here, and do not come by themselves."""
+        return any(f.origin not in self._direct and f.last_seq > self._vv.seq(f.origin) for f in frames)
 
     def local_commits(self, now_ms: float) -> None:
         """Something was committed here, released, or became durable. Cheap; many changes may share one call."""
@@ -425,11 +441,25 @@ class Drive:
             apply: whether some of what was received may be in it; without, `is_behind` says whether any waits.
         """
         messages: dict[Link, tuple[Message, ...]] = {}
+        packings: dict[Link, Packing] = {}
         readies: dict[Link, Ready] = {}
         closed: list[Closed] = []
         transfers, waits, wake_at_ms = self.transfers, bool(self._queue or self._alone), _NEVER_MS
+        now, last_seq = self._now, self._tail.last_seq
         for link, peer in self._peers.items():
             session = peer.session
+            quiet = session.quiet
+            # As `Session.ready` asks itself: nearly every turn concerns one session, and passes by the others.
+            if (
+                quiet is not None
+                and now < session.quiet_until_ms
+                and session.quiet_seq == last_seq
+                and peer.writable
+                and not session.relay_out.is_open
+            ):
+                if quiet.wake_at_ms is not None and quiet.wake_at_ms < wake_at_ms:
+                    wake_at_ms = quiet.wake_at_ms
+                continue
             if not peer.writable and not session.ended:
                 wake_at_ms = min(wake_at_ms, self._now + self._settings.heartbeat_ms)
                 continue
@@ -437,7 +467,7 @@ class Drive:
             if ready.messages or ready.plans:
                 readies[link] = ready
                 if ready.messages:
-                    messages[link] = ready.messages
+                    messages[link], packings[link] = ready.messages, session.packing
             if ready.wake_at_ms is None:
                 closed.append(Closed(link, session.origin, session.close_code or ""))
             elif ready.wake_at_ms < wake_at_ms:
@@ -447,23 +477,25 @@ class Drive:
                 wake_at_ms = at_ms
         if waits and self._now < self._apply_at_ms < wake_at_ms:
             wake_at_ms = self._apply_at_ms
-        sends = transfers.messages()
+        sends, jobs = transfers.messages(), transfers.jobs
         for to, message in sends:
             if (receiver := self._peers.get(to)) is not None and receiver.session.state is LIVE:
-                messages[to] = (*messages.get(to, ()), message)
+                messages[to], packings[to] = (*messages.get(to, ()), message), receiver.session.packing
         arrivals = self._next_group() if apply and waits else ()
+        steering = None if self.membership.steering is NO_STEERING else self.membership.steering
         return Work(
             messages,
             _frames_of(arrivals) if arrivals else (),
             tuple(closed),
             tuple(self._events),
             None if wake_at_ms == _NEVER_MS else wake_at_ms,
-            None if self.membership.steering is NO_STEERING else self.membership.steering,
-            transfers.jobs,
+            steering,
+            jobs,
             len(sends),
             readies,
-            {link: self._peers[link].session.packing for link in messages} if messages else {},
+            packings,
             arrivals,
+            not (messages or readies or arrivals or closed or self._events or jobs or steering or sends),
         )
 
     def ready_to_apply(self) -> Work | None:
@@ -489,10 +521,9 @@ class Drive:
             until = min([until, *[peer.session.next_frames_ms for peer in self._peers.values() if peer.writable]])
         return until if now_ms + TIMER_MS < until else None
 
-    @property
-    def is_quiet(self) -> bool:
-        """Another `ready` would find nothing to do either, until `rests_until` at the latest."""
-        return self._is_quiet and self.amnesia is None
+    def is_resting(self, now_ms: float) -> bool:
+        """Another `ready` would find nothing to do either."""
+        return self._is_quiet and self.amnesia is None and self.rests_until(now_ms) is not None
 
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""
@@ -525,10 +556,14 @@ class Drive:
             elif len(work.arrivals) == len(self._queue):
                 self._queue = []
             else:
-                taken = set(map(id, work.arrivals))
-                self._queue = [arrival for arrival in self._queue if id(arrival) not in taken]
+                self._take_off(work.arrivals)
         if work.closed:
             self._review()
+
+    def _take_off(self, arrivals: Sequence[_Arrival]) -> None:
+        """These no longer wait."""
+        taken = set(map(id, arrivals))
+        self._queue = [arrival for arrival in self._queue if id(arrival) not in taken]
 
     def is_connected(self, region: str) -> bool:
         """Whether a live link leads to a region: another one is not to be dialled."""
@@ -574,7 +609,7 @@ class Drive:
         """Look anew at what ends and who is a member; tell the peers, and end links to whoever was removed."""
         control, membership, vv = self._port.control, self.membership, self._vv
         self._agreed_as_of, self._agreed_with = (control.version, len(control.frozen)), None
-        durable, is_draining = self._port.durable_vv(), membership.is_draining
+        durable, is_draining = self._port.durable_vv(), bool(control.members) and membership.is_draining
         sessions: list[Session] = []
         peers: list[object] = []
         for link, peer in self._peers.items():
@@ -703,11 +738,15 @@ class Drive:
             if session.state is LIVE and session.origin is not None:
                 if session.own_floor is EMPTY_VV or session.sends_own:
                     direct.append(session.origin)
-                rests = rests and session.brings_all and session.peer_vv <= vv
+                rests = rests and session.brings_all() and session.peer_vv <= vv
         self._direct = frozenset(direct)
         self._relay_wake_ms = None
-        if rests:
-            return True  # so it is nearly always, and this is asked at every tick
+        if not rests:
+            self._look_for_needs()
+        return rests  # so it is nearly always, and this is asked at every tick
+
+    def _look_for_needs(self) -> None:
+        """The part of `_review` for when something is missing, or on its way."""
         live = [(link, peer.session) for link, peer in self._peers.items() if peer.session.state is LIVE]
         holders = self._find_needs([session for _, session in live])
         for origin, need in self._needs.items():
@@ -726,7 +765,6 @@ class Drive:
                     session.end_relay()
                 else:
                     self._wake_for_relay(end)
-        return False
 
     def _find_needs(self, live: Sequence[Session]) -> dict[Origin, set[Session]]:
         """Bring `_needs` up to date; per origin needed, the peers that have what is missing."""

@@ -111,9 +111,11 @@ class Membership:
         """A peer says what it has applied. To be told again, also if that is nothing new, when a closing was applied here."""
         told = self._reports.get(peer)
         if told:
-            for origin in [o for o, (seq, _) in told.items() if seq < (self._port.control.last(o) or 0) <= vv.seq(o)]:
-                del told[origin]  # it was behind where that one ends, and no longer is
-                self.changes += 1
+            last = self._port.control.last
+            for origin, (seq, _) in list(told.items()):
+                if seq < (last(origin) or 0) <= vv.seq(origin):
+                    del told[origin]  # it was behind where that one ends, and no longer is
+                    self.changes += 1
         if vv is self._last_announced.get(peer):
             return
         self._last_announced[peer] = vv
@@ -155,7 +157,8 @@ class Membership:
         if not (told_of or control.has_limits or control.members or self.message) and len(set(map(region_of, known))) == len(known):
             self._reports[own], self.steering = {}, NO_STEERING
             return None  # no region has gone on as another, and nothing was told or recorded: there is nothing to agree on
-        latest = self._latest((own, *live, *self._open((*vv, *self._reports, *told_of))), (*vv, *self._reports, *told_of))
+        named = (*vv, *self._reports, *told_of)
+        latest = self._latest((own, *live, *self._open(named)), named)
         ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
         freeze = tuple(o for o in ending if control.last(o) is None and o not in control.frozen)
         mine = self._tell(vv, durable, latest, is_handed_over)
@@ -203,14 +206,14 @@ class Membership:
         for other in (*self._port.vv().origins(), *self._reports):
             if other != origin and region_of(other) == region:
                 same.append(other)
-        return bool(same) and any(generation_of(o) >= generation_of(origin) for o in self._open(same))
+        return bool(same) and max(map(generation_of, self._open(same)), default=-1) >= generation_of(origin)
 
     def rests_on(self, vv: VersionVector, durable: VersionVector) -> object:
         """What `review` looks at of these vectors: while it is equal, and so is everything else that was given, told and agreed, another
         review would say the same. O(1) in most clusters: which origins there are, as long as none of them ends.
         """
         control = self._port.control
-        if self.is_draining:
+        if control.members and self.is_draining:
             return vv, durable
         if not control.has_limits and not any(self._reports.values()):
             return vv.origins()
@@ -272,7 +275,7 @@ class Membership:
         """Origins of which something is known, that will not go on: each region's former incarnations, all of a removed one's, and
         those that a member has frozen."""
         control = self._port.control
-        known = {*vv, *(o for told in self._reports.values() for o, (seq, _) in told.items() if seq)}
+        known = {*vv.origins(), *(o for told in self._reports.values() for o, (seq, _) in told.items() if seq)}
         told = {o for by, told in self._reports.items() if self._counts(by) for o, (_, is_frozen) in told.items() if is_frozen}
         return sorted(o for o in known if o in told or control.is_removed(region_of(o)) or _is_former(o, latest[region_of(o)], present))
 

@@ -232,7 +232,7 @@ _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError
 
 def _to_wire(value: Any) -> Any:
     if isinstance(value, VersionVector):
-        return value.flat()
+        return msgspec.Raw(value.to_bytes())
     raise TypeError(f"a message holds a {type(value).__name__}")
 
 

@@ -103,14 +103,15 @@ class Session:
         wall_ms: the wall clock, for clock offsets only. `now_ms` everywhere is a clock that never goes back.
     """
 
+    # More than thirty attributes would be kept, and looked up, in a plain dict: slower at each turn.
     __slots__ = (
         "_ack", "_arrived", "_beat_vv", "_beats", "_began_here", "_clock_samples", "_dead_after_ms", "_divergence", "_durable", "_events",
         "_heard_ms", "_heartbeat_at_ms", "_heartbeat_number", "_hello_due", "_is_former", "_last_received", "_members", "_now",
-        "_of_snapshots", "_offers", "_pending", "_port", "_quiet", "_quiet_as_of", "_quiet_until_ms", "_reply", "_round_trips",
-        "_settings", "_stall_reported", "_tail", "_told_durable", "_vv", "_wall_ms", "_was_asked", "close_code", "distance_ms", "ended",
-        "features", "found_amnesia", "origin", "own_floor", "own_in", "own_out", "packing", "peer_durable", "peer_members", "peer_vv",
-        "region", "relay", "relay_changed_ms", "relay_floor", "relay_in", "relay_out", "relay_received_ms", "relay_useful_ms", "reports",
-        "round_trip_ms", "said_bye_by_peer", "state", "told",
+        "_of_snapshots", "_offers", "_pending", "_port", "_quiet_released", "_reply", "_round_trips", "_settings", "_stall_reported",
+        "_tail", "_told_durable", "_vv", "_wall_ms", "_was_asked", "close_code", "distance_ms", "ended", "features", "found_amnesia",
+        "origin", "own_floor", "own_in", "own_out", "packing", "peer_durable", "peer_members", "peer_vv", "quiet", "quiet_seq",
+        "quiet_until_ms", "region", "relay", "relay_changed_ms", "relay_floor", "relay_in", "relay_out", "relay_received_ms",
+        "relay_useful_ms", "reports", "round_trip_ms", "said_bye_by_peer", "state", "told",
     )  # fmt: skip
 
     def __init__(
@@ -181,10 +182,10 @@ class Session:
         self._last_received = 0
         self._stall_reported: Frame | None = None
 
-        self._quiet: Ready | None = None
+        self.quiet: Ready | None = None
         """The last answer of `ready`, if nothing was to be done and nothing but time has come in since."""
-        self._quiet_until_ms = 0.0
-        self._quiet_as_of = (0, 0)
+        self.quiet_until_ms = 0.0
+        self.quiet_seq = self._quiet_released = 0
         """The own frames and the log that were released then: what a session finds out by itself."""
         self._pending: dict[str, Message] = {}
         """Decided and not sent yet, one per purpose: `relay`, `subscribe`, `reports`, `bye`."""
@@ -214,8 +215,8 @@ class Session:
         if self.ended:
             return
         self._heard_ms = self._now
-        if not isinstance(message, _UNANSWERED) or self.own_out.has_more or self.relay_out.is_open:
-            self._quiet = None
+        if not isinstance(message, _UNANSWERED) or self.own_out.seq < self._tail.last_seq or self.relay_out.is_open:
+            self.quiet = None
         if isinstance(message, Bye):
             self.said_bye_by_peer = True
             if message.code == Code.REMOVED:
@@ -275,18 +276,18 @@ class Session:
             moved = moved or (durable is not former_durable and durable.seq(peer) != former_durable.seq(peer))
             if moved or (self.relay in RELAYING and (vv != former or durable != former_durable)):
                 self._ack.note(self._now)
-                self._quiet = None
+                self.quiet = None
         self._vv, self._durable = vv, durable
-        if self.is_waiting:
+        if self.own_in.waiting or self.relay_in.waiting:
             self.own_in.advance(vv)
             self.relay_in.advance(vv)
             if self.own_in.grant_due or self.relay_in.grant_due:
-                self._quiet = None
+                self.quiet = None
         # Else what was committed here, or came from others, does not concern this link: what of it may leave, `ready` finds out by itself.
 
     def settle(self, relayed: bool, frames: Sequence[Frame]) -> None:
         """The frames of one message were applied, or are held: their sender may go on. Precedes `advance`."""
-        self._quiet = None
+        self.quiet = None
         incoming = self.relay_in if relayed else self.own_in
         incoming.settled_messages += 1
         self._ack.settled(sum(frame.size for frame in frames), self._now)
@@ -294,7 +295,7 @@ class Session:
     def ask_relay(self) -> None:
         """Ask the peer for what third origins wrote and this replica lacks."""
         assert self.state is LIVE
-        self._quiet = None
+        self.quiet = None
         self.relay, self.relay_changed_ms, self.relay_useful_ms = Relay.ASKED, self._now, self._now
         self._was_asked = True
         self._pending["relay"] = AskRelay(self._port.control.show(self._vv))
@@ -305,14 +306,14 @@ class Session:
         if self.relay in RELAYING:
             self.relay, self.relay_changed_ms = Relay.NONE, self._now
             if self.state is LIVE:
-                self._quiet = None
+                self.quiet = None
                 self._pending["relay"] = EndRelay()
                 self._event(EventKind.RELAY_ENDED, f"no longer need what {self.origin} relays")
 
     def resubscribe(self) -> None:
         """The replica dropped frames that it could not hold: have both streams sent anew from what is applied."""
         if self.state is LIVE:
-            self._quiet = None
+            self.quiet = None
             self.own_in.forget()
             self.relay_in.forget()
             self._pending["subscribe"] = Subscribe(self._port.control.show(self._vv))
@@ -320,7 +321,7 @@ class Session:
     def tell(self, message: Reports) -> None:
         """Send the newest reports on origins that end."""
         if self.state is LIVE:
-            self._quiet = None
+            self.quiet = None
             self._pending["reports"] = self.told = message
 
     def close(self, code: Code, reason: str) -> None:
@@ -336,8 +337,9 @@ class Session:
         A drive asks all its sessions at each turn, most of which concern one of them: O(1) for a session that had nothing to do, heard
         nothing since, and whose deadline has not come.
         """
-        quiet, released = self._quiet, self._port.released() if self.relay_out.is_open else 0
-        if quiet is not None and self._now < self._quiet_until_ms and self._quiet_as_of == (self._tail.last_seq, released):
+        quiet, last_seq = self.quiet, self._tail.last_seq
+        released = self._port.released() if self.relay_out.is_open else 0
+        if quiet is not None and self._now < self.quiet_until_ms and self.quiet_seq == last_seq and self._quiet_released == released:
             return quiet
         if self.ended:
             bye = self._pending.get("bye")
@@ -345,8 +347,8 @@ class Session:
         messages, wake_at_ms, plans = self._due()
         ready = Ready(messages, wake_at_ms, plans)
         if not messages and not plans:
-            self._quiet, self._quiet_until_ms = ready, wake_at_ms - TIMER_MS
-            self._quiet_as_of = self._tail.last_seq, released
+            self.quiet, self.quiet_until_ms = ready, wake_at_ms - TIMER_MS
+            self.quiet_seq, self._quiet_released = last_seq, released
         return ready
 
     def _due(self) -> tuple[tuple[Message, ...], float, tuple[Plan, ...]]:
@@ -359,7 +361,7 @@ class Session:
         now, wake_at_ms = self._now, self._heard_ms + self._dead_after_ms
         ack_ms, beat_ms, reply = self._ack.due_ms, self._heartbeat_at_ms, self._reply
         ack_due, grant_due = ack_ms <= now + TIMER_MS, self.own_in.grant_due or self.relay_in.grant_due
-        has_streams = self.relay_out.is_open or self.own_out.has_more
+        has_streams = self.relay_out.is_open or self.own_out.seq < self._tail.last_seq
         if not (has_streams or ack_due or beat_ms <= now or reply or grant_due or self._pending or out):
             return (), min(wake_at_ms, ack_ms, beat_ms), ()  # as after most of what comes in
         out.extend(self._pending.values())
@@ -418,7 +420,8 @@ class Session:
             if plan.refused is not None:
                 if plan.relayed or not self.own_out.needs_snapshot:
                     # Of closed origins the peer need not hear, if it has them.
-                    lacks = {o: n for o, n in plan.refused.items() if n > self.peer_vv.seq(o)}
+                    has = self.peer_vv.seq
+                    lacks = {o: n for o, n in plan.refused.items() if n > has(o)}
                     out.append(CannotRelay(VersionVector.adopt(lacks), own=not plan.relayed))
             elif plan.frames:
                 out.append(Frames(plan.relayed, tuple(frame.data for frame in plan.frames)))
@@ -505,17 +508,6 @@ class Session:
                     worst = (missing, since, frame)
         return worst
 
-    @property
-    def is_quiet(self) -> bool:
-        """Nothing came since the last `ready`, which had nothing to do, that could call for anything before its deadline."""
-        return self._quiet is not None
-
-    @property
-    def is_waiting(self) -> bool:
-        """Frames that came over this link are not applied yet."""
-        return bool(self.own_in.waiting or self.relay_in.waiting)
-
-    @property
     def brings_all(self) -> bool:
         """No relay is open or asked for, and all that came is applied."""
         return self.relay in _NO_RELAY and not (self.own_in.waiting or self.relay_in.waiting)
@@ -740,7 +732,7 @@ class Session:
         incoming.wait_for(frames, self._now)
         incoming.advance(self._vv)
         if incoming.grant_due:
-            self._quiet = None
+            self.quiet = None
         self._arrived.append((message.relayed, frames))
         if message.relayed:
             if any(frame.last_seq > self._vv.seq(frame.origin) for frame in frames):
@@ -836,7 +828,7 @@ class Session:
             self._alarm(Code.FORK, text, **details)
 
     def _end(self, code: str, reason: str, *, say: bool = True) -> None:
-        self._quiet = None
+        self.quiet = None
         self.state, self.ended = State.QUARANTINED if code == Code.FORK else State.CLOSED, True
         self.close_code = str(code)
         self._pending.clear()

@@ -176,7 +176,7 @@ class SimulatedEngine:
         keys = self._keys[bisect_left(self._keys, start) : len(self._keys) if end is None else bisect_left(self._keys, end)]
         if reverse:
             keys.reverse()
-        return iter([(key, self.records[key]) for key in keys])
+        return iter(list(zip(keys, map(self.records.__getitem__, keys), strict=True)))
 
     def take_touched(self) -> list[bytes]:
         """The keys written since this was last asked, for whoever follows what changes."""

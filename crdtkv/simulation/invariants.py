@@ -154,8 +154,10 @@ class Auditor:
     def committed(self, member: Member, commit: Commit) -> None:
         """A local commit was made: numbered without a gap, stamped upwards."""
         last = commit.past.seq(member.origin)
-        must(commit.dot.seq == last + 1, f"{commit.dot} follows {last}")
-        must(commit.hlc > self._stamps.get(member.origin, 0), f"{commit.dot}: its stamp is not greater than that of {last}")
+        if commit.dot.seq != last + 1:
+            raise Violation(f"{commit.dot} follows {last}")
+        if commit.hlc <= self._stamps.get(member.origin, 0):
+            raise Violation(f"{commit.dot}: its stamp is not greater than that of {last}")
         self._stamps[member.origin] = commit.hlc
         self._history.record(commit)
 
@@ -337,14 +339,15 @@ class Auditor:
             exists = member.machine.replica.state.side_get(head_key(key)) is not None
             if told != (should.slots, should.runs):
                 raise Violation(f"{member.region}: the head of {key!r} is {head}")
-            must(exists == bool(should.runs or any(should.slots)), f"{member.region}: heads are kept for {key!r}: {exists}")
+            if exists != bool(should.runs or any(should.slots)):
+                raise Violation(f"{member.region}: heads are kept for {key!r}: {exists}")
 
     def _check_requests(self, member: Member, followed: _Followed, vv: VersionVector) -> None:
         """3: where a request's commit is applied, the request is known: a retry there, also after a crash, makes no second one."""
         replica = member.machine.replica
         if len(self._requests) > replica.settings.requests_max:
             return  # the window may have moved on
-        for origin, last in vv.items():
+        for origin, last in vv.pairs():
             asked = self._requests_of.get(origin)
             if asked is None or last <= (since := followed.requests_checked.get(origin, 0)):
                 continue
@@ -352,7 +355,8 @@ class Auditor:
             for seq in [seq for seq in asked if since < seq <= last]:
                 made = replica.request(asked[seq])
                 known = made is not None and (made.origin, made.seq) == (origin, seq)
-                must(known, f"{member.region}: the request of {origin}:{seq} is known as {made}")
+                if not known:
+                    raise Violation(f"{member.region}: the request of {origin}:{seq} is known as {made}")
 
     def _check_clock(self, member: Member, followed: _Followed) -> None:
         """8: the clock goes up, and no further than stamps from elsewhere may pull it."""
@@ -368,8 +372,8 @@ class Auditor:
             now = followed.slots.runs.get(slot)
             if now is not None:
                 before = followed.runs.get(slot)
-                if before is not None:
-                    must(before.seq <= now.seq and before.base_seq <= now.base_seq, f"{member.region}: run {before} became {now}")
+                if before is not None and not (before.seq <= now.seq and before.base_seq <= now.base_seq):
+                    raise Violation(f"{member.region}: run {before} became {now}")
                 followed.runs[slot] = now
 
     def _check_reads(self, member: Member, followed: _Followed, vv: VersionVector, changed: Sequence[bytes]) -> None:
@@ -426,7 +430,8 @@ class Auditor:
                 bound = log.vv_at[log.synced() if self._sync else -1]
                 if last > bound.seq(member.origin):
                     raise Violation(f"{member.region} sent {member.origin}:{last}, durable up to {bound or 'nothing'}")
-                must(self._sync or last <= member.instance.bound, f"{member.region} sent {member.origin}:{last} above the sent bound")
+                if not self._sync and last > member.instance.bound:
+                    raise Violation(f"{member.region} sent {member.origin}:{last} above the sent bound")
             case Chunk(number=0):
                 header = Arrival()
                 header.take(message.data, message.link)
@@ -444,7 +449,8 @@ class Auditor:
         log = member.log
         durable = log.vv_at[log.synced() if self._sync else log.end()]
         for dot in dots:
-            must(durable.covers(dot), f"{member.region} acknowledged {dot}, durable up to {durable or 'nothing'}")
+            if not durable.covers(dot):
+                raise Violation(f"{member.region} acknowledged {dot}, durable up to {durable or 'nothing'}")
 
     def crashing(self, member: Member, *, torn: bool = False) -> None:
         """3: note what replay must give again, and what must still be frozen; nothing to replay, if it dies half-way through an install,

@@ -353,7 +353,7 @@ class Member:
                 Expire((key, TYPE_NAMES[code], subkey), tuple(Dot(origin, seq) for origin, seq in dots))
                 for _, key, code, subkey, dots in due
             ]
-            world.rare["expiry_by_another"] += any(dot.origin != self.origin for op in operations for dot in op.dots)
+            world.rare["expiry_by_another"] += {dot.origin for op in operations for dot in op.dots} != {self.origin}
             self._seal(self._commit(due, tuple(operations)))
         is_idle = not due and not replica.purges
         if replica.purges:
@@ -363,9 +363,10 @@ class Member:
             with contextlib.suppress(DiskFullError):
                 self.machine.fold()
         self._later(world.dice.between(20, 120), self._housekeep)
-        world.changed(self)
         if is_idle:
             world.idle()
+        else:
+            world.changed(self)
 
     def _fold_later(self) -> None:
         self._later(self._world.dice.pick((0.1, 1.0, 20.0)), self._fold_some)
@@ -412,7 +413,7 @@ class Member:
     def _pump(self) -> None:
         self._pump_due = False
         world = self._world
-        if self.drive.is_quiet and self.drive.rests_until(world.now_ms) is not None:
+        if self.drive.is_resting(world.now_ms):
             return world.idle()
         work = self.drive.ready()
         self.drive.accept(work)

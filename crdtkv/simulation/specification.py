@@ -122,7 +122,7 @@ class History:
     def last_stamp(self, vv: VersionVector) -> int:
         """The highest stamp of a commit that a vector covers: those of one origin go up."""
         commits = self.commits
-        return max((commits[dot].hlc for dot in map(Dot._make, vv.items()) if dot in commits), default=0)
+        return max((commits[dot].hlc for dot in map(Dot._make, vv.pairs()) if dot in commits), default=0)
 
     # The same commits are visible at many replicas and for many steps: each combination is judged once.
 
@@ -165,7 +165,7 @@ class History:
 
     def _between(self, since: VersionVector, vv: VersionVector) -> list[Commit]:
         """The commits that one vector covers and another does not."""
-        dots = (Dot(origin, seq) for origin, last in vv.items() for seq in range(since.seq(origin) + 1, last + 1))
+        dots = (Dot(origin, seq) for origin, last in vv.pairs() for seq in range(since.seq(origin) + 1, last + 1))
         return [self.commits[dot] for dot in dots if dot in self.commits]
 
     @staticmethod

@@ -100,12 +100,13 @@ class Machine:
         gather_commits_max: commits that may share a frame, of a caller that lets them `gather`.
     """
 
+    # More than thirty attributes would be kept, and looked up, in a plain dict: slower at each turn.
     __slots__ = (
         "_beyond", "_changes", "_durable", "_durable_at", "_folded_at", "_gathered_bytes", "_held_back", "_in_memory", "_logged",
-        "_snapshots", "_unsynced", "_unsynced_at", "_vv", "blocked", "cluster", "engine", "engine_is_rebuilt", "failed", "flushed",
-        "fold_guard", "fold_records_max", "fold_steps", "folds", "full", "gather_commits_max", "is_engine_ahead", "is_folding_now", "log",
-        "origin", "pins", "replayed", "replica", "sent_bound", "shard", "sync_releases", "unfolded_bytes", "when_beyond", "when_failed",
-        "when_folding", "when_installed",
+        "_snapshots", "_unsynced", "_unsynced_at", "_vv", "blocked", "cluster", "control", "engine", "engine_is_rebuilt", "failed",
+        "flushed", "fold_guard", "fold_records_max", "fold_steps", "folds", "full", "gather_commits_max", "is_engine_ahead",
+        "is_folding_now", "log", "origin", "pins", "replayed", "replica", "sent_bound", "shard", "sync_releases", "unfolded_bytes",
+        "when_beyond", "when_failed", "when_folding", "when_installed",
     )  # fmt: skip
 
     def __init__(
@@ -135,6 +136,8 @@ class Machine:
             base_keeps=isinstance(engine, MemoryEngine),
             digest_on_demand=self._in_memory,  # where nothing is compared with peers, few ask; and no restart needs it
         )
+        self.control: Control = self.replica.control
+        """Closed origins, members and frozen origins."""
         self.origin = self.replica.origin
         self.cluster = self.replica.cluster
         self.shard = self.replica.shard
@@ -724,11 +727,6 @@ class Machine:
         ready = {o: n for o, n in steering.close.items() if self.replica.seq(o) == n and self.control.last(o) != n}
         if ready:
             self.commit_control([close_delta(origin, seq) for origin, seq in sorted(ready.items())])
-
-    @property
-    def control(self) -> Control:
-        """Closed origins, members and frozen origins."""
-        return self.replica.control
 
     def install(
         self, staging: Staging, step: Callable[[str], None] = lambda name: None, changed: Callable[[Touched], None] | None = None
