@@ -5,15 +5,20 @@ recognised wherever the commit has arrived. The window is bounded by count and a
 per fold of the state, not one per request; and most requests come in frames of hundreds, whose ids share one object (`_Together`).
 
 Ids are found by their first bytes: those that a client gives out together begin alike, with the time. So what one frame brought of
-them is one entry, looked up, remembered and forgotten in one step, until another id comes that begins so.
+them is one entry, looked up, remembered and forgotten in one step, until somebody asks for one that begins so.
+
+A side record holds a chunk, `[2, ids, runs]`: the ids one after another, and for each run of commits of one origin whose seqs and
+stamps follow each other without a gap `[origin, first seq, first stamp, count]`. (Before, it was a list of `Made`, three times as long;
+that is read as well.)
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby, repeat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby, repeat
 from operator import itemgetter
+from typing import Any
 
 import msgspec
 
@@ -53,8 +58,14 @@ class _Together(msgspec.Struct, frozen=True, eq=False, gc=False):
         return zip(self.request_ids, repeat(self.origin), self.seqs, self.hlcs)
 
 
+_Run = tuple[Origin, int, int, int]
+"""Commits whose seqs and stamps follow each other: origin, the first seq, the first stamp, how many they are."""
+_FORMAT = 2
+_START = b"\x93\x02"
+"""What a chunk begins with. The older form begins with an array in an array."""
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Made]).decode
+_decode = msgspec.msgpack.Decoder(tuple[int, list[bytes], list[_Run]]).decode
+_decode_rows = msgspec.msgpack.Decoder(list[Made]).decode
 
 
 def _where(number: int) -> bytes:
@@ -62,8 +73,9 @@ def _where(number: int) -> bytes:
 
 
 _NONE: Mapping[bytes, Made | _Together] = {}
-_Known = Made | _Together | dict[bytes, Made | _Together]
-"""What is remembered of ids that begin alike: one request, requests of one frame, or whatever it is of each id."""
+_Known = Made | _Together | deque[Made | _Together] | dict[bytes, Made | _Together]
+"""What is remembered of ids that begin alike: one request, requests of one frame, several such, the oldest first; or, once somebody asked,
+whatever it is of each id."""
 _beginning = itemgetter(slice(0, BEGINNING))
 
 
@@ -91,11 +103,12 @@ class RequestWindow:
         self._number = 0
         for where, record in state.scan(REQUEST_SPACE, bytes([REQUEST_SPACE[0] + 1])):
             self._number = int.from_bytes(where[1:], "big")
-            chunk = _decode(record)
-            self._chunks.append((self._number, list(chunk)))
-            self._count += len(chunk)
-            for made in chunk:
-                self._remember(made.request_id[:BEGINNING], made)
+            chunk: list[Made | _Together] = []
+            for beginning, one in _chunk_of(record):
+                self._remember(beginning, one)
+                chunk.append(one)
+                self._count += len(_ids_of(one))
+            self._chunks.append((self._number, chunk))
 
     def __len__(self) -> int:
         """How many requests are remembered; one that made two commits, in two regions, counts twice."""
@@ -121,7 +134,10 @@ class RequestWindow:
         if known is None:
             return _NONE
         if type(known) is not dict:
-            known = self._known[beginning] = dict.fromkeys(_ids_of(known), known)  # type: ignore[arg-type]  # one of two types
+            found: dict[bytes, Made | _Together] = {}
+            for one in known if type(known) is deque else (known,):
+                found.update(dict.fromkeys(_ids_of(one), one))  # type: ignore[arg-type]  # one of two types
+            known = self._known[beginning] = found
         return known
 
     def all(self) -> list[Made]:
@@ -144,19 +160,9 @@ class RequestWindow:
         """Remember requests of one frame, at least one, in columns that do not change any more. O(requests)."""
         self._count += len(request_ids)
         self.unfolded += len(request_ids)
-        beginning = _common_beginning(request_ids)
-        if beginning is not None:
-            together = _Together(request_ids, origin, seqs, hlcs)
+        for beginning, together in _by_beginning(request_ids, origin, seqs, hlcs):
             self._remember(beginning, together)
             self._new.append(together)
-            return
-        start = 0
-        for beginning, some in groupby(map(_beginning, request_ids)):
-            end = start + len(list(some))
-            together = _Together(request_ids[start:end], origin, seqs[start:end], hlcs[start:end])
-            self._remember(beginning, together)
-            self._new.append(together)
-            start = end
 
     def _remember(self, beginning: bytes, one: Made | _Together) -> None:
         """Find ids that begin so in `one` from now on."""
@@ -165,8 +171,10 @@ class RequestWindow:
             self._known[beginning] = one
         elif type(known) is dict:
             known.update(dict.fromkeys(_ids_of(one), one))
+        elif type(known) is deque:
+            known.append(one)
         else:
-            self._known[beginning] = dict.fromkeys(_ids_of(known), known) | dict.fromkeys(_ids_of(one), one)  # type: ignore[arg-type, assignment]
+            self._known[beginning] = deque((known, one))  # type: ignore[arg-type]  # one of two types
 
     def fold(self) -> Callable[[], Mapping[bytes, bytes]]:
         """Have what is new written with the state's next batch, and forget chunks that are too old or too many.
@@ -184,7 +192,7 @@ class RequestWindow:
             self._forget(ms_of(_last_hlc(self._chunks[-1][1])) - self._age_ms, keep=1)
         if not new:
             return dict  # not looked at when the batch is written: what is noted by then belongs to the next one
-        return lambda: {_where(number): _encode(list(_rows(new)))}
+        return lambda: {_where(number): _encode((_FORMAT, list(chain.from_iterable(map(_ids_of, new))), _runs(new)))}
 
     def trim(self, now_ms: int) -> None:
         """Forget what is older than the window by `now_ms`, although nothing newer has come."""
@@ -202,12 +210,67 @@ class RequestWindow:
                 known = remembered.get(beginning)
                 if known is one:
                     del remembered[beginning]
+                elif type(known) is deque:
+                    assert known[0] is one, "they are forgotten in the order in which they came"
+                    known.popleft()
+                    if not known:
+                        del remembered[beginning]
                 elif type(known) is dict:
                     for request_id in ids:
                         if known.get(request_id) is one:  # it may have been made again since
                             del known[request_id]
                     if not known:
                         del remembered[beginning]
+
+
+def _by_beginning(
+    request_ids: Sequence[bytes], origin: Origin, seqs: Sequence[int], hlcs: Sequence[int]
+) -> Iterator[tuple[bytes, _Together]]:
+    """Requests of one frame, those together that begin alike, with how they begin; in their order."""
+    beginning = _common_beginning(request_ids)
+    if beginning is not None:
+        yield beginning, _Together(request_ids, origin, seqs, hlcs)
+        return
+    start = 0
+    for beginning, some in groupby(map(_beginning, request_ids)):
+        end = start + len(list(some))
+        yield beginning, _Together(request_ids[start:end], origin, seqs[start:end], hlcs[start:end])
+        start = end
+
+
+def _chunk_of(record: bytes) -> Iterator[tuple[bytes, Made | _Together]]:
+    """What a side record holds, oldest first, with how the ids begin."""
+    if not record.startswith(_START):
+        for made in _decode_rows(record):
+            yield made.request_id[:BEGINNING], made
+        return
+    _, request_ids, runs = _decode(record)
+    start = 0
+    for origin, seq, hlc, count in runs:
+        yield from _by_beginning(request_ids[start : start + count], origin, range(seq, seq + count), range(hlc, hlc + count))
+        start += count
+
+
+def _runs(chunk: Iterable[Made | _Together]) -> list[list[Origin | int]]:
+    """The commits of requests as runs, the longest that there are. O(requests) at most; those with ranges for columns are one step."""
+    runs: list[list[Any]] = []
+    expected: tuple[Origin, int, int] | None = None
+    for one in chunk:
+        parts: Iterable[tuple[int, int, int]]
+        if type(one) is not _Together:
+            parts = ((one.seq, one.hlc, 1),)  # type: ignore[union-attr]  # one of two types
+        elif type(one.seqs) is range and type(one.hlcs) is range and one.seqs.step == one.hlcs.step == 1:
+            parts = ((one.seqs[0], one.hlcs[0], len(one.seqs)),)
+        else:
+            parts = zip(one.seqs, one.hlcs, repeat(1))
+        origin = one.origin
+        for seq, hlc, count in parts:
+            if (origin, seq, hlc) == expected:
+                runs[-1][3] += count
+            else:
+                runs.append([origin, seq, hlc, count])
+            expected = origin, seq + count, hlc + count
+    return runs
 
 
 def _ids_of(one: Made | _Together) -> Sequence[bytes]:
