@@ -188,10 +188,11 @@ class State:
 
     def load(self, keys: Sequence[bytes]) -> None:
         """Read ahead in one multi-get what a group of frames will touch; `forget` ends it."""
-        slots, side, known = self._slots, self._side, self._known
-        wanted = [k for k in dict.fromkeys(keys) if k not in slots and k not in side and k not in known]
-        if wanted and (folding := self._folding) is not None:
-            wanted = [k for k in wanted if k not in folding.slots and k not in folding.side]
+        folding, known = self._folding, self._known
+        wanted = list(dict.fromkeys(keys))
+        for layer in (self._slots, self._side, known) if folding is None else (self._slots, self._side, known, folding.slots, folding.side):
+            if layer and not layer.keys().isdisjoint(wanted):  # in C; of most layers it is so
+                wanted = [k for k in wanted if k not in layer]
         if wanted:
             known.update(zip(wanted, self._base.multi_get(wanted), strict=True))
 

@@ -231,6 +231,10 @@ class _Recent:
         record = self._younger.get(key, _UNKNOWN)
         return self._older.get(key, _UNKNOWN) if record is _UNKNOWN else record
 
+    def has_any(self, keys: Sequence[bytes]) -> bool:
+        """Whether any of these is at hand, as by `get_all`."""
+        return not (self._younger.keys().isdisjoint(keys) and self._older.keys().isdisjoint(keys))
+
     def get_all(self, keys: Sequence[bytes]) -> list[Any]:
         """`get` of each; true of one moment if `writes` is the same, and even, when RocksDB has been asked for the rest."""
         younger, older = self._younger, self._older
@@ -294,6 +298,8 @@ class RocksDbEngine:
     def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         recent = self._recent
         writes = recent.writes
+        if not recent.has_any(keys):
+            return self._read(list(keys))  # all of them from RocksDB, so of one moment, whatever is written meanwhile
         values = recent.get_all(keys)
         wanted = [key for key, value in zip(keys, values, strict=True) if value is _UNKNOWN]
         if wanted:
