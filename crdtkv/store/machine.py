@@ -104,7 +104,7 @@ class Machine:
     __slots__ = (
         "_beyond", "_changes", "_durable", "_durable_at", "_folded_at", "_gathered_bytes", "_held_back", "_in_memory", "_logged",
         "_snapshots", "_unsynced", "_unsynced_at", "_vv", "blocked", "cluster", "control", "engine", "engine_is_rebuilt", "failed",
-        "flushed", "fold_guard", "fold_records_max", "fold_steps", "folds", "full", "gather_commits_max", "is_engine_ahead",
+        "flushed", "fold_guard", "fold_records_max", "fold_steps", "folds", "full", "gather_commits_max", "is_engine_ahead", "is_fold_due",
         "is_folding_now", "log", "origin", "pins", "replayed", "replica", "sent_bound", "shard", "sync_releases", "unfolded_bytes",
         "when_beyond", "when_failed", "when_folding", "when_installed",
     )  # fmt: skip
@@ -171,6 +171,8 @@ class Machine:
         self.fold_guard: AbstractContextManager[object] = contextlib.nullcontext()
         """Held while somebody folds: a lock, if that may be another thread."""
         self.is_folding_now: Callable[[], bool] = lambda: False
+        self.is_fold_due: Callable[[], bool] = lambda: False
+        """By whoever folds beside: whether to begin with less than enough."""
         """Whether another thread is at a step of it just now."""
         self.unfolded_bytes = 0
         """Of frames that were appended since a fold was begun."""
@@ -410,7 +412,7 @@ class Machine:
             if frames[-1].origin == self.origin:  # own frames are appended one by one
                 self._beyond.append((end - 1, own))
             self.when_beyond()
-        if self._is_full():
+        if self._is_full() or self.is_fold_due():
             try:
                 self._fold_in_time()
             except DiskFullError:
@@ -420,7 +422,12 @@ class Machine:
                 raise
         return end
 
-    def _is_full(self, times: int = 1) -> bool:
+    @property
+    def is_half_full(self) -> bool:
+        """Whether half of what has the engine written waits. Any thread."""
+        return self._is_full(0.5)
+
+    def _is_full(self, times: float = 1) -> bool:
         """Whether enough waits for the engine to be written; or so many times enough."""
         replica, most = self.replica, times * self.fold_records_max
         # Request ids beside the records: a few keys may be put over and over, and records in memory do not wait at all.

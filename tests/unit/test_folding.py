@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,8 +22,9 @@ from crdtkv.core.settings import CoreSettings
 from crdtkv.errors import DiskFullError, StorageError
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog, position_of
 from crdtkv.storage.engine import EngineSnapshot
-from crdtkv.store import Settings
+from crdtkv.store import Settings, folding
 from crdtkv.store import machine as machine_module
+from crdtkv.store.folding import EVERY_S, SMALL_MAX, SMALL_MIN, STEP, Folder
 from crdtkv.store.machine import QUICK_FOLD_MAX, Machine
 from crdtkv.store.port import StorePort
 from crdtkv.store.reading import Reader
@@ -286,6 +288,69 @@ def test_scans_have_what_waits_folded_beside(tmp_path: Path, monkeypatch: pytest
         assert len(list(scan)) == 200
         fold_ended(machine)
         assert machine.replica.state.changed == 1 and dict(store.scan())["k000"] == "later"
+
+
+class FoldedBeside:
+    """A machine with its folding thread, whose rests are counted and whose clock a test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fold_records_max: int) -> None:
+        self.now_s, self.rests = 1_000.0, 0
+        monkeypatch.setattr(folding, "time", SimpleNamespace(monotonic=lambda: self.now_s, sleep=self._rest))
+        replica = Replica(beside=False)
+        replica.machine.fold_records_max = fold_records_max
+        self.machine = replica.machine
+        self._put, self._written = replica.put, 0
+        Folder(self.machine)
+
+    def _rest(self, seconds: float) -> None:
+        self.rests += 1
+
+    def put(self, count: int) -> None:
+        """So many records more."""
+        for _ in range(count):
+            self._put(f"k{self._written}", 0)
+            self._written += 1
+
+
+def test_of_few_writes_small_folds_are_made_and_of_many_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node at 10,000 puts a second stood still for 30 ms at each fold of 16,384 records: p99 of the lag to other regions was 26 ms."""
+    beside = FoldedBeside(monkeypatch, fold_records_max=4 * SMALL_MAX)
+    state = beside.machine.replica.state
+    with beside.machine.fold_guard:  # the thread stands still
+        beside.put(SMALL_MIN - 1)
+        assert not state.is_folding
+        beside.put(1)
+        assert state.is_folding and state.changed == 0
+        beside.put(SMALL_MIN)
+        assert state.changed == SMALL_MIN, "one at a time"
+    fold_ended(beside.machine)
+    beside.put(1)
+    assert state.changed == SMALL_MIN + 1, "too soon after the last"
+    beside.now_s += 2 * EVERY_S
+    with beside.machine.fold_guard:
+        beside.put(1)
+        assert state.changed == 0
+    fold_ended(beside.machine)
+    beside.put(SMALL_MAX + 1)
+    beside.now_s += 2 * EVERY_S
+    beside.put(3 * SMALL_MAX - 2)
+    assert not state.is_folding and state.changed == 4 * SMALL_MAX - 1, "what comes so fast is folded at once"
+    beside.put(1)
+    fold_ended(beside.machine)
+    assert state.changed == 0
+
+
+@pytest.mark.parametrize("gathered", [0, 8 * STEP])
+def test_who_folds_beside_rests_after_each_step_unless_the_next_fold_gathers_fast(monkeypatch: pytest.MonkeyPatch, gathered: int) -> None:
+    beside = FoldedBeside(monkeypatch, fold_records_max=16 * STEP)
+    beside.machine.replica.digest()  # it is kept from now on: there is something to work through
+    monkeypatch.setattr(beside.machine, "is_fold_due", lambda: False)
+    with beside.machine.fold_guard:
+        beside.put(16 * STEP)
+        assert beside.machine.replica.state.is_folding
+        beside.put(gathered)
+    fold_ended(beside.machine)
+    assert beside.rests == (0 if gathered else 15)
 
 
 @pytest.mark.parametrize(("requests_max", "waiting"), [(16, 0), (400, 90)])

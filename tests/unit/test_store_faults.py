@@ -17,6 +17,7 @@ from crdtkv.core.codec import encode_value
 from crdtkv.core.frame import FRAME_BYTES_MAX, Delta, DeltaKind, Frame
 from crdtkv.errors import ClockSkewError, StorageError, ValueTooLargeError
 from crdtkv.store import Settings, Store
+from crdtkv.store.machine import Machine
 from tests.stores import Clock, store_at
 
 QUIET = Settings(async_sync_ms=3_600_000)
@@ -172,14 +173,14 @@ def test_one_hot_key_is_folded_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def interrupt_after_a_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C strikes a put between its commit and its frame."""
-    make = store._machine.transact_put
+    make = Machine.transact_put
 
-    def interrupted(key: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
-        make(key, delta, request_id)
+    def interrupted(machine: Machine, key: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:
+        make(machine, key, delta, request_id)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(store._machine, "transact_put", interrupted)
+        patched.setattr(Machine, "transact_put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.put("interrupted", 1)
 
