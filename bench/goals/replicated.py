@@ -16,11 +16,12 @@ from bench.peers.nats import Nats
 from bench.peers.redis import Redis, RedisServer
 from bench.processes import Node, Worker, module, nodes
 
-OURS, SYNC, PROTOTYPE = "crdtkv", "crdtkv sync", "prototype"
+OURS, SYNC, PROTOTYPE, BARE = "crdtkv", "crdtkv sync", "prototype", "bare stream"
 EQUAL_TIMEOUT_S: Final = 180.0
 PIPELINE: Final = 1000
 _DURABILITY: Final = {
     PROTOTYPE: "none",
+    BARE: "none",
     Redis.name: Redis.durability,
     OURS: "process crash (async)",
     SYNC: "machine crash (sync)",
@@ -67,6 +68,13 @@ def prototype_chain(bench: Bench, stack: ExitStack) -> Chain:
     return chain(bench, stack, PROTOTYPE, a, b)
 
 
+def bare_chain(bench: Bench, stack: ExitStack) -> Chain:
+    """One server between writer and watcher: two bare messages, one after the other."""
+    address = f"127.0.0.1:{free_port()}"
+    stack.enter_context(module("bench.limits.prototype", "sink", address, parent=bench.directory))
+    return chain(bench, stack, PROTOTYPE, address, address)
+
+
 def crdtkv_chain(bench: Bench, stack: ExitStack, durability: str = "async") -> Chain:
     """Two nodes: written in us, watched in eu."""
     pair = stack.enter_context(nodes(["us", "eu"], bench.directory, durability=durability))
@@ -94,7 +102,11 @@ def lag_at(rate: float) -> Callable[[Bench, ExitStack], Mapping[str, Side]]:
             chains[Nats.name] = chain(bench, stack, "nats", nats.address, nats.replica)
         chains[OURS] = crdtkv_chain(bench, stack)
         chains[SYNC] = crdtkv_chain(bench, stack, "sync")
-        return {name: lambda each=each: lag_figures(each.run(rate, seconds)) for name, each in chains.items()}  # type: ignore[misc]
+        sides: dict[str, Side] = {name: lambda each=each: lag_figures(each.run(rate, seconds)) for name, each in chains.items()}  # type: ignore[misc]
+        if rate <= 1000:
+            bare = bare_chain(bench, stack)
+            sides[BARE] = lambda: {"one_way_us": bare.run(rate, seconds)["p50_us"] / 2}
+        return sides
 
     return open_
 
@@ -406,14 +418,21 @@ def _lag_row(name: str, rate: int, figure: str) -> Row:
         name,
         f"replication lag, write due in A → a watcher in B has it, {figure} writes/s, no emulated delay",
         "the bare prototype; Redis primary → replica with the same stamps",
-        "p50 ≤ 2 × prototype; p99 ≤ 2 × Redis; none fails",
+        "p50 ≤ 2 × prototype; p99 ≤ 2 × Redis; none fails" + ("; p50 ≤ 3 × a bare message" if rate <= 1000 else ""),
         (
             Claim(f"{OURS}/p50_us", 2.0, f"{PROTOTYPE}/p50_us", at_most=True),
             Claim(f"{OURS}/p99_us", 2.0, f"{Redis.name}/p99_us", at_most=True, limit=f"{PROTOTYPE}/p99_us"),
             Claim(f"{OURS}/failed", 0.0, at_most=True),
             Claim(f"{OURS}/p50_us", None, f"{Redis.name}/p50_us", at_most=True),
             Claim(f"{SYNC}/p50_us", None, f"{PROTOTYPE}/p50_us", at_most=True),
-            *((Claim(f"{OURS}/p50_us", None, f"{Nats.name}/p50_us", at_most=True),) if rate <= 1000 else ()),
+            *(
+                (
+                    Claim(f"{OURS}/p50_us", None, f"{Nats.name}/p50_us", at_most=True),
+                    Claim(f"{OURS}/p50_us", 3.0, f"{BARE}/one_way_us", at_most=True),
+                )
+                if rate <= 1000
+                else ()
+            ),
         ),
         lag_at(float(rate)),
         _DURABILITY,
