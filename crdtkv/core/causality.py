@@ -27,6 +27,7 @@ Origin = NewType("Origin", str)
 """`region@generation-nonce`; see `make_origin`."""
 
 SEQ_MAX = 2**63 - 1
+_new = object.__new__
 _encode = msgspec.msgpack.Encoder().encode
 _ORIGIN = re.compile(r"([a-z0-9][a-z0-9_-]{0,31})@([0-9a-f]{1,8})-([0-9a-f]{8})")
 _REGION = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
@@ -115,7 +116,7 @@ class VersionVector(Mapping[Origin, int]):
     @classmethod
     def adopt(cls, seqs: dict[Origin, int]) -> VersionVector:
         """Wrap a dict that the caller gives up, holding only positive seqs; it need not be sorted. O(1)."""
-        vv = cls.__new__(cls)
+        vv = _new(cls)
         vv._seqs = seqs
         vv._hash = vv._bytes = None
         return vv
@@ -163,9 +164,9 @@ class VersionVector(Mapping[Origin, int]):
     def __le__(self, other: VersionVector) -> bool:
         if self is other:
             return True
-        get = other._seqs.get
+        theirs = other._seqs
         for o, n in self._seqs.items():  # noqa: SIM110 (as a loop it costs half, and it is asked at every turn)
-            if get(o, 0) < n:
+            if theirs.get(o, 0) < n:
                 return False
         return True
 

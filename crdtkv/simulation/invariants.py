@@ -7,7 +7,7 @@
     5  equal vectors, equal states, equal digests                     `_check_state`, `_check_digest`
     6  by log = by join; the join's laws                              `check_join`
     7  nothing leaves or is acknowledged before it is durable         `sending`, `crashed`
-    8  vectors, clock, seq and base_seq never decrease                `_check_monotone`, `committed`
+    8  vectors, clock, seq and base_seq never decrease, and the clock follows    `_check_clock`, `_check_runs`, `committed`
     9  ties by the stored (hlc, origin); what is read                 `_check_reads`
     10 what was acknowledged is everywhere; what lost is in the journal    `quiescent`, `_check_journal`
     11 healed and idle, all vectors become equal                      `quiescent`
@@ -101,6 +101,8 @@ class _Followed:
         self.vv = EMPTY_VV
         self.hashes: dict[Origin, bytes] = {}
         self.mark = 0
+        self.heard = 0
+        """The greatest stamp of what came from others since the last look at the clock."""
         self.slots = FollowedSlots()
         self.runs: dict[bytes, Run] = {}
         """Each counter's run as it was when it last changed, also of those that are dropped since."""
@@ -195,7 +197,7 @@ class Auditor:
             self._check_digest(member, followed, vv)
             self._check_runs(member, followed, vv, changed)
         self._check_ends(member, followed, vv)
-        if machine.hlc() != followed.mark:
+        if followed.heard or machine.hlc() != followed.mark:
             self._check_clock(member, followed)
         if changed or followed.slots.expiries or followed.expired:
             self._check_reads(member, followed, vv, changed)
@@ -203,6 +205,7 @@ class Auditor:
 
     def _follow_log(self, member: Member, followed: _Followed) -> None:
         """1, 2: walk what was appended since, as a replica that knows nothing else would have to."""
+        is_anew = followed.checked is EMPTY_VV  # its clock may have lost what it had only absorbed
         for position, frame in enumerate(member.log.frames[len(followed.order) :], len(followed.order)):
             self._follow_jumps(member, followed, position)
             after = followed.vv.seq(frame.origin)
@@ -219,6 +222,9 @@ class Auditor:
             followed.hashes[frame.origin] = frame.hash
             followed.vv = followed.vv.advance(frame.origin, frame.last_seq)
             self._ends[frame.origin, frame.last_seq] = frame.hash
+            commit = self._history.commits.get(Dot(frame.origin, frame.last_seq))
+            if commit is not None and commit.hlc > followed.heard and not is_anew:
+                followed.heard = commit.hlc
         self._follow_jumps(member, followed, len(member.log.frames))
 
     def _follow_jumps(self, member: Member, followed: _Followed, position: int) -> None:
@@ -248,7 +254,7 @@ class Auditor:
         if wanted != slots.live:
             self._differ(f"{member.region} at {vv}", vv, slots.live, wanted)
         if counters != (counted := slots.counters()):
-            raise Violation(f"{member.region} at {vv}: counters are {counted}, they should be {counters}")
+            self._differ_in_counters(f"{member.region} at {vv}", counted, counters)
         slots.live = wanted.copy()  # the same objects: what does not change is equal at a glance next time
 
     def _wanted(self, vv: VersionVector, since: VersionVector | None = None) -> tuple[dict[bytes, tuple[Live, ...]], dict[str, int]]:
@@ -271,6 +277,11 @@ class Auditor:
             holds, should = str(here), str(there)
         must(False, f"{what}: {place_name(slot)} holds {holds}{because}; it should hold {should}")
 
+    @staticmethod
+    def _differ_in_counters(what: str, found: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+        key = next(k for k in sorted(wanted.keys() | found.keys()) if wanted.get(k) != found.get(k))
+        raise Violation(f"{what}: counter {key} is {found.get(key, 'absent')}; it should be {wanted.get(key, 'absent')}")
+
     def _compare(self, what: str, vv: VersionVector, records: Mapping[bytes, bytes]) -> None:
         """5, 6: any records against the specification."""
         wanted, counters = self._wanted(vv)
@@ -282,7 +293,8 @@ class Auditor:
             if parts_of(slot)[1] == COUNTER and counts(run := run_in(record)):
                 key = parts_of(slot)[0].decode()
                 counted[key] = counted.get(key, 0) + run.total - run.base
-        must(counters == counted, f"{what}: counters are {counted}, they should be {counters}")
+        if counters != counted:
+            self._differ_in_counters(what, counted, counters)
 
     def _record_key(self, slot: Slot) -> bytes:
         found = self._records.get(slot)
@@ -359,9 +371,12 @@ class Auditor:
                     raise Violation(f"{member.region}: the request of {origin}:{seq} is known as {made}")
 
     def _check_clock(self, member: Member, followed: _Followed) -> None:
-        """8: the clock goes up, and no further than stamps from elsewhere may pull it."""
-        mark = member.machine.hlc()
-        bound = max(followed.mark, stamp(member.wall() + self._max_skew_ms)) + _STAMPS_AT_ONCE
+        """8: the clock goes up, as far as stamps from elsewhere must pull it, and no further than they may."""
+        mark, reach = member.machine.hlc(), stamp(member.wall() + self._max_skew_ms)
+        if mark < min(followed.heard, reach):
+            raise Violation(f"{member.region}: the clock's mark is {mark}, behind what is applied, {followed.heard}; the bound is {reach}")
+        followed.heard = 0
+        bound = max(followed.mark, reach) + _STAMPS_AT_ONCE
         if not followed.mark <= mark <= bound:
             raise Violation(f"{member.region}: the clock's mark went from {followed.mark} to {mark}, the bound is {bound}")
         followed.mark = mark
@@ -390,13 +405,14 @@ class Auditor:
                 wanted, shown = read(live, now_ms), reader.entry(slot)
                 told = None if shown is None else shown.dot
                 if told != (wanted and wanted.dot):
-                    raise Violation(f"{member.region}: {name_of(slot)} shows {told}, it should show {wanted}")
+                    should = "nothing" if wanted is None else wanted.dot
+                    raise Violation(f"{member.region}: {place_name(name_of(slot))} shows {told or 'nothing'}; it should show {should}")
         if counters := {parts_of(slot)[0] for slot in changed if slot in slots.runs}:
             wanted_of = self._wanted(vv)[1]
             for key in sorted(counters):
                 value, reads = wanted_of.get(key.decode()), reader.counter(key)
                 if value is not None and reads != value:
-                    raise Violation(f"{member.region}: {key.decode()} reads {reads}, it should read {value}")
+                    raise Violation(f"{member.region}: counter {key.decode()} reads {reads}; it should read {value}")
 
     # -- now and then ---------------------------------------------------------------------------------------------
 
@@ -580,7 +596,7 @@ class Auditor:
         by_log = {(f.origin, seq): None for f in self._followed[member.index].order for seq in range(f.first_seq, f.last_seq + 1)}
         for slot, lost, won in self._beaten_writes(vv):
             if lost in by_log and won in by_log:
-                must(lost in losers, f"{member.region}: {lost} lost at {slot}, and the journal does not say so")
+                must(lost in losers, f"{member.region}: {lost} lost at {place_name(slot)}, and the journal does not say so")
         for removal, (key, kind) in self._beaten_removals(member, vv):
             told = any(TYPE_NAMES[r.type_code] == kind and r.key == key.encode() for r in losers.get(removal, ()))
             must(told, f"{member.region}: the removal {removal} at {key} ({kind}) lost, and the journal does not say so")
@@ -591,7 +607,7 @@ class Auditor:
             return
         losers = {dot for member in members for dot in self._losers_told(member)}
         for slot, lost, _ in self._beaten_writes(vv):
-            must(lost in losers, f"{lost} lost at {slot}, and the journal does not say so anywhere")
+            must(lost in losers, f"{lost} lost at {place_name(slot)}, and the journal does not say so anywhere")
 
     @staticmethod
     def _losers_told(member: Member) -> dict[Dot, list[Record]]:

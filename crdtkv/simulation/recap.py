@@ -10,7 +10,7 @@ from crdtkv.simulation.options import SCENARIOS
 from crdtkv.simulation.world import Outcome
 
 _FAULTS: Final = {
-    "region_away": "a region was away",
+    "region_away": "a region was stopped, or cut off from all, for a while",
     "crashed": "a process or machine died",
     "cut_pair": "a link was cut",
     "cut_one_way": "a link was cut one way",

@@ -23,7 +23,7 @@ _STATE: Final = Rule(5, "replicas that have applied the same commits have the sa
 _DIGEST: Final = Rule(5, "equal version vectors have equal digests, and a digest is that of the state")
 _JOIN: Final = Rule(6, "a state reached by joining snapshots is the state reached by the log, whatever the order")
 _DURABLE: Final = Rule(7, "nothing is sent, promised or acknowledged before it is applied, and durable at its level")
-_MONOTONE: Final = Rule(8, "vectors, stamps, sequence numbers and the clock's mark never go back, and clocks follow others only so far")
+_MONOTONE: Final = Rule(8, "vectors, stamps, sequence numbers and the clock's mark never go back, and clocks follow others so far only")
 _REPLAY: Final = Rule(3, "everything that belongs together changes in one batch, so a crash and its replay change nothing")
 _JOURNAL: Final = Rule(10, "every update that lost against one it had not seen is in the journal")
 _CLOSED: Final = Rule(1, "an origin ends where all members agreed, everybody who closes it has it up to there, and nobody takes more")
@@ -53,12 +53,12 @@ _RULES: Final[tuple[tuple[str, Rule], ...]] = (
     (r" sent .* above the sent bound", _DURABLE),
     (r"does not follow the last frame", Rule(2, "each frame names the one before it by its hash")),
     (r"is not covered by|not even covered", Rule(4, "every dot in a state is covered by its version vector")),
-    (r" holds .*; it should hold|: counters are", _STATE),
+    (r" holds .*; it should hold|: counter .* is .*; it should be", _STATE),
     (r"its digest is|: digest .* elsewhere|ended differently", _DIGEST),
     (r": heads are|: the head of", Rule(3, "the bookkeeping beside a collection counts its slots and names its runs")),
     (r"shows .* it should show|reads .* it should read", Rule(9, "readers are shown the winner by stored stamp and origin")),
     (r" sent .* durable up to| acknowledged | told .* it has applied|was lost at .* has it", _DURABLE),
-    (r"the clock's mark went|: run .* became|^\S+ follows |its stamp is not greater", _MONOTONE),
+    (r"the clock's mark (went|is)|: run .* became|^\S+ follows |its stamp is not greater", _MONOTONE),
     (r"lacks what was acknowledged", Rule(10, "what was acknowledged to a client is in every replica, once healed")),
     (r"^not equal .* after everything healed|^still going on after", _CONVERGE),
     (r"a frame could not be applied", Rule(None, "a frame from a replica that keeps the rules can be applied")),

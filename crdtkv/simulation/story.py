@@ -77,10 +77,11 @@ def gist(story: Story) -> tuple[str, ...]:
     What is left: the operations on that place and on the collection that it is in, who applied their commits, and the faults since the
     first of them. All events, where no place is known to be wrong or there are few.
     """
-    wrong = next((line for line in story.states if "; it should " in line), None)
+    # Where the states are right, a check's own words may name the place: of a join, say.
+    wrong = next((line for line in (*story.states, *story.broken) if "; it should " in line), None)
     if wrong is None or len(story.events) <= SHORT:
         return story.events
-    place = re.split(r" holds | is ", wrong.strip())[0]
+    place = re.split(r" holds | is | shows | reads ", wrong.strip().rpartition(": ")[2])[0]
     whole = f"clears {place.rpartition(' of ')[2]}"
     kept: list[str] = []
     dots: set[tuple[str, int]] = set()
@@ -115,7 +116,7 @@ class Narrator(CaseWorld):
         self.lines.append(f"{self.now_ms:9.1f} ms  {text}")
 
     def committed(self, member: Member, commit: Commit) -> None:
-        what = "; ".join(map(in_words, commit.operations))
+        what = "; ".join(map(in_words, commit.operations)) or "a record of who is a member, or of where an origin ends"
         self._say(f"{member.region} commits {short(commit.dot)}, having seen {seen(commit.past)}: {what}")
         super().committed(member, commit)
 

@@ -99,6 +99,8 @@ def test_a_long_story_is_told_by_what_concerns_the_wrong_place() -> None:
     assert told == ["  20.0 ms  us commits us:14, having seen us:13: sets field 'f' of map m to 1; …", *events[-3:]]
     assert "14 events that do not concern field 'f' of map m" in last
     assert gist(replace(story, states=())) == events, "no place is known to be wrong"
+    found = "Found: the join of us and eu: field 'f' of map m holds 1 of us:14; it should hold nothing"
+    assert gist(replace(story, states=(), broken=("Broken: invariant 6.", found))) == (*told, last), "the check itself names the place"
 
 
 def test_every_check_of_the_auditor_has_its_rule() -> None:
