@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
@@ -36,6 +37,7 @@ from google.protobuf.message import DecodeError
 
 from crdtkv.client.endpoints import Credentials
 from crdtkv.client.queues import MESSAGE_REQUESTS_MAX, InFlight, Waiting
+from crdtkv.client.waves import Waves
 from crdtkv.client.wire import Block, Call, new_request_ids
 from crdtkv.errors import (
     CorruptionError,
@@ -124,6 +126,7 @@ class Session:
         self._leaving = False  # nothing more is sent here; once all is answered, on to the next
         self._answered = True  # something was answered, or the pace has passed, since the last message
         self._unanswered: deque[tuple[int, float]] = deque()  # messages without an answer: the last request, and when it was sent
+        self._waves = Waves()
         self._round_trip_s = float("inf")  # the shortest time to an answer, on this connection
         self._heard_at = 0.0
         self._is_woken = False  # the writer is to run in the next iteration of the loop
@@ -178,6 +181,10 @@ class Session:
             raise closed_error()
         deadline = self.loop.time() + timeout
         pending = self.pending
+        if 0 < self._waves.split_at <= pending.requests and not self._in_flight:
+            self._waves.split()
+            self._write()
+            self._answered = True  # the other half may follow
         block = pending.gather(op, weight, deadline, timeout * DEADLINE_TOLERANCE)
         if not block.sinks:
             self._submitted(deadline)
@@ -316,6 +323,7 @@ class Session:
 
     def _adopt(self, connection: Connection) -> None:
         self._connection = connection
+        self._waves = Waves()
         self._first = connection.index
         self._leaving = False
         now = self.loop.time()
@@ -383,7 +391,9 @@ class Session:
                 self._answered = False
                 self.messages += 1
                 rows, deadline_ms = self._rows(calls)
-                self._unanswered.append((rows[-1][0], self.loop.time()))
+                now = time.monotonic()
+                self._unanswered.append((rows[-1][0], now))
+                self._waves.sent(sum([call.count for call in calls]), now)
                 stream.send(kv_pb2.RequestBatch(rows=_encode(rows), deadline_ms=deadline_ms).SerializeToString())
         if self.pending and self._in_flight and not self._answered:
             self._set_pace()
@@ -458,6 +468,7 @@ class Session:
         except msgspec.DecodeError as e:
             raise CorruptionError(f"replies: {e}") from e
         in_flight = self._in_flight
+        before = in_flight.requests
         for id, status, payload in rows:
             call = in_flight.get(id)
             if call is None:
@@ -469,13 +480,15 @@ class Session:
             else:
                 self._answer(call, status, payload, token)
             in_flight.pop(id)
-        now = self._heard_at = self.loop.time()
+        self._heard_at = self.loop.time()
         self._answered = True
         if rows:
             # Messages are answered in order: this answer is of the last of them, or of one before.
-            unanswered, last = self._unanswered, rows[-1][0]
+            unanswered, last, now, waited_s = self._unanswered, rows[-1][0], time.monotonic(), 0.0
             while unanswered and unanswered[0][0] <= last:
-                self._round_trip_s = min(self._round_trip_s, now - unanswered.popleft()[1])
+                waited_s = now - unanswered.popleft()[1]
+                self._round_trip_s = min(self._round_trip_s, waited_s)
+            self._answered = self._waves.answered(before - in_flight.requests, waited_s, now, are_all=not in_flight)
         if self._leaving and not self._in_flight:
             assert self._connection is not None
             self._connection.stream.cancel()
