@@ -84,6 +84,9 @@ class ClientStream(Stream):
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:
             self._end(rpc_error(grpc.StatusCode.UNAVAILABLE, _reason(exc)))
+        elif not self._greeted:  # as a port does that expects a TLS handshake
+            text = "it closed the connection before it said anything; does one side use TLS and the other not?"
+            self._end(rpc_error(grpc.StatusCode.UNAVAILABLE, text))
         super().connection_lost(exc)
 
     def _end(self, error: grpc.aio.AioRpcError | None) -> bool:
