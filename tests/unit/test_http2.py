@@ -296,7 +296,7 @@ def test_tls(server: Server, tmp_path: Path, loop_factory: Callable[[], asyncio.
             await stream.closed()
             with pytest.raises(RegionUnavailableError, match="its certificate is not trusted"):
                 await caller.open(address, tls=client_context(None))
-            with pytest.raises(RegionUnavailableError, match="does one side use TLS and the other not|connection reset"):
+            with pytest.raises(RegionUnavailableError, match=r"does one side use TLS and the other not|connection reset"):
                 await caller.open(address)
         async with server(back) as address:
             with pytest.raises(RegionUnavailableError, match=r"TLS handshake failed|connection reset"):
