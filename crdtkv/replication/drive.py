@@ -740,6 +740,8 @@ class Drive:
                     direct.append(session.origin)
                 rests = rests and session.brings_all() and session.peer_vv <= vv
         self._direct = frozenset(direct)
+        for peer in self._peers.values():
+            peer.session.share_pace(len(direct))
         self._relay_wake_ms = None
         if not rests:
             self._look_for_needs()

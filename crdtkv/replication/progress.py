@@ -201,10 +201,14 @@ class Outgoing:
     Invariant: `acked_messages <= sent_messages`, `sent_bytes <= granted_bytes`; `_sizes` are those of the messages in flight.
     """
 
-    __slots__ = ("_sizes", "acked_messages", "flushed_ms", "granted_bytes", "in_flight_bytes", "sent_bytes", "sent_messages", "settings")
+    __slots__ = (
+        "_sizes", "acked_messages", "flushed_ms", "granted_bytes", "in_flight_bytes", "sent_bytes", "sent_messages", "settings", "sharers"
+    )  # fmt: skip
 
     def __init__(self, settings: ReplicationSettings) -> None:
         self.settings = settings
+        self.sharers = 1
+        """How many peers are sent such a stream."""
         self.granted_bytes = 0
         self.sent_bytes = 0
         self.sent_messages = 0
@@ -230,10 +234,11 @@ class Outgoing:
         return min(settings.window_messages_max, settings.window_messages_min + more)
 
     def has_room(self, round_trip_ms: float | None) -> bool:
-        """Whether another message may leave. On a short link all that is on its way is less than `flight_bytes_max`, and that last one."""
+        """Whether another message may leave: all that is on its way is less than `flight_bytes_max` (or `…_far_max`), and that last one."""
         if self.in_flight >= self.window(round_trip_ms) or self.credit <= 0:
             return False
-        return self.in_flight_bytes < self.settings.flight_bytes_max or not self._is_short(round_trip_ms)
+        settings = self.settings
+        return self.in_flight_bytes < (settings.flight_bytes_max if self._is_short(round_trip_ms) else settings.flight_bytes_far_max)
 
     def _is_short(self, round_trip_ms: float | None) -> bool:
         return round_trip_ms is None or round_trip_ms < self.settings.round_trip_short_ms
@@ -247,7 +252,7 @@ class Outgoing:
         settings = self.settings
         if round_trip_ms is None or self._is_short(round_trip_ms):
             return 0.0
-        return min(max(round_trip_ms / settings.flushes_per_round_trip, settings.flush_ms), settings.flush_ms_max)
+        return min(max(round_trip_ms / settings.flushes_per_round_trip, settings.flush_ms * self.sharers), settings.flush_ms_max)
 
     def sent(self, size: int, now_ms: float, *, more: bool) -> None:
         """A message leaves. `more`: it was full, so the next one need not wait for anything to gather."""

@@ -796,6 +796,10 @@ class Session:
         self.distance_ms = self.packing.round_trip_ms = min(self._round_trips)
         self._ack.delay_ms = max(self._settings.ack_delay_ms, self.own_out.flow.pace_ms(self.distance_ms))
 
+    def share_pace(self, peers: int) -> None:
+        """So many peers are sent what is written here."""
+        self.own_out.flow.sharers = self.relay_out.flow.sharers = max(1, peers)
+
     def recall(self, distance_ms: float) -> None:
         """Take what an earlier link to this region measured for a first round trip: the peer that comes back may be busy from the start."""
         if self.distance_ms is None:

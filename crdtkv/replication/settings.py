@@ -35,6 +35,7 @@ class ReplicationSettings:
             smallest window.
         flush_ms, flush_ms_max: on a slower link, bounds of the time between two messages of frames (the *pace*): a message costs both
             sides the same whatever it holds. A link at rest sends at once, and one that catches up does not wait between full messages.
+            The least is for each peer that is connected, so that a node sends as many in all however many there are.
         flushes_per_round_trip: the pace between those bounds. Fewer: what is written adds more to the delay of the link (half a pace
             on average), and costs less.
         window_messages_min: how many messages of frames may be on their way on the fastest link; then what is written gathers.
@@ -43,6 +44,7 @@ class ReplicationSettings:
         flight_bytes_max: how much is on its way on a link with a short round trip, but for the message that goes beyond it. Less: the
             receiver has nothing to apply while a sender that is busy does not hear its acks. More: what others write rests on more of
             what waits there.
+        flight_bytes_far_max: the same on a longer one, where the round trip takes so much at so many bytes a second.
         ack_messages: so many messages dealt with are acknowledged at once; fewer wait for more.
         ack_delay_ms: how long they wait at most, on a slower link for one pace if that is longer. What is sent meanwhile takes the
             ack along. Lower: more messages, each of which costs both sides as much as one of frames.
@@ -83,10 +85,11 @@ class ReplicationSettings:
     round_trip_short_ms: int = 2
     flush_ms: int = 1
     flush_ms_max: int = 10
-    flushes_per_round_trip: int = 32
+    flushes_per_round_trip: int = 64
     window_messages_min: int = 8
-    window_messages_max: int = 64
+    window_messages_max: int = 96
     flight_bytes_max: int = 512 * KIB
+    flight_bytes_far_max: int = 8 * MIB
     ack_messages: int = 4
     ack_delay_ms: int = 5
     compression: str = "auto"

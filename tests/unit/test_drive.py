@@ -59,6 +59,17 @@ def test_a_mesh_under_load_converges_and_relays_nothing() -> None:
     assert all(not event.alarm for events in net.events.values() for event in events)
 
 
+def test_the_peers_of_a_node_share_its_pace() -> None:
+    net = mesh("us", "eu", "ap", "sa")
+
+    def sharers() -> set[int]:
+        return {peer.session.own_out.flow.sharers for peer in net.drives["us"]._peers.values()}
+
+    assert sharers() == {3}
+    net.drives["us"].disconnect(next(link for link, pair in net.links.items() if set(pair) == {"us", "sa"}), net.now)
+    assert sharers() == {2}
+
+
 @pytest.mark.parametrize("delay_ms", [0.2, 3.0, 40.0])
 def test_short_cuts_of_a_hasty_mesh_send_the_same_commits_no_later(delay_ms: float) -> None:
     arrivals: list[float] = []
@@ -87,27 +98,27 @@ def us_that_greeted_eu() -> tuple[ToyReplica, ToyReplica, Drive]:
 
 def test_a_turn_for_a_commit_that_may_not_leave_is_saved_and_one_for_anything_else_is_not() -> None:
     us, eu, drive = us_that_greeted_eu()
-    drive.receive("a", HeartbeatReply(0, 0, 0), 80)
+    drive.receive("a", HeartbeatReply(0, 0, 0), 320)
     drive.accept(drive.ready())
-    pace_ms = 80 / LAN.flushes_per_round_trip
-    assert drive.rests_until(80) == LAN.heartbeat_ms  # nothing is to be sent, so nothing that comes later is waited for
+    pace_ms = 320 / LAN.flushes_per_round_trip
+    assert drive.rests_until(320) == LAN.heartbeat_ms  # nothing is to be sent, so nothing that comes later is waited for
     us.write()
-    assert drive.rests_until(80) is None, "a link at rest sends at once"
-    drive.local_commits(80)
+    assert drive.rests_until(320) is None, "a link at rest sends at once"
+    drive.local_commits(320)
     drive.accept(work := drive.ready())
     assert [type(m) for m in work.messages["a"]] == [Frames]
     us.write()
-    assert drive.rests_until(81) == 80 + pace_ms
-    assert drive.rests_until(80 + pace_ms) is None
-    drive.receive("a", Frames(False, (eu.write().data,)), 81)
-    assert drive.rests_until(81) is None, "what came may have to be applied, or answered"
+    assert drive.rests_until(321) == 320 + pace_ms
+    assert drive.rests_until(320 + pace_ms) is None
+    drive.receive("a", Frames(False, (eu.write().data,)), 321)
+    assert drive.rests_until(321) is None, "what came may have to be applied, or answered"
     first = drive.ready_to_apply()
     assert first is not None and [frame.origin for frame in first.apply] == [eu.origin]
     drive.accept(first)
-    assert drive.ready_to_apply() is None and drive.rests_until(81) is None, "it is being applied"
-    drive.applied(us.apply(first.apply), 81)
+    assert drive.ready_to_apply() is None and drive.rests_until(321) is None, "it is being applied"
+    drive.applied(us.apply(first.apply), 321)
     drive.accept(work := drive.ready())
-    assert not work.messages and drive.rests_until(81) == 80 + pace_ms  # the ack waits for the frames that will leave then
+    assert not work.messages and drive.rests_until(321) == 320 + pace_ms  # the ack waits for the frames that will leave then
 
 
 def test_what_takes_long_to_apply_does_not_hold_up_what_is_to_be_sent() -> None:

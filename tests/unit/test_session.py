@@ -376,9 +376,27 @@ def test_on_a_long_link_the_window_grows_with_the_round_trip_and_messages_keep_t
     assert sent == 2 * side.session.statistics().in_flight_messages - 1  # what was written meanwhile had gathered
 
 
-@pytest.mark.parametrize(("round_trip_ms", "pace_ms"), [(1.9, 0.0), (2.0, 1.0), (32.0, 1.0), (80.0, 2.5), (320.0, 10.0), (1_000.0, 10.0)])
+@pytest.mark.parametrize(("round_trip_ms", "pace_ms"), [(1.9, 0.0), (2.0, 1.0), (64.0, 1.0), (80.0, 1.25), (640.0, 10.0), (1_000.0, 10.0)])
 def test_the_pace_is_a_part_of_the_round_trip_within_bounds_and_nothing_on_a_short_link(round_trip_ms: float, pace_ms: float) -> None:
     assert Outgoing(LAN).pace_ms(round_trip_ms) == pace_ms
+
+
+def test_peers_share_the_least_pace_so_a_node_sends_as_many_messages_however_many_there_are() -> None:
+    flow = Outgoing(LAN)
+    flow.sharers = 5
+    assert [flow.pace_ms(round_trip_ms) for round_trip_ms in (1.9, 80.0, 640.0)] == [0.0, 5.0, 10.0]
+
+
+def test_on_a_long_link_no_more_is_on_its_way_than_its_bound_and_a_message(us: ToyReplica, eu: ToyReplica) -> None:
+    settings = replace(LAN, message_bytes_max=3_000, flight_bytes_far_max=20_000)
+    side = live(us, eu, settings)
+    measure_round_trip(side, 80.0)
+    sent = 0
+    for _ in range(100):
+        side.write(size=900)
+        side.pass_time(LAN.flush_ms_max)
+        sent += sum(frame.size for frame in frames_in(side.send()))
+    assert settings.flight_bytes_far_max <= sent < settings.flight_bytes_far_max + settings.message_bytes_max
 
 
 def test_the_window_has_a_limit_however_long_the_link(us: ToyReplica, eu: ToyReplica) -> None:
@@ -660,12 +678,13 @@ def test_an_ack_with_frames_is_checked_like_any_other(us: ToyReplica, eu: ToyRep
 
 
 def test_on_a_long_link_acks_wait_as_long_as_messages_of_frames_do(us: ToyReplica, eu: ToyReplica) -> None:
-    side = live(us, eu)
-    measure_round_trip(side, 320.0)
+    settings = replace(LAN, flushes_per_round_trip=16)
+    side = live(us, eu, settings)
+    measure_round_trip(side, 160.0)
     deliver(side, eu, 1)
     side.pass_time(LAN.ack_delay_ms)
     assert side.send() == []
-    side.pass_time(320 / LAN.flushes_per_round_trip - LAN.ack_delay_ms)
+    side.pass_time(160 / settings.flushes_per_round_trip - LAN.ack_delay_ms)
     only(Ack, side.send())
 
 
