@@ -164,7 +164,7 @@ def _met_by(origin: Origin, seen: Mapping[Origin, int], found: Sequence[bytes | 
 
     That is where a record holds siblings, or what it meets expires. The puts are of one origin and have seen `seen` of the others.
     """
-    if found.count(None) == len(found):
+    if not any(found):
         return found, []  # type: ignore[return-value]  # nothing but None
     others: list[PlainEntry | None] = []
     rare: list[int] = []

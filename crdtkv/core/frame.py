@@ -21,7 +21,7 @@ is not canonical bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter, lt
 from typing import Any, Final, Literal, NamedTuple
 
@@ -110,6 +110,12 @@ class _Header(msgspec.Struct, array_like=True, frozen=True, gc=False):
     extensions: dict[str, msgspec.Raw] | None
 
 
+class _Meta(msgspec.Struct, frozen=True, gc=False):
+    """A commit's meta, as far as applying puts looks at it."""
+
+    r: bytes | None = None
+
+
 class _Wire(msgspec.Struct, array_like=True, frozen=True, gc=False):
     header: _Header
     rows: msgspec.Raw
@@ -117,7 +123,7 @@ class _Wire(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _decode_wire = msgspec.msgpack.Decoder(_Wire).decode
 _decode_rows = msgspec.msgpack.Decoder(list[Row]).decode
-_decode_puts = msgspec.msgpack.Decoder(list[tuple[int, dict[str, Any] | None, tuple[Literal[0], str, bytes]]]).decode
+_decode_puts = msgspec.msgpack.Decoder(list[tuple[int, _Meta | None, tuple[Literal[0], str, bytes]]]).decode
 """Rows that are one put of a register for good each: 0 is `DeltaKind.REGISTER_PUT`."""
 _encode = msgspec.msgpack.Encoder().encode
 _START = MAGIC + bytes([FORMAT_VERSION]) + b"\x92"
@@ -424,6 +430,7 @@ def _in_columns(rows: Sequence[Any], first_seq: int, base: int, are_likely: bool
     try:
         if are_likely:
             offsets, metas, deltas = list(map(_first, rows)), list(map(_second, rows)), list(map(_third, rows))
+            ids = metas if metas.count(None) == count else [None if meta is None else meta.r for meta in metas]
         else:
             if set(map(len, rows)) == {3}:
                 offsets, metas, deltas = (list(column) for column in zip(*rows, strict=True))
@@ -435,6 +442,7 @@ def _in_columns(rows: Sequence[Any], first_seq: int, base: int, are_likely: bool
                 return None
             if list(map(_first, deltas)).count(DeltaKind.REGISTER_PUT) != len(deltas):
                 return None
+            ids = list(map(_id_in, metas))
         keys, values = list(map(_second, deltas)), list(map(_third, deltas))
         if offsets[0] < 0:
             return None
@@ -444,7 +452,7 @@ def _in_columns(rows: Sequence[Any], first_seq: int, base: int, are_likely: bool
             if not all(map(lt, offsets, offsets[1:])):
                 return None
             hlcs = [base + offset for offset in offsets]
-        requests = _requests_of(metas, seqs, hlcs)
+        requests = _requests_of(ids, seqs, hlcs)
         if len(keys) > count:
             seqs, hlcs = [first_seq] * len(keys), [hlcs[0]] * len(keys)
         return Puts(register_slots_of(keys), keys, values, seqs, hlcs, requests)
@@ -452,19 +460,23 @@ def _in_columns(rows: Sequence[Any], first_seq: int, base: int, are_likely: bool
         return None
 
 
-def _requests_of(metas: Sequence[Any], seqs: Sequence[int], hlcs: Sequence[int]) -> tuple[Sequence[bytes], Sequence[int], Sequence[int]]:
-    """`Puts.requests` of commits with these metas."""
-    if metas.count(None) == len(metas):
+def _requests_of(
+    ids: Sequence[bytes | None], seqs: Sequence[int], hlcs: Sequence[int]
+) -> tuple[Sequence[bytes], Sequence[int], Sequence[int]]:
+    """`Puts.requests` of commits of which these are the requests' ids, None where there is none."""
+    without = ids.count(None)
+    if without == 0:
+        return ids, seqs, hlcs  # type: ignore[return-value]  # none is None
+    if without == len(ids):
         return (), (), ()
-    try:
-        ids = [meta["r"] for meta in metas]  # all have one, or none
-    except (TypeError, KeyError):
-        pass
-    else:
-        if set(map(type, ids)) == {bytes}:
-            return ids, seqs, hlcs
-    found = [(m["r"], seq, hlc) for m, seq, hlc in zip(metas, seqs, hlcs, strict=True) if m is not None and type(m.get("r")) is bytes]
-    return tuple(zip(*found, strict=True)) if found else ((), (), ())  # type: ignore[return-value]  # three columns
+    found = [(request_id, seq, hlc) for request_id, seq, hlc in zip(ids, seqs, hlcs, strict=True) if request_id is not None]
+    return tuple(zip(*found, strict=True))  # type: ignore[return-value]  # three columns
+
+
+def _id_in(meta: Mapping[str, Any] | None) -> bytes | None:
+    """The request's id in a commit's meta."""
+    request_id = None if meta is None else meta.get("r")
+    return request_id if type(request_id) is bytes else None
 
 
 def _is_surely_right(puts: Puts) -> bool:

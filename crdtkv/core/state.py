@@ -23,9 +23,11 @@ they find faults, not forgers, so the hash is XXH3 (128 bits), five times as fas
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import merge
-from operator import itemgetter
+from itertools import compress
+from operator import add, itemgetter
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -41,6 +43,7 @@ _MASK = (1 << 128) - 1
 _AFTER_SLOTS = successor(SLOT_SPACE)
 _join = b"".join
 _ARRAY_OF_FOUR = 0x94
+_first_byte = itemgetter(0)
 
 
 class Base(Protocol):
@@ -154,8 +157,9 @@ class State:
         if not layers:
             return self._base.multi_get(slots)
         first = layers[0]
-        if len(layers) == 1 and first.keys() >= set(slots):
-            return [first[slot] for slot in slots]
+        if len(layers) == 1:
+            with contextlib.suppress(KeyError):  # it has them all, as what was read ahead for a group does
+                return list(map(first.__getitem__, slots))
         return [self.get(slot) for slot in slots]
 
     def put(self, slot: bytes, record: bytes | None) -> None:
@@ -328,24 +332,32 @@ class State:
         """
         if not keys:
             return 0, 0
-        # `hash_record` is written out, a step for all records at a time, and `counts` asked only where it may matter: only a
-        # counter's run is an array of four whose first item is no array; everything else counts.
-        counts = self._counts
-        if under or known:
-            wanted = [slot for slot in keys if slot not in under and slot not in known]
-            read = dict(zip(wanted, self._base.multi_get(wanted), strict=True))
-            olds = [read[slot] if slot in read else under[slot] if slot in under else known[slot] for slot in keys]
+        # `hash_record` is written out, a step for all records at a time.
+        unread = [slot for slot in keys if slot not in known] if known else keys
+        if under:
+            unread = [slot for slot in unread if slot not in under]
+        read = self._base.multi_get(unread) if unread else []
+        if len(unread) == len(keys):
+            olds = read
+        elif not unread and not under:
+            olds = list(map(known.__getitem__, keys))
         else:
-            olds = self._base.multi_get(keys)
-        news = [slots[slot] for slot in keys]
-        gone = [
-            old + slot for slot, old in zip(keys, olds, strict=True) if old is not None and (old[0] != _ARRAY_OF_FOUR or counts(slot, old))
-        ]
-        come = [
-            new + slot for slot, new in zip(keys, news, strict=True) if new is not None and (new[0] != _ARRAY_OF_FOUR or counts(slot, new))
-        ]
+            of_base = dict(zip(unread, read, strict=True))
+            olds = [of_base[slot] if slot in of_base else under[slot] if slot in under else known[slot] for slot in keys]
+        come, gone = self._counted(keys, list(map(slots.__getitem__, keys))), self._counted(keys, olds)
         change = sum(map(xxh3_128_intdigest, come)) - sum(map(xxh3_128_intdigest, gone))
         return change, sum(map(len, come)) + sum(map(len, gone))
+
+    def _counted(self, slots: Sequence[bytes], records: Sequence[bytes | None]) -> list[bytes]:
+        """Of records that are there and enter the digest what `hash_record` hashes."""
+        if not all(records):
+            slots, records = list(compress(slots, records)), list(filter(None, records))
+        there: Sequence[bytes] = records  # type: ignore[assignment]  # none is None
+        # Only a counter's run is an array of four whose first item is no array; everything else counts.
+        if _ARRAY_OF_FOUR not in set(map(_first_byte, there)):
+            return list(map(add, there, slots))
+        counts = self._counts
+        return [record + slot for slot, record in zip(slots, there, strict=True) if record[0] != _ARRAY_OF_FOUR or counts(slot, record)]
 
     def begin_fold(self, meta: Callable[[int | None], Mapping[bytes, bytes | None]]) -> None:
         """Set the overlay aside, to be worked through by `fold_some`. O(1) but for a list of its slots.
