@@ -128,6 +128,8 @@ class OwnTail:
         """Take in what was released since; whether there was an own frame in it."""
         log, origin, released = self._port.log, self._port.origin, self._port.released()
         before = self.last_seq
+        if self._position < released and (at_hand := min(released, log.at_hand())) > self._position:
+            self._begin_at(at_hand, now_ms)
         while self._position < released:
             try:
                 frames, following = log.read(self._position, bytes_max=READ_BYTES, until=released)
@@ -155,6 +157,14 @@ class OwnTail:
         if len(self._marks) > MARKS_MAX:
             del self._marks[1:-1:2]
         return True
+
+    def _begin_at(self, position: int, now_ms: float) -> None:
+        """Go on where the log is in memory: nobody was there to send to, and to read all of it from the disk, to keep the last of it,
+        would hold up whoever is there now. Peers that lack more read it themselves."""
+        self._clear()
+        self._position = position
+        self.last_seq = self._released_seq()
+        self._marks = [(self.last_seq, now_ms, self._total)]
 
     def _clear(self) -> None:
         self._frames, self._seqs, self._ends = [], [], []

@@ -45,6 +45,9 @@ class SimulatedLog:
     def start(self) -> int:
         return self._start
 
+    def at_hand(self) -> int:
+        return self._start
+
     def floor(self) -> VersionVector:
         floor = self.vv_at[self._start]
         for _, origins in self.jumps:

@@ -19,6 +19,9 @@ class LogReader(Protocol):
     def start(self) -> int:
         """The first position that is kept."""
 
+    def at_hand(self) -> int:
+        """The first position whose frames are in memory: from there on `read` does not go to the disk."""
+
     def floor(self) -> VersionVector:
         """Per origin: from after this seq on, its frames are all here. An origin that is absent: all of its frames."""
 

@@ -457,6 +457,9 @@ class FileLog:
     def end(self) -> int:
         return self._end
 
+    def at_hand(self) -> int:
+        return max(self.start(), self._window.start())
+
     def start(self) -> int:
         return self._segments[0].first
 

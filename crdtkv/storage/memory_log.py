@@ -230,7 +230,7 @@ class MemoryLog:
         # The log of an embedded store in memory adds nothing to these; bound here, a put saves a call.
         self.append = window.append
         self.end = self.sync = self.synced = window.end
-        self.start = window.start
+        self.start = self.at_hand = window.start
         self.find = window.find
         self.vv = window.vv
         self.truncate = window.drop_before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -438,6 +438,29 @@ def test_a_message_is_bounded_in_bytes_and_frames_but_carries_one_large_frame(us
         eu.apply(frames)
         side.receive(acked(side, eu, count))
     assert batches == [small[:3], small[3:], [large], [after]]
+
+
+def test_what_was_written_while_nobody_was_connected_is_not_read_from_the_disk_for_the_tail(us: ToyReplica, eu: ToyReplica) -> None:
+    """When a peer was there again after a million commits, all of them were read and decoded in one turn, to keep the last 8 MiB."""
+    side = live(us, eu)
+    side.receive(Bye("", ""))
+    written = [us.write() for _ in range(100)]
+    us.log.at_hand = lambda: 90
+    read, positions = us.log.read, []
+
+    def counted(position: int, **options: Any) -> tuple[list[Frame], int]:
+        positions.append(position)
+        return read(position, **options)
+
+    us.log.read = counted  # type: ignore[method-assign]
+    side.refresh()
+    assert positions and min(positions) >= 90
+    assert side.tail.last_seq == 100 and side.tail.behind_bytes(50) is None
+    limits = {"bytes_max": MIB, "frames_max": 100, "credit": MIB}
+    assert side.tail.after(50, **limits) is None and side.tail.after(95, **limits) == written[95:]
+    again = Side(us)
+    again.receive(hello_of(eu))
+    assert frames_in(again.send()) == written  # what the tail has not, the log has
 
 
 @pytest.mark.parametrize("tail_bytes_max", [1, 500, 8 * MIB])
