@@ -1,6 +1,7 @@
 """A node's life: listen, open the store, serve, shut down.
 
-Order of the start. The port is bound first: a port in use fails before the data directory is touched. Then the server
+Order of the start. The port is bound first: a port in use fails before the data directory is touched. Behind it gRPC's server listens on
+a Unix socket (see `crdtkv.transport.listening`). Then the server
 answers health checks (live) while the store opens in a thread, which after a crash may take a while; when it has,
 the KeyValue service is ready, the peers are dialled and the ready line is printed. `''` in the health service is
 liveness; `crdtkv.v1.KeyValue` is readiness.
@@ -26,6 +27,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -124,7 +126,11 @@ class NodeServer:
         host, port = parse_address(self._listen, "listen", port_min=0)
         tls = None if self._tls is None else server_context(self._tls.cert, self._tls.key, self._tls.ca)
         bytes_max = self._limits.message_bytes_max
-        self._inner = PrivateSocket()
+        try:
+            self._inner = PrivateSocket()
+        except OSError as e:
+            where = tempfile.gettempdir()
+            raise ConfigError(f"TMPDIR: no directory for gRPC's socket can be made in {where}: {e.strerror or e}", setting="TMPDIR") from e
         self._listener = Listener(self._methods(), self._inner.path, tls=tls, message_bytes_max=bytes_max)
         try:
             bound = self._listener.open(host, port)
@@ -216,8 +222,6 @@ class NodeServer:
         if self._collector is not None:
             self._collector.close()
         self._kv.close()
-        if self._listener is not None:
-            self._listener.stop_accepting()
         try:
             async with asyncio.timeout(grace_s):
                 if self._worker is not None:
@@ -226,6 +230,8 @@ class NodeServer:
         except TimeoutError:
             event(logging.WARNING, "shutdown_cut_short", grace_ms=self._limits.shutdown_grace_ms)
             self._peers.abandon()
+        if self._listener is not None:
+            self._listener.stop_accepting()  # until now whoever came was told why not
         if self._server is not None:
             await self._server.stop(max(0.0, min(1.0, grace_s - (time.monotonic() - began))))
         if self._listener is not None:

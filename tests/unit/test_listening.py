@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import pytest
 from grpc import aio
 from hpack import Decoder, Encoder
 
+from crdtkv.errors import ConfigError
+from crdtkv.node.server import NodeServer
 from crdtkv.transport import answering, http2, listening, private_socket
 from crdtkv.transport.answering import Call, Method
 from crdtkv.transport.grpc import server_context
@@ -576,31 +578,38 @@ def test_all_addresses_of_a_host_have_the_same_port() -> None:
 # -- the socket that only we can reach ------------------------------------------------------------------------------------
 
 
-def test_a_private_socket_is_private_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory whose name is short enough for a socket, wherever the tests' own are."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        yield Path(directory)
+
+
+def test_a_private_socket_is_private_and_leaves_nothing(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
     first, second = PrivateSocket(), PrivateSocket()
     assert first.path != second.path and Path(first.path).parent.stat().st_mode & 0o777 == 0o700
-    assert len(list(tmp_path.iterdir())) == 2  # the second took nothing of the first
+    assert len(list(short.iterdir())) == 2  # the second took nothing of the first
     first.close()
     first.close()
     second.close()
-    assert not list(tmp_path.iterdir())
+    assert not list(short.iterdir())
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_process_left_is_removed(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "import time, crdtkv.transport.private_socket as p; s = p.PrivateSocket(); print(s.path, flush=True); time.sleep(600)"
     with subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(short)}, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
         path = Path(child.stdout.readline().strip())
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setattr(tempfile, "tempdir", str(short))
         PrivateSocket().close()
         assert path.parent.exists()  # it lives
         child.send_signal(signal.SIGKILL)
         child.wait()
     PrivateSocket().close()
-    assert not list(tmp_path.iterdir())
+    assert not list(short.iterdir())
 
 
 def test_a_temporary_directory_whose_name_is_too_long_for_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -610,3 +619,18 @@ def test_a_temporary_directory_whose_name_is_too_long_for_a_socket(tmp_path: Pat
     one = PrivateSocket()
     assert len(os.fsencode(one.path)) <= private_socket._PATH_BYTES_MAX
     one.close()
+
+
+def test_no_place_for_a_socket_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+
+    async def body() -> None:
+        node = NodeServer(listen="127.0.0.1:0", peers={})
+        with pytest.raises(ConfigError, match=r"TMPDIR: no directory .*: No such file"):
+            await node.start()
+        await node.stop()
+
+    run(body())
