@@ -174,7 +174,8 @@ async def equal_after(addresses: Sequence[str], began: float, *, digests: bool =
                     raise RuntimeError("equal version vectors, unequal digests")
                 return at
             await asyncio.sleep(0.01)
-        raise RuntimeError(f"not equal after {EQUAL_TIMEOUT_S:g} s")
+        found = [f"{address}: {(await client.status()).to_wire()}" for address, client in zip(addresses, clients, strict=True)]
+        raise RuntimeError("\n".join([f"not equal after {EQUAL_TIMEOUT_S:g} s", *found]))
     finally:
         for client in clients:
             await client.close()
