@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from crdtkv.errors import CrdtkvError, StorageError, error_from_parts
+from crdtkv.transport import SOCKET_PATH_BYTES_MAX
 
 FILE_NAME: Final = "cluster.json"
 FILE_VERSION: Final = 1
 LOCK_NAME: Final = "supervisor.lock"
 LINE_BYTES_MAX: Final = 4 << 20
 _SOCKET_NAME: Final = "control.sock"
-_SOCKET_PATH_BYTES_MAX: Final = 100
-"""Unix socket paths end at 104 to 108 bytes, by platform."""
 
 
 class ClusterError(CrdtkvError):
@@ -92,11 +91,11 @@ class ClusterFile:
 def socket_path(directory: Path) -> Path:
     """Where the supervisor of a directory listens: in it, or, if that is too long for a socket, in the temporary directory, or /tmp."""
     path = directory.absolute() / _SOCKET_NAME
-    if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES_MAX:
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
         return path
     name = hashlib.sha256(os.fsencode(directory.resolve())).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"crdtkv-{os.getuid()}-{name}.sock"
-    return path if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES_MAX else Path("/tmp") / path.name
+    return path if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX else Path("/tmp") / path.name
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, 
 from crdtkv.errors import ConfigError
 from crdtkv.node.config import Tls, parse_address
 from crdtkv.node.metrics import NodeCollector
+from crdtkv.transport import address_of
 
 TIMEOUT_S: Final = 10.0
 CONNECTIONS_MAX: Final = 16
@@ -93,7 +94,7 @@ class Scraping:
             raise ConfigError(f"metrics: cannot listen on {listen}: {e.strerror or e}; choose another address", setting="metrics") from e
         self._server.set_app(make_wsgi_app(registry))
         bound = self._server.server_port
-        self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        self.address = address_of(host, bound)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="crdtkv-metrics", daemon=True)
         self._thread.start()
 

@@ -48,7 +48,7 @@ from crdtkv.node.worker import StorageWorker
 from crdtkv.pb.v1 import admin_pb2_grpc, kv_pb2, kv_pb2_grpc, replication_pb2, replication_pb2_grpc
 from crdtkv.replication import LAN, ReplicationSettings
 from crdtkv.store import Store, open_store
-from crdtkv.transport import server_options
+from crdtkv.transport import address_of, server_options
 from crdtkv.transport.answering import Method, of_one_request, of_stream
 from crdtkv.transport.base import Transport
 from crdtkv.transport.grpc import ExchangeServicer, GrpcTransport, client_context, server_context
@@ -146,7 +146,7 @@ class NodeServer:
         )
         server.add_insecure_port(f"unix:{self._inner.path}")
         self._server = server
-        self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        self.address = address_of(host, bound)
         self._admin.listen = self.address
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         await self._health.set(KEY_VALUE, health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -20,6 +20,9 @@ MESSAGE_BYTES_MAX: Final = 32 << 20
 KEEPALIVE_MS: Final = 10_000
 KEEPALIVE_TIMEOUT_MS: Final = 5_000
 
+SOCKET_PATH_BYTES_MAX: Final = 100
+"""Of a Unix socket's path: systems allow 103 or 107."""
+
 ChannelOptions = list[tuple[str, int]]
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})")
@@ -60,3 +63,8 @@ def check_address(address: object) -> str:
     if found is None or not 0 < int(found["port"]) < 65536:
         raise ConfigError(f"endpoint {address!r} is not HOST:PORT, e.g. 127.0.0.1:7001 or [::1]:7001", endpoint=str(address))
     return str(address)
+
+
+def address_of(host: str, port: int) -> str:
+    """`host:port`, an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -18,13 +18,12 @@ import grpc.aio
 import hpack
 from google.protobuf.message import DecodeError
 
-from crdtkv.transport.http2 import Headers, Stream, rpc_error
+from crdtkv.transport.http2 import STREAM, Headers, Stream, rpc_error
 from crdtkv.transport.messages import Messages, StreamEnded
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
 _MAX_CONCURRENT_STREAMS: Final = 3
-_STREAM: Final = 1
 _REFUSED_STREAM: Final = 7
 _LINGER_S: Final = 1.0
 """How long a caller that has been told the end may take to close the connection: if we did at once, what it has sent meanwhile would
@@ -215,7 +214,7 @@ class ServerStream(Stream):
             self.finish(grpc.StatusCode.UNKNOWN, f"{type(e).__name__}: {e}")
 
     def _take_headers(self, stream: int, headers: Headers, ends: bool) -> None:
-        if stream != _STREAM:
+        if stream != STREAM:
             self._send_reset(stream, _REFUSED_STREAM)
             return
         if self._serving is None:

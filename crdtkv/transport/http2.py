@@ -39,7 +39,7 @@ single call here. A node then serves it by a stream of this kind (`crdtkv.transp
 _DATA, _HEADERS, _RST_STREAM, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 5, 6, 7, 8, 9
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 _ENABLE_PUSH, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 2, 4, 5
-_STREAM: Final = 1
+STREAM: Final = 1
 """The number of the only stream."""
 _PREFIX: Final = struct.Struct(">BI")
 """Of a gRPC message: compressed or not; its length."""
@@ -142,7 +142,7 @@ class Stream(asyncio.BufferedProtocol):
         if size <= self._frame_bytes and size <= self._window and size <= self._stream_window:
             self._window -= size
             self._stream_window -= size
-            self._transport.write(b"".join((FRAME.pack(size << 8, 0, _STREAM), _PREFIX.pack(0, len(message)), message)))
+            self._transport.write(b"".join((FRAME.pack(size << 8, 0, STREAM), _PREFIX.pack(0, len(message)), message)))
         else:
             self._unsent = memoryview(_PREFIX.pack(0, len(message)) + message)
             self._send_on()
@@ -196,7 +196,7 @@ class Stream(asyncio.BufferedProtocol):
             size = min(len(unsent), self._frame_bytes, self._window, self._stream_window)
             if size <= 0:
                 break
-            parts += (FRAME.pack(size << 8, 0, _STREAM), bytes(unsent[:size]))
+            parts += (FRAME.pack(size << 8, 0, STREAM), bytes(unsent[:size]))
             unsent = unsent[size:]
             self._window -= size
             self._stream_window -= size
@@ -207,10 +207,10 @@ class Stream(asyncio.BufferedProtocol):
     def _send_headers(self, block: bytes, ends: bool) -> None:
         flags = _END_STREAM if ends else 0
         first, rest = block[: self._frame_bytes], block[self._frame_bytes :]
-        parts = [frame(_HEADERS, flags if rest else flags | _END_HEADERS, _STREAM, first)]
+        parts = [frame(_HEADERS, flags if rest else flags | _END_HEADERS, STREAM, first)]
         while rest:
             first, rest = rest[: self._frame_bytes], rest[self._frame_bytes :]
-            parts.append(frame(_CONTINUATION, 0 if rest else _END_HEADERS, _STREAM, first))
+            parts.append(frame(_CONTINUATION, 0 if rest else _END_HEADERS, STREAM, first))
         self._transport.write(b"".join(parts))
 
     def _send_reset(self, stream: int, code: int) -> None:
@@ -266,7 +266,7 @@ class Stream(asyncio.BufferedProtocol):
             self._transport.abort()
         elif not self._transport.is_closing():
             if reset is not None:
-                self._send_reset(_STREAM, reset)
+                self._send_reset(STREAM, reset)
             self._transport.close()
 
     def _tick(self) -> None:
@@ -328,7 +328,7 @@ class Stream(asyncio.BufferedProtocol):
             room = int.from_bytes(payload, "big") & 0x7FFFFFFF
             if stream == 0:
                 self._window += room
-            elif stream == _STREAM:
+            elif stream == STREAM:
                 self._stream_window += room
             if max(self._window, self._stream_window) > _WINDOW_MAX:
                 raise ProtocolError("a window of flow control over 2^31-1 bytes")
@@ -342,7 +342,7 @@ class Stream(asyncio.BufferedProtocol):
         elif kind in (_HEADERS, _CONTINUATION):
             self._take_block(kind, flags, stream, payload)
         elif kind == _RST_STREAM:
-            if stream == _STREAM:
+            if stream == STREAM:
                 self._take_reset(int.from_bytes(payload, "big"))
         elif kind == _GOAWAY:
             self._take_farewell(int.from_bytes(payload[:4], "big") & 0x7FFFFFFF)
@@ -354,7 +354,7 @@ class Stream(asyncio.BufferedProtocol):
         """The peer begins no more calls, and will finish those up to `last`."""
 
     def _take_data(self, flags: int, stream: int, payload: bytes) -> None:
-        if stream != _STREAM:
+        if stream != STREAM:
             raise ProtocolError(f"data of stream {stream}, which nobody opened")
         self._untold += len(payload)
         if self._untold >= _WINDOW // 2:
@@ -378,7 +378,7 @@ class Stream(asyncio.BufferedProtocol):
     def _tell_room(self) -> None:
         if self._untold >= _WINDOW // 2 and not self._is_withholding and not self.ended.done():
             room, self._untold = self._untold.to_bytes(4, "big"), 0
-            self._transport.write(frame(_WINDOW_UPDATE, 0, 0, room) + frame(_WINDOW_UPDATE, 0, _STREAM, room))
+            self._transport.write(frame(_WINDOW_UPDATE, 0, 0, room) + frame(_WINDOW_UPDATE, 0, STREAM, room))
 
     def _take_messages(self) -> None:
         message = self._message

@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any, Final
 
-from crdtkv.transport import MESSAGE_BYTES_MAX
+from crdtkv.transport import MESSAGE_BYTES_MAX, address_of
 from crdtkv.transport.answering import Method, ServerStream
 from crdtkv.transport.http2 import FRAME, PREFACE, SETTING, SETTINGS, SINGLE_CALL, read_buffer
 
@@ -215,8 +215,7 @@ def _address(transport: Any) -> str:
     name = transport.get_extra_info("peername")
     if not isinstance(name, tuple):
         return "?"
-    host, port = name[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return address_of(*name[:2])
 
 
 class _Half(asyncio.BufferedProtocol):
@@ -224,7 +223,6 @@ class _Half(asyncio.BufferedProtocol):
 
     def __init__(self) -> None:
         self._incoming = read_buffer()
-        self.transport: Any = None
         self.other: Any = None  # the other side's transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -256,18 +254,19 @@ class _Relay(_Half):
     def __init__(self, listener: Listener, caller: Any, begun: bytes) -> None:
         super().__init__()
         self._listener = listener
+        self._transport: Any = None
         self.other = caller
         self._begun = begun
 
     def connection_made(self, transport: Any) -> None:
         caller = self.other
-        self.transport = transport
+        self._transport = transport
         self._listener.passed_on.add(self)
         if caller.is_closing():
             transport.close()
             return
         half = _Half()
-        half.transport, half.other = caller, transport
+        half.other = transport
         for one in (caller, transport):
             one.set_write_buffer_limits(_HIGH_WATER)
         caller.set_protocol(half)
@@ -277,7 +276,7 @@ class _Relay(_Half):
     def abort(self) -> None:
         """Close both sides."""
         self.other.abort()
-        self.transport.abort()
+        self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.left(self)

@@ -61,7 +61,7 @@ class Messages:
             self._stream.withhold()
 
     def whole(self) -> None:
-        """All messages have come, or nobody will ask for another."""
+        """All messages have come."""
         self._is_whole = True
         self._news.set()
         self.changed()

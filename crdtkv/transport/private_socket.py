@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from crdtkv.transport import SOCKET_PATH_BYTES_MAX
+
 _PREFIX: Final = "crdtkv-node-"
 _LOCK: Final = "lock"
 _SOCKET: Final = "grpc"
-_PATH_BYTES_MAX: Final = 100
-"""Systems allow 103 or 107."""
 
 
 class PrivateSocket:
@@ -31,7 +31,7 @@ class PrivateSocket:
 
     def __init__(self) -> None:
         parent = Path(tempfile.gettempdir())
-        if len(os.fsencode(parent / f"{_PREFIX}12345678" / _SOCKET)) > _PATH_BYTES_MAX:
+        if len(os.fsencode(parent / f"{_PREFIX}12345678" / _SOCKET)) > SOCKET_PATH_BYTES_MAX:
             parent = Path("/tmp")
         _sweep(parent)
         made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))

@@ -8,17 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from grpc import aio
-from hpack import Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crdtkv.transport import http2
-from crdtkv.transport.answering import Call, Method, ServerStream
+from crdtkv.transport.answering import Method, ServerStream
 from crdtkv.transport.calling import ClientStream
 from crdtkv.transport.listening import _is_single_call
+from tests.streams import METHOD, Raw, back, encode, frame, message
 
-METHOD = b"/test.Echo/Echo"
 MESSAGE_BYTES_MAX = 3000
 DATA, HEADERS, RESET, SETTINGS, PUSH, PING, GOAWAY, WINDOW, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 HELD_BYTES_MAX = http2._FRAME_BYTES_MAX + http2._HEADER_BYTES_MAX + MESSAGE_BYTES_MAX + (1 << 16)
@@ -48,40 +46,15 @@ class Transport(asyncio.Transport):
     abort = close
 
 
-class Raw:
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def SerializeToString(self) -> bytes:
-        return self.data
-
-    @staticmethod
-    def FromString(data: bytes) -> Raw:
-        return Raw(data)
-
-
-async def back(call: Call) -> None:
-    while (message := await call.read()) is not aio.EOF:
-        await call.write(message)
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def block(*headers: tuple[bytes, bytes]) -> bytes:
-    return bytes(Encoder().encode(headers))
-
-
 SETTING = st.tuples(st.sampled_from([1, 2, 3, 4, 5, 6, http2.SINGLE_CALL]), st.integers(0, 2**32 - 1)).map(lambda s: struct.pack(">HI", *s))
-MESSAGES = st.lists(st.binary(max_size=40), max_size=3).map(lambda many: b"".join(struct.pack(">BI", 0, len(m)) + m for m in many))
+MESSAGES = st.lists(st.binary(max_size=40), max_size=3).map(lambda many: b"".join(map(message, many)))
 BLOCKS = st.sampled_from(
     [
-        block((b":path", METHOD)),
-        block((b":path", b"/other")),
-        block((b":status", b"200")),
-        block((b"grpc-status", b"0")),
-        block((b"grpc-status", b"nonsense"), (b"grpc-message", b"%zz%ff"), (b"some-bin", b"***")),
+        encode([(b":path", METHOD.encode())]),
+        encode([(b":path", b"/other")]),
+        encode([(b":status", b"200")]),
+        encode([(b"grpc-status", b"0")]),
+        encode([(b"grpc-status", b"nonsense"), (b"grpc-message", b"%zz%ff"), (b"some-bin", b"***")]),
     ]
 )
 PAYLOADS = st.one_of(
@@ -130,10 +103,10 @@ def test_a_serving_end_against_any_caller(said: bytes, cuts: list[int], begins: 
     async def body() -> None:
         unhandled: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-        stream = ServerStream({METHOD: Method(Raw, back)}, "127.0.0.1:1", MESSAGE_BYTES_MAX)
+        stream = ServerStream({METHOD.encode(): Method(Raw, back)}, "127.0.0.1:1", MESSAGE_BYTES_MAX)
         transport = Transport(lambda: stream)
         stream.connection_made(transport)
-        begin = frame(SETTINGS, 0, 0, b"") + frame(HEADERS, 4, 1, block((b":path", METHOD))) if begins else b""
+        begin = frame(SETTINGS, 0, 0, b"") + frame(HEADERS, 4, 1, encode([(b":path", METHOD.encode())])) if begins else b""
         await feed(stream, transport, begin + said, cuts)
         serving = stream._serving
         if serving is not None:
@@ -153,7 +126,7 @@ def test_a_calling_end_against_any_server(said: bytes, cuts: list[int], greets: 
         stream.connection_made(transport)
         if greets:
             stream.take(frame(SETTINGS, 0, 0, b""))
-            stream.begin(METHOD.decode(), "http")
+            stream.begin(METHOD, "http")
             stream.send(bytes(100_000))
         await feed(stream, transport, said, cuts)
         assert all(len(message) <= MESSAGE_BYTES_MAX for message in messages)

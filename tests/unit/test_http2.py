@@ -6,7 +6,7 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
-from hpack import Encoder
 
 from crdtkv.errors import ConfigError, CrdtkvError, OverloadedError, RegionUnavailableError
 from crdtkv.transport import calling, channel_options, http2, server_options
@@ -23,24 +22,8 @@ from crdtkv.transport.calling import ClientStream, open_stream
 from crdtkv.transport.errors import from_rpc_error, status_code, trailing_metadata
 from crdtkv.transport.grpc import client_context, server_context
 from crdtkv.transport.listening import Listener
-from crdtkv.transport.loop import new_event_loop
 from tests.certificates import CERTIFICATE, KEY
-
-DEADLINE_S = 60.0
-METHOD = "/test.Echo/Echo"
-
-
-both_loops = pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, new_event_loop], ids=["asyncio", "fastest"])
-"""The caller's own, and that of blocking clients."""
-
-
-def run(body: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> None:
-    async def within() -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            await body
-
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(within())
+from tests.streams import METHOD, Raw, back, both_loops, encode, frame, message, run
 
 
 class Caller:
@@ -68,20 +51,6 @@ class Caller:
 
 
 # -- against servers ----------------------------------------------------------------------------------------------------
-
-
-class Raw:
-    """A message as gRPC takes it without a serializer: bytes."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def SerializeToString(self) -> bytes:
-        return self.data
-
-    @staticmethod
-    def FromString(data: bytes) -> Raw:
-        return Raw(data)
 
 
 Handle = Callable[[Any], Awaitable[None]]
@@ -138,11 +107,6 @@ async def listener(handler: Handle, tls: tuple[Path, Path, Path | None] | None =
 
 both_servers = pytest.mark.parametrize("server", [grpc_server, listener])
 Server = Callable[..., Any]
-
-
-async def back(context: Any) -> None:
-    while (message := await context.read()) is not aio.EOF:
-        await context.write(message)
 
 
 @both_servers
@@ -332,14 +296,6 @@ def test_files_of_tls_that_are_none(tmp_path: Path) -> None:
 # -- against peers that are none ----------------------------------------------------------------------------------------
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def encode(headers: list[tuple[bytes, bytes]]) -> bytes:
-    return bytes(Encoder().encode(headers))
-
-
 def has_begun(heard: bytes) -> bool:
     """A header block has come."""
     at = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
@@ -348,10 +304,6 @@ def has_begun(heard: bytes) -> bool:
             return True
         at += 9 + int.from_bytes(heard[at : at + 3], "big")
     return False
-
-
-def message(data: bytes, compressed: int = 0) -> bytes:
-    return struct.pack(">BI", compressed, len(data)) + data
 
 
 SETTINGS = frame(4, 0, 0)

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,49 +19,17 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
-from hpack import Decoder, Encoder
+from hpack import Decoder
 
 from crdtkv.errors import ConfigError
 from crdtkv.node.server import NodeServer
-from crdtkv.transport import answering, http2, listening, private_socket
+from crdtkv.transport import SOCKET_PATH_BYTES_MAX, answering, http2, listening
 from crdtkv.transport.answering import Call, Method
 from crdtkv.transport.grpc import server_context
 from crdtkv.transport.listening import Listener
-from crdtkv.transport.loop import new_event_loop
 from crdtkv.transport.private_socket import PrivateSocket
 from tests.certificates import CERTIFICATE, KEY
-
-DEADLINE_S = 60.0
-METHOD = "/test.Echo/Echo"
-both_loops = pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, new_event_loop], ids=["asyncio", "fastest"])
-
-
-def run(body: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> None:
-    async def within() -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            await body
-
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(within())
-
-
-class Raw:
-    """A message that is its bytes."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def SerializeToString(self) -> bytes:
-        return self.data
-
-    @staticmethod
-    def FromString(data: bytes) -> Raw:
-        return Raw(data)
-
-
-async def back(call: Call) -> None:
-    while (message := await call.read()) is not aio.EOF:
-        await call.write(message)
+from tests.streams import METHOD, Raw, back, both_loops, encode, frame, message, run
 
 
 @asynccontextmanager
@@ -81,16 +49,8 @@ async def port(
 # -- callers that say it oddly or wrongly ---------------------------------------------------------------------------------
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def message(data: bytes, compressed: int = 0) -> bytes:
-    return struct.pack(">BI", compressed, len(data)) + data
-
-
 def headers(path: str = METHOD, *more: tuple[bytes, bytes]) -> bytes:
-    return bytes(Encoder().encode([(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode()), *more]))
+    return encode([(b":method", b"POST"), (b":scheme", b"http"), (b":path", path.encode()), *more])
 
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -617,7 +577,7 @@ def test_a_temporary_directory_whose_name_is_too_long_for_a_socket(tmp_path: Pat
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     one = PrivateSocket()
-    assert len(os.fsencode(one.path)) <= private_socket._PATH_BYTES_MAX
+    assert len(os.fsencode(one.path)) <= SOCKET_PATH_BYTES_MAX
     one.close()
 
 
