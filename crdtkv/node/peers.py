@@ -63,6 +63,7 @@ WHY: Final[Mapping[str, str]] = {
     Code.ENDED: "one side returned as an incarnation that has ended; it takes a new one",
     Code.TIMEOUT: "it is silent",
     Code.SHUTDOWN: "it is shutting down",
+    Code.FAILED: "one side's replication failed by a bug and starts over; see its log",
 }
 
 Lag = tuple[tuple[PeerLag, PeerStatistics | None], ...]
@@ -194,6 +195,9 @@ class Peers:
             except RegionUnavailableError as e:
                 self._errors[region] = str(e)
                 event(logging.DEBUG, "dial_failed", region=region, error=str(e))
+            except Exception as e:  # a bug: it must not end the dialling of a region for good
+                self._errors[region] = f"{type(e).__name__}: {e}"
+                event(logging.ERROR, "dial_failed", region=region, error=self._errors[region])
             else:
                 if self._closing:
                     stream.close()

@@ -39,6 +39,8 @@ SAMPLE_MS: Final = 50
 APPLY_MS: Final = 4
 """How long a turn goes on to begin applying what was received: then clients have theirs, and what arrived meanwhile is looked at."""
 ALARMS_MAX: Final = 16
+FAILED: Final = "failed"
+FAILED_TEXT: Final = "failed: a turn of replication failed by a bug, and all links were begun anew: the log has more"
 _NUMBERS: Final = re.compile(r" \d+")
 
 _numbers = itertools.count(1)
@@ -137,7 +139,11 @@ class Replicator:
         self.drive.connect(link, _now_ms(), dialed=link.stream.dialled)
 
     def receive(self, link: Link, data: bytes) -> None:
-        self.drive.receive(link, data, _now_ms())
+        try:
+            self.drive.receive(link, data, _now_ms())
+        except Exception:
+            self._start_over()
+            raise
         if self.drive.amnesia is not None and self._store.owed_incarnation is None and self._port.origin == self._origin:
             with contextlib.suppress(DiskFullError):  # the store writes nothing before it has one, and takes it as soon as there is room
                 self._begin_incarnation(self.drive.amnesia)
@@ -168,8 +174,23 @@ class Replicator:
         self.drive.shutdown(_now_ms())
         self.drive.transfers.close()
 
+    def _start_over(self) -> None:
+        """A bug must not leave the drive waiting for what was never done: it would replicate no more, and seem well."""
+        self._touched = True
+        self.events[FAILED] += 1
+        if FAILED_TEXT not in self.alarms:
+            self.alarms.append(FAILED_TEXT)
+        self.drive.start_over(_now_ms())
+
     def turn(self) -> float | None:
         """Let the drive see what is new and do what it says; when the next turn is due, in `time.monotonic`."""
+        try:
+            return self._take_turn()
+        except Exception:
+            self._start_over()
+            raise
+
+    def _take_turn(self) -> float | None:
         if self._port.origin != self._origin:  # the store has taken a new incarnation by itself
             self._go_on_anew()
         if (version := self._port.control.version) != self._recorded_as_of:
@@ -210,7 +231,7 @@ class Replicator:
                 continue
             apply = _now_ms() - now_ms < APPLY_MS
             try:
-                drive.applied(self._port.apply(work.apply), _now_ms())
+                applied = self._port.apply(work.apply)
             except DiskFullError:
                 drive.apply_deferred(_now_ms())
                 drive.local_commits(_now_ms())
@@ -218,6 +239,8 @@ class Replicator:
                 if not isinstance(e, CrdtkvError):
                     event(logging.ERROR, "apply_failed", error=f"{type(e).__name__}: {e}")
                 drive.apply_failed(as_crdtkv_error(e), _now_ms())
+            else:
+                drive.applied(applied, _now_ms())
         if drive.is_behind:
             self._worker.task(_nothing)  # the next turn, once what clients asked meanwhile is done
         self._worker.occupied = INSTALLING if drive.transfers.installing else ""
@@ -294,7 +317,8 @@ class Replicator:
                 level = logging.WARNING
             if one.kind is EventKind.LIVE and one.origin is not None and region_of(one.origin) in self._live:
                 level = logging.DEBUG  # a second link, of which one will be dropped
-            event(level, f"peer_{one.kind.value}", origin=one.origin, text=one.text, **one.details)
+            # Of a fork the details name an origin too, that of the commit; the text names both.
+            event(level, f"peer_{one.kind.value}", **{**one.details, "origin": one.origin, "text": one.text})
             if one.kind is EventKind.REMOVED:
                 self._removed_ms = _now_ms()
                 self._store.refuse_writes(one.text)  # which warns of it, as long as it is so

@@ -370,6 +370,20 @@ class StorageWorker:
     # -- turns ----------------------------------------------------------------------------------------------------
 
     def _write_groups(self) -> None:
+        """The writer's thread. A node without it would answer what is quick and never what is not: so its end, by a bug, is the node's."""
+        try:
+            self._take_turns()
+        except BaseException as e:
+            event(logging.CRITICAL, "writer_failed", error=f"{type(e).__name__}: {e}")
+            LOGGER.debug("writer_failed", exc_info=e)
+            self._post((self._fail,))
+        finally:
+            with self._work:
+                self._writer_ended = True
+            with self._executed:
+                self._executed.notify()
+
+    def _take_turns(self) -> None:
         ident = threading.get_ident()
         while True:
             with self._work:
@@ -393,8 +407,6 @@ class StorageWorker:
             with self._work:
                 self._turning = 0
                 self._next_at = next_at
-        with self._executed:
-            self._executed.notify()
 
     def _is_wanted(self) -> bool:
         """Whether something waits for the writer, holding `_work`."""
@@ -520,7 +532,10 @@ class StorageWorker:
         for batch, part in parts:
             self.queued -= batch.count
             self.answered += batch.count
-            batch.deliver(part, batch.count, token)
+            try:
+                batch.deliver(part, batch.count, token)
+            except Exception as e:
+                _report("deliver_failed", e)  # what goes to others is not to be lost by it
         if not self.queued:
             self._idle.set()
 
@@ -614,7 +629,10 @@ class StorageWorker:
         self._waking = False
         results = self._results
         while results:
-            results.popleft()()
+            try:
+                results.popleft()()
+            except Exception as e:
+                _report("result_failed", e)
 
 
 def _report(name: str, error: Exception) -> None:

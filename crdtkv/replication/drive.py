@@ -426,6 +426,17 @@ class Drive:
         if has_news:
             self._has_news = not self._review() or self._reviewed_as_of is None
 
+    def start_over(self, now_ms: float) -> None:
+        """An input, or the doing of what `ready` said, failed half-way by a bug: nobody knows what was sent and what taken in.
+
+        All links end, and the next ones begin with what is applied at either side, so nothing is lost by it.
+        """
+        self._begin(now_ms)
+        self._has_news, self._agreed_with = True, None
+        self._applying, self._queue, self._alone = None, [], []
+        for peer in self._peers.values():
+            peer.session.close(Code.FAILED, "replication failed half-way and starts over")
+
     def shutdown(self, now_ms: float) -> None:
         """Say goodbye to everybody."""
         self._begin(now_ms)

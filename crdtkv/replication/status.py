@@ -55,6 +55,7 @@ class Code(enum.StrEnum):
     APPLY = "apply"
     SHUTDOWN = "shutdown"
     RENEWED = "renewed"
+    FAILED = "failed"
 
     @property
     def permanent(self) -> bool:

@@ -112,6 +112,13 @@ class Client:
         return self.replies
 
 
+class Broken(Client):
+    """Cannot be told anything."""
+
+    def deliver(self, replies: list[Any], count: int, token: str) -> None:
+        raise ZeroDivisionError("a bug")
+
+
 def run(check: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
         async with asyncio.timeout(20):
@@ -552,6 +559,35 @@ def test_a_bug_in_a_turn_of_the_loop_leaves_the_worker_able_to_go_on() -> None:
             worker.task(lambda: [][0], 0)
             client.send(2, op="put")
             assert (await client.until(2))[1] == [2, 0, [2]]
+
+    run(check)
+
+
+@pytest.mark.parametrize("op", ["put", "echo"])  # in the loop, and in the writer
+def test_a_client_that_cannot_be_answered_costs_no_other_its_answer(op: str) -> None:
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        async with working(store) as worker:
+            broken, client = Broken(worker), Client(worker)
+            broken.send(1, op=op)
+            client.send(2, op=op)
+            assert await client.until(1) == [[2, 0, [2]]]
+            assert worker.queued == 0
+
+    run(check)
+
+
+def test_a_writer_that_a_bug_ends_is_the_end_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, what is quick would still be answered, and nothing that is not, for ever."""
+
+    async def check() -> None:
+        store, failed = FakeStore(), asyncio.Event()
+        store.gate.set()
+        async with working(store, failed=failed.set) as worker:
+            monkeypatch.setattr(worker, "_begin_turn", lambda ident: [][0])
+            Client(worker).send(1)
+            await failed.wait()
 
     run(check)
 

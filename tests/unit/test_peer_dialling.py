@@ -15,14 +15,19 @@ DEADLINE_S = 30.0
 
 
 class NobodyThere:
-    """A transport on which every attempt fails; it says when one was made."""
+    """A transport on which every attempt fails; it says when one was made.
 
-    def __init__(self) -> None:
+    Args:
+        error: what the attempts fail with.
+    """
+
+    def __init__(self, error: type[Exception] = RegionUnavailableError) -> None:
         self.dialled: asyncio.Queue[str] = asyncio.Queue()
+        self.error = error
 
     async def dial(self, address: str, *, timeout_s: float) -> Any:
         self.dialled.put_nowait(address)
-        raise RegionUnavailableError(f"{address} cannot be reached")
+        raise self.error(f"{address} cannot be reached")
 
 
 async def dials(expected: int) -> list[str]:
@@ -46,3 +51,18 @@ async def dials(expected: int) -> list[str]:
 def test_a_link_that_comes_up_ends_the_wait_for_the_others() -> None:
     """After a partition each link came back by its own dice; what one region then wrote upon was held by another until it had that, too."""
     assert asyncio.run(dials(2)) == ["eu:1", "eu:1"]
+
+
+def test_a_bug_in_an_attempt_does_not_end_the_dialling() -> None:
+    async def check() -> None:
+        transport = NobodyThere(ZeroDivisionError)
+        peers = Peers({"eu": "eu:1"}, cast(Transport, transport), ReplicationSettings(backoff_min_ms=1, backoff_max_ms=1))
+        peers._dial_soon("eu")
+        try:
+            for _ in range(3):
+                assert await asyncio.wait_for(transport.dialled.get(), DEADLINE_S) == "eu:1"
+            assert peers._errors["eu"] == "ZeroDivisionError: eu:1 cannot be reached"
+        finally:
+            peers.abandon()
+
+    asyncio.run(check())
