@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Final
 
 import crdtkv
+from bench import apart
 from bench.goals.row import VALUE, Bench, key, scratch
-from bench.peers.base import stop
 
 SAMPLES_PER_S: Final = 500
 KEYS: Final = 10_000
+IMPORTS_S: Final = 0.7
+"""They are no part of what is looked at."""
+RECORD_LIMIT_S: Final = 60.0
+"""How much longer than it samples py-spy may take."""
 NODE: Final = "node-write"
 
 
@@ -92,6 +96,16 @@ def _loaded_node() -> Iterator[int]:
         yield pair["us"].pid
 
 
+@contextlib.contextmanager
+def _stopped(left: list[str]) -> Iterator[None]:
+    """Say, after Ctrl-C, what is left to be done."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped; the rest: make profile ARGS='{' '.join(f'--only {name}' for name in left)}'", file=sys.stderr)
+        raise
+
+
 def main(out: Path, seconds: float, names: list[str]) -> int:
     """Record each path; returns the exit status."""
     if subprocess.run([*_py_spy(), "--version"], capture_output=True, check=False).returncode:
@@ -99,18 +113,21 @@ def main(out: Path, seconds: float, names: list[str]) -> int:
         return 1
     out.mkdir(parents=True, exist_ok=True)
     failed = False
-    for name in names or [*PATHS, NODE]:
+    wanted = names or [*PATHS, NODE]
+    for number, name in enumerate(wanted):
         target = out / f"{name}.svg"
-        with ExitStack() as stack:
+        with _stopped(wanted[number:]), ExitStack() as stack:
             if name == NODE:
                 pid = stack.enter_context(_loaded_node())
             else:
-                child = subprocess.Popen([sys.executable, "-m", "bench", "profile", "--path", name, str(seconds + 5)])
-                stack.callback(stop, child)
-                pid = child.pid
-                time.sleep(0.7)  # imports are no part of it
-            command = ["record", "--pid", str(pid), "--duration", str(int(seconds)), "--rate", str(SAMPLES_PER_S), "--output", str(target)]
-            done = subprocess.run([*_py_spy(), *command], capture_output=True, text=True, check=False)
+                command = apart.bench("profile", "--path", name, str(seconds + IMPORTS_S + 5))
+                pid = stack.enter_context(apart.started(command)).pid
+                time.sleep(IMPORTS_S)
+            options = ["--pid", str(pid), "--duration", str(int(seconds)), "--rate", str(SAMPLES_PER_S), "--output", str(target)]
+            try:
+                done = apart.run([*_py_spy(), "record", *options], limit_s=seconds + RECORD_LIMIT_S)
+            except apart.TooLongError as e:
+                done = subprocess.CompletedProcess((), 1, "", str(e))
         if done.returncode:
             failed = True
             print(f"{name}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}", file=sys.stderr)

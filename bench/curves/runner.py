@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from bench import machine
+from bench import apart, machine
 from bench.curves.measures import CURVES
 
 FORMAT: Final = 1
@@ -103,12 +101,12 @@ def measure_apart(name: str, x: int) -> Mapping[str, float]:
 
     Raises:
         RuntimeError: it failed or took too long.
+        KeyboardInterrupt: a block around has noted Ctrl-C; of the point nothing is left.
     """
-    command = [sys.executable, "-m", "bench", "curves", "--one", name, str(x)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=POINT_LIMIT_S, check=False)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"took more than {POINT_LIMIT_S:g} s") from None
+        done = apart.run(apart.bench("curves", "--one", name, str(x)), limit_s=POINT_LIMIT_S)
+    except apart.TooLongError as e:
+        raise RuntimeError(str(e)) from None
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1])
     figures: Mapping[str, float] = json.loads(done.stdout.splitlines()[-1])

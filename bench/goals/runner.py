@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from bench import machine
+from bench import apart, machine
 from bench.goals.row import Bench, Row, scratch
 from bench.judging import Claim, Judged, judge, worst
 
@@ -110,19 +108,23 @@ def _short(figure: float) -> float:
 
 
 def run_apart(row: Row, *, rounds: int, quick: bool, out: Path) -> dict[str, Any]:
-    """Run a row in a process of its own, so that none inherits another's heap, threads or loaded gRPC."""
+    """Run a row in a process of its own, so that none inherits another's heap, threads or loaded gRPC.
+
+    Raises:
+        KeyboardInterrupt: a block around has noted Ctrl-C; of the row nothing is left.
+    """
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{row.name}.row.json"
     target.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "bench", "goals", "--row", row.name, "--rounds", str(rounds), "--raw", str(target)]
+    command = apart.bench("goals", "--row", row.name, "--rounds", str(rounds), "--raw", target, *(["--quick"] if quick else []))
     began = time.perf_counter()
     error = ""
     try:
-        done = subprocess.run([*command, *(["--quick"] if quick else [])], timeout=ROW_LIMIT_S, check=False)
+        done = apart.run(command, limit_s=ROW_LIMIT_S, is_shown=True)
         if done.returncode:
             error = f"exit status {done.returncode}"
-    except subprocess.TimeoutExpired:
-        error = f"took more than {ROW_LIMIT_S:g} s"
+    except apart.TooLongError as e:
+        error = str(e)
     if error or not target.exists():
         seconds = round(time.perf_counter() - began, 1)
         return {"name": row.name, "seconds": seconds, "quick": quick, "rounds": {}, "missing": {}, "error": error or "no result"}
