@@ -552,29 +552,28 @@ class Drive:
         if work.jobs or work.sends:
             self.transfers.accept(len(work.jobs), work.sends)
         if work.arrivals:
-            self._groups += 1
-            for arrival in work.arrivals:
-                self._served[arrival.link] = self._groups
+            self._take_up(work.arrivals)  # before anything is forgotten: what waits is what it was when this was decided
         for link, ready in work.readies.items():
             self._peers[link].session.accept(ready)
         for closed in work.closed:
             self._has_news = True
             self._forget(closed.link, self._peers.pop(closed.link).session)
-        if work.arrivals:
-            self._applying, self._apply_began_ms = work.arrivals, self._now
-            if self._alone:
-                del self._alone[0]
-            elif len(work.arrivals) == len(self._queue):
-                self._queue = []
-            else:
-                self._take_off(work.arrivals)
         if work.closed:
             self._review()
 
-    def _take_off(self, arrivals: Sequence[_Arrival]) -> None:
-        """These no longer wait."""
-        taken = set(map(id, arrivals))
-        self._queue = [arrival for arrival in self._queue if id(arrival) not in taken]
+    def _take_up(self, arrivals: tuple[_Arrival, ...]) -> None:
+        """These are being applied, and no longer wait."""
+        self._groups += 1
+        for arrival in arrivals:
+            self._served[arrival.link] = self._groups
+        self._applying, self._apply_began_ms = arrivals, self._now
+        if self._alone:
+            del self._alone[0]
+        elif len(arrivals) == len(self._queue):
+            self._queue = []
+        else:
+            taken = set(map(id, arrivals))
+            self._queue = [arrival for arrival in self._queue if id(arrival) not in taken]
 
     def is_connected(self, region: str) -> bool:
         """Whether a live link leads to a region: another one is not to be dialled."""

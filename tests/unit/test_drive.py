@@ -195,6 +195,49 @@ def test_who_sends_a_backlog_holds_up_by_one_message_what_others_write_now() -> 
     assert not drive.is_behind and us.vv() == VersionVector({eu.origin: 5, ap.origin: 2})
 
 
+def us_with_one_message_each_of(*peers: ToyReplica) -> tuple[ToyReplica, Drive]:
+    """A replica that takes up one message at a time, and its drive, to which each peer has sent one over a link of its region's name."""
+    us = ToyReplica("us")
+    drive = Drive(us, replace(LAN, apply_bytes_max=1), now_ms=0, wall_ms=lambda: 0.0)
+    for peer in peers:
+        link = peer.origin.partition("@")[0]
+        drive.connect(link, 0, dialed=False)
+        drive.receive(link, hello_of(peer), 0)
+        drive.receive(link, Frames(False, (peer.write().data,)), 1)
+    return us, drive
+
+
+def test_a_link_that_ended_as_its_message_was_taken_up_took_that_of_another_link_with_it() -> None:
+    """After a heal both sides dial, and one of the two links is closed, perhaps with a message waiting. When the first of two messages
+    that waited was taken up in the same turn, the other was taken for it and forgotten: never applied, never acknowledged, on a link that
+    lived on, so that its sender had sent it, and nothing that came after it could be applied. A cluster stood so for ever."""
+    eu, ap = ToyReplica("eu"), ToyReplica("ap")
+    us, drive = us_with_one_message_each_of(eu, ap)
+    drive.receive("eu", Bye(Code.DUPLICATE, "another link to the same peer is kept"), 1)
+    drive.accept(work := drive.ready())
+    assert [closed.link for closed in work.closed] == ["eu"] and [frame.origin for frame in work.apply] == [eu.origin]
+    drive.applied(us.apply(work.apply), 1)
+    drive.accept(work := drive.ready())
+    assert [frame.origin for frame in work.apply] == [ap.origin], "what another link brought still waits"
+    drive.applied(us.apply(work.apply), 1)
+    assert drive.is_settled and us.vv() == VersionVector({eu.origin: 1, ap.origin: 1})
+
+
+def test_a_link_that_ended_as_its_message_was_tried_alone_took_that_of_another_link_with_it() -> None:
+    """The same, of messages that failed as a group and are tried one link after the other."""
+    eu, ap = ToyReplica("eu"), ToyReplica("ap")
+    us, drive = us_with_one_message_each_of(eu, ap)
+    drive._settings = LAN  # both as one group
+    drive.accept(drive.ready())
+    drive.apply_failed(CorruptionError("one of them is broken"), 1)
+    drive.receive("eu", Bye(Code.DUPLICATE, "another link to the same peer is kept"), 1)
+    drive.accept(work := drive.ready())
+    assert [frame.origin for frame in work.apply] == [eu.origin]
+    drive.applied(us.apply(work.apply), 1)
+    drive.accept(work := drive.ready())
+    assert [frame.origin for frame in work.apply] == [ap.origin], "what another link brought still waits"
+
+
 def test_a_slow_peer_costs_the_others_nothing() -> None:
     net = mesh()
     net.drop = lambda _source, target, m: target == "ap" and isinstance(m, Frames)
