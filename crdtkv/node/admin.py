@@ -16,8 +16,9 @@ import msgspec
 
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.errors import InvalidValueError, RegionUnavailableError
-from crdtkv.node.kv import Context, KeyValueService, unary
+from crdtkv.node.kv import KeyValueService, unary
 from crdtkv.node.logging import event
+from crdtkv.node.pages import Context
 from crdtkv.node.peers import Peers
 from crdtkv.node.regions import changes, regions_reply
 from crdtkv.node.views import PACE, Views, from_vector

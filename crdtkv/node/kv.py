@@ -9,8 +9,7 @@ are unanswered the node stops reading it, and HTTP/2 flow control stops the clie
 are delivered.
 
 *Streaming reads* pull one page at a time from a consistent snapshot, in a reader thread, and only when the previous
-page has left: a million-element set costs one page of memory. A *watch* is fed by the store through a bounded queue;
-whoever reads too slowly is cut with `OverloadedError` and goes on from the last token it got.
+page has left: a million-element set costs one page of memory. A *watch* is in `pages`.
 
 No message approaches the limit of gRPC: pages are encoded under `PAGE_BYTES_MAX` and replies under four times that; a row
 that is larger by itself travels alone.
@@ -25,7 +24,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -42,6 +41,7 @@ from crdtkv.errors import (
 )
 from crdtkv.node.config import Limits
 from crdtkv.node.logging import event
+from crdtkv.node.pages import PAGE_BYTES_MAX, Context, Watch, encode_rows, too_slow
 from crdtkv.node.worker import Row, StorageWorker, as_crdtkv_error
 from crdtkv.pb.v1 import kv_pb2, kv_pb2_grpc
 from crdtkv.results import ONE_BY_ONE
@@ -50,16 +50,10 @@ from crdtkv.transport.answering import Call
 from crdtkv.transport.errors import status_code, trailing_metadata
 from crdtkv.transport.loop import give_way
 
-Context = aio.ServicerContext[Any, Any] | Call
 S = TypeVar("S")
 R = TypeVar("R")
 
-PAGE_BYTES_MAX: Final = 256 << 10
 REPLIES_BYTES_MAX: Final = 4 * PAGE_BYTES_MAX
-WATCH_KEEPALIVE_S: Final = 5.0
-"""An empty page after this much silence, so that a watcher can tell a quiet store from a lost one."""
-WATCH_ROWS_MAX: Final = 256
-"""Changes taken from a watcher's queue at a time."""
 
 SCANS: Final = ("scan", "smembers", "hitems", "delta_since")
 
@@ -67,17 +61,6 @@ _requests = msgspec.msgpack.Decoder(list[tuple[int, str, list[Any], bytes | dict
 _row = msgspec.msgpack.Decoder(tuple[str, list[Any], bytes | dict[str, Any] | None])
 _args = msgspec.msgpack.Decoder(list[Any])
 _encoder = msgspec.msgpack.Encoder(enc_hook=str)
-
-
-def encode_rows(rows: Sequence[Any], bytes_max: int = PAGE_BYTES_MAX) -> Iterator[bytes]:
-    """MessagePack lists that together hold `rows` in order, each under `bytes_max` unless a single row is larger."""
-    data = _encoder.encode(rows)
-    if len(data) <= bytes_max or len(rows) <= 1:
-        yield data
-    else:
-        half = len(rows) // 2
-        yield from encode_rows(rows[:half], bytes_max)
-        yield from encode_rows(rows[half:], bytes_max)
 
 
 def encode_replies(replies: list[Any]) -> Iterator[bytes]:
@@ -98,19 +81,6 @@ def encode_replies(replies: list[Any]) -> Iterator[bytes]:
             yield from encode_replies([[number, status, payload[half:]]])
         else:
             yield data
-
-
-def notifier(news: asyncio.Event) -> Callable[[], None]:
-    """What sets an event of this loop, from any thread."""
-    loop, ident = asyncio.get_running_loop(), threading.get_ident()
-
-    def notify() -> None:
-        if threading.get_ident() == ident:
-            news.set()
-        else:
-            loop.call_soon_threadsafe(news.set)
-
-    return notify
 
 
 async def abort(context: Context, error: BaseException) -> None:
@@ -432,29 +402,11 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
 
     async def _watch(self, context: Context, prefix: str, since: str | None) -> None:
         worker = self._serving()
-        news = asyncio.Event()
-        feed = await self._subscribe(worker, prefix, since, notifier(news))
-        last = feed.last_token  # of what has been sent
-        sender = _PageSender(context, self._limits.watch_stall_ms, news)
+        watch = Watch(context, worker, self._limits.watch_stall_ms)
+        feed = await self._subscribe(worker, prefix, since, watch.notify)
         try:
-            # An empty page at once: the watch is in place, and what is written from now on will be seen.
-            await sender.send(b"", last)
-            while True:
-                news.clear()
-                # What was pushed is here to be taken; one that still catches up reads the log, which is not for the loop.
-                rows = feed.drain(WATCH_ROWS_MAX) if feed.is_live else await worker.read(feed.drain, WATCH_ROWS_MAX)
-                for data in encode_rows(rows) if rows else ():
-                    await sender.send(data, last)
-                if rows:
-                    last = rows[-1][-1]
-                elif feed.overflowed:
-                    raise _too_slow("more changes waited for this watcher than the node keeps for one", last)
-                elif sender.is_quiet:
-                    await sender.send(b"", last)
-                else:
-                    await news.wait()
+            await watch.follow(feed)
         finally:
-            sender.close()
             worker.read_soon(feed.close)  # takes the store's lock
 
     async def _subscribe(self, worker: StorageWorker, prefix: str, since: str | None, notify: Callable[[], object]) -> Any:
@@ -504,7 +456,7 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
             async with asyncio.timeout(self._limits.watch_stall_ms / 1000):
                 await context.write(message)
         except TimeoutError as e:
-            raise _too_slow(f"nothing was read for {self._limits.watch_stall_ms} ms", last) from e
+            raise too_slow(f"nothing was read for {self._limits.watch_stall_ms} ms", last) from e
 
     # -- unary calls ----------------------------------------------------------------------------------------------
 
@@ -598,72 +550,6 @@ class KeyValueService(kv_pb2_grpc.KeyValueServicer):
 def _remaining_s(context: Any) -> float | None:
     """What is left of a call's deadline, None if it has none (which gRPC's annotations forget)."""
     return context.time_remaining()  # type: ignore[no-any-return]
-
-
-class _PageSender:
-    """The pages of a watch, and the two limits of time that they have, kept by one timer that looks now and then: to arm timers for
-    each page costs more than to encode a small one. A limit is noticed when it has passed by a quarter, at the latest.
-
-    Args:
-        stall_ms: how long a page may wait for a watcher that does not read.
-        news: is set when there has been silence for `WATCH_KEEPALIVE_S`.
-    """
-
-    def __init__(self, context: Context, stall_ms: int, news: asyncio.Event) -> None:
-        self._context = context
-        self._stall_ms = stall_ms
-        self._news = news
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._writing = False
-        self._is_stalled = False
-        self._since = self._loop.time()
-        """When the page under way was begun, or the last one sent."""
-        self._interval_s = min(stall_ms / 1000, WATCH_KEEPALIVE_S) / 4
-        self._timer = self._loop.call_later(self._interval_s, self._look)
-
-    @property
-    def is_quiet(self) -> bool:
-        """Nothing was sent for so long that the watcher may wonder."""
-        return self._loop.time() - self._since >= WATCH_KEEPALIVE_S
-
-    async def send(self, rows: bytes, last: str | None) -> None:
-        """Send a page.
-
-        Args:
-            last: the token of what was sent before it.
-        Raises:
-            OverloadedError: the watcher does not read.
-        """
-        self._since = self._loop.time()
-        self._writing = True
-        try:
-            await self._context.write(kv_pb2.Page(rows=rows))
-        except asyncio.CancelledError:
-            if not self._is_stalled or self._task is None or self._task.uncancel():  # somebody else cancels, too
-                raise
-            raise _too_slow(f"nothing was read for {self._stall_ms} ms", last) from None
-        finally:
-            self._writing = False
-
-    def _look(self) -> None:
-        silent_s = self._loop.time() - self._since
-        if self._writing:
-            if silent_s * 1000 >= self._stall_ms and self._task is not None:
-                self._is_stalled = True
-                self._task.cancel()
-                return
-        elif silent_s >= WATCH_KEEPALIVE_S:
-            self._news.set()
-        self._timer = self._loop.call_later(self._interval_s, self._look)
-
-    def close(self) -> None:
-        """End the timer."""
-        self._timer.cancel()
-
-
-def _too_slow(why: str, token: str | None) -> OverloadedError:
-    return OverloadedError(f"{why}: read faster, then go on from the last token", token=token, retry_after_ms=0)
 
 
 def _decode_args(data: bytes) -> list[Any]:

@@ -1,8 +1,9 @@
 """The links to other nodes: the I/O around `replication.Drive`.
 
-Two halves. In the *loop*: streams are dialled and accepted, messages read and written, dials repeated with jittered
-backoff; that is here. In *turns* of the storage worker: `replicating.Replicator` feeds the drive, applies what it says, and hands back what
-is to be sent. Between them go only whole messages and link names; neither half touches the other's state.
+Two halves. In the *loop*: streams are dialled and accepted, messages read and written (where the socket is, if nothing waits; else by a
+task for each), dials repeated with jittered backoff; that is here. In *turns* of the storage worker: `replicating.Replicator` feeds the
+drive, applies what it says, and hands back what is to be sent. Between them go only whole messages and link names; neither half touches
+the other's state.
 
 **One link per pair.** Both sides may dial; whoever has a live link to a region does not. When two links cross, the
 drive keeps one, the same on both sides (the one that the lesser origin dialled; of two by the same dialler, the newer), and
@@ -226,6 +227,7 @@ class Peers:
         assert core is not None and worker is not None
         self._links.add(link)
         worker.task(partial(core.connect, link))
+        link.stream.on_arrival(partial(self._look, link, core, worker))
         reader = asyncio.create_task(self._read(link, core, worker))
         writer = link.writer = asyncio.create_task(self._write(link, core, worker))
         reason = "the connection ended"
@@ -249,24 +251,33 @@ class Peers:
 
     async def _read(self, link: Link, core: Replicator, worker: StorageWorker) -> None:
         while (data := await link.stream.receive()) is not None:
-            link.read_bytes += len(data)
-            link.read_messages += 1
-            # The first messages (hello, a heartbeat with the digest) may make a replica look back in its log, and fold.
-            short = link.read_messages > OPENING_MESSAGES
-            worker.task(partial(core.receive, link, data), weight(data) if short else None)
-            while link.read_bytes - link.processed_bytes > BACKLOG_BYTES_MAX:
+            self._received(link, data, core, worker)
+            while link.backlog_bytes > BACKLOG_BYTES_MAX:
                 # Say that room is wanted before looking again: the writer looks after it has counted.
                 link.room.clear()
                 link.room_wanted = True
-                if link.read_bytes - link.processed_bytes > BACKLOG_BYTES_MAX:
+                if link.backlog_bytes > BACKLOG_BYTES_MAX:
                     await link.room.wait()
                 link.room_wanted = False
+
+    def _look(self, link: Link, core: Replicator, worker: StorageWorker) -> None:
+        """Take what has come where the socket is read; with too much waiting to be processed, `_read` takes it, and waits."""
+        while link.backlog_bytes <= BACKLOG_BYTES_MAX and (data := link.stream.take()) is not None:
+            self._received(link, data, core, worker)
+
+    def _received(self, link: Link, data: bytes, core: Replicator, worker: StorageWorker) -> None:
+        link.read_bytes += len(data)
+        link.read_messages += 1
+        # The first messages (hello, a heartbeat with the digest) may make a replica look back in its log, and fold.
+        short = link.read_messages > OPENING_MESSAGES
+        worker.task(partial(core.receive, link, data), weight(data) if short else None)
 
     async def _write(self, link: Link, core: Replicator, worker: StorageWorker) -> None:
         while True:
             while link.outgoing:
-                data = link.outgoing.popleft()
+                data = link.outgoing[0]
                 await link.stream.send(data)
+                link.outgoing.popleft()
                 link.outgoing_bytes -= len(data)
             if link.unwritable:
                 link.unwritable = False
@@ -283,6 +294,13 @@ class Peers:
             self._send_one(link, messages)
 
     def _send_one(self, link: Link, messages: list[bytes]) -> None:
+        if not link.outgoing:  # else what is before them has not gone
+            sent = 0
+            while sent < len(messages) and link.stream.send_now(messages[sent]):
+                sent += 1
+            if sent == len(messages):
+                return
+            messages = messages[sent:]
         link.outgoing.extend(messages)
         link.outgoing_bytes += sum(map(len, messages))
         link.changed.set()

@@ -66,6 +66,11 @@ class Link:
         self.room = asyncio.Event()
         self.writer: asyncio.Task[None] | None = None
 
+    @property
+    def backlog_bytes(self) -> int:
+        """Read and not yet processed."""
+        return self.read_bytes - self.processed_bytes
+
     def cut(self) -> None:
         """End it without waiting for what is still to be sent."""
         if self.writer is not None:
@@ -215,6 +220,7 @@ class Replicator:
             sends: list[tuple[Any, list[bytes]]] = [(link, work.encoded(link)) for link in work.messages]
             if sends:
                 self._worker.emit(partial(self._send, sends))
+                self._worker.flush()
             for closed in work.closed:
                 link: Any = closed.link
                 self._links.discard(link)
@@ -240,6 +246,7 @@ class Replicator:
                     event(logging.ERROR, "apply_failed", error=f"{type(e).__name__}: {e}")
                 drive.apply_failed(as_crdtkv_error(e), _now_ms())
             else:
+                self._worker.flush()  # who watches need not wait for what is to be told to peers
                 drive.applied(applied, _now_ms())
         if drive.is_behind:
             self._worker.task(_nothing)  # the next turn, once what clients asked meanwhile is done

@@ -341,6 +341,11 @@ class StorageWorker:
         """From a turn: have something done in the loop, after what was emitted before."""
         self._post((function,))
 
+    def flush(self) -> None:
+        """From a turn: have what was emitted so far done before the turn goes on, if that is in the loop; else it is done meanwhile."""
+        if self._turning == self._loop_ident:
+            self._wake()
+
     async def read(self, function: Callable[..., T], *args: Any) -> T:
         """Run something that reads, or may wait for a disk, in a reader thread."""
         return await self._loop.run_in_executor(self._readers, function, *args)
@@ -482,19 +487,23 @@ class StorageWorker:
         # Tasks first: what a peer wrote is older than what is asked now, and its sender waits for the ack.
         for task in tasks:
             self._guarded(task)
+        answer: Callable[[], None] | None = None
         if group and self.occupied:
-            self.emit(self._refuse(group))
+            answer = self._refuse(group)
         elif group:
-            position, deliver = self._execute(group)
+            position, answer = self._execute(group)
             if self._sync and position and not self._store.is_durable(position):  # reads of what is durable need no fsync
-                self._to_syncer(position, deliver)
-            else:
-                self.emit(deliver)
+                self._to_syncer(position, answer)
+                answer = None
         try:
             return self.turn()
         except Exception as e:
             _report("turn_failed", e)
             return time.monotonic() + RETRY_S
+        finally:
+            # What was written leaves for the peers before its writer is told: they have further to go.
+            if answer is not None:
+                self.emit(answer)
 
     def _guarded(self, function: Callable[[], None]) -> None:
         """A bug in one task must not end the thread that everything depends on."""

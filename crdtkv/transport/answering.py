@@ -80,6 +80,13 @@ class Call:
         except StreamEnded as e:
             raise e.error or rpc_error(grpc.StatusCode.CANCELLED, "the call is over") from None
 
+    def write_now(self, message: Any) -> bool:
+        """Send a message if that takes no waiting, while nobody waits in `write`; False: it was not sent."""
+        if not self.messages.can_send:
+            return False
+        self.messages.send_now(message.SerializeToString())
+        return True
+
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """End the call with an error; raises `grpc.aio.AbortError`."""
         self.stream.finish(code, details, trailing_metadata)

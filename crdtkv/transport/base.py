@@ -48,6 +48,15 @@ class PeerStream(Protocol):
             RegionUnavailableError: the stream broke.
         """
 
+    def send_now(self, data: bytes) -> bool:
+        """Hand over one message if that takes no waiting, while nobody waits in `send`; False: it is to be sent by that."""
+
+    def take(self) -> bytes | None:
+        """The next message, if one has come and need not be waited for; what is not taken comes by `receive`."""
+
+    def on_arrival(self, look: Callable[[], None]) -> None:
+        """Have `look` called, in the event loop, whenever there may be something to `take`; a stream that never has any calls nobody."""
+
     def close(self) -> None:
         """End the stream from this side; idempotent, at once.
 
@@ -130,6 +139,15 @@ class InProcessStream:
 
     async def receive(self) -> bytes | None:
         return await self._incoming.get()
+
+    def send_now(self, data: bytes) -> bool:
+        return False
+
+    def take(self) -> bytes | None:
+        return None
+
+    def on_arrival(self, look: Callable[[], None]) -> None:
+        return None
 
     def close(self) -> None:
         self._outgoing.close()

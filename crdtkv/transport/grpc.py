@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from grpc import aio
 from crdtkv.errors import ConfigError, RegionUnavailableError
 from crdtkv.pb.v1 import replication_pb2, replication_pb2_grpc
 from crdtkv.transport import MESSAGE_BYTES_MAX
+from crdtkv.transport.answering import Call
 from crdtkv.transport.base import Accept, PeerStream
 from crdtkv.transport.calling import ClientStream, open_stream
 from crdtkv.transport.errors import plain_reason
@@ -90,14 +91,50 @@ def _why(error: aio.AioRpcError) -> str:
     return f"{error.code().name.lower().replace('_', ' ')}{': ' + details if details else ''}"
 
 
-class DialledStream:
+class _Exchange:
+    """What both ends of an Exchange have in common.
+
+    Args:
+        messages: of a connection that the event loop reads and writes itself; None: it is gRPC's.
+    """
+
+    def __init__(self, address: str, messages: Messages | None) -> None:
+        self.address = address
+        self._direct = messages
+        self._is_closed = False
+
+    def send_now(self, data: bytes) -> bool:
+        messages = self._direct
+        if messages is None or self._is_closed or not messages.can_send:
+            return False
+        messages.send_now(replication_pb2.PeerMessage(data=data).SerializeToString())
+        return True
+
+    def take(self) -> bytes | None:
+        if self._direct is None or self._is_closed or (message := self._direct.take()) is None:
+            return None
+        return _data_of(message)
+
+    def on_arrival(self, look: Callable[[], None]) -> None:
+        if self._direct is not None:
+            self._direct.changed = look
+
+
+def _data_of(message: bytes) -> bytes:
+    try:
+        return replication_pb2.PeerMessage.FromString(message).data
+    except DecodeError:
+        return message  # no message of a peer either: whoever reads it says so
+
+
+class DialledStream(_Exchange):
     """The calling end of an Exchange."""
 
     dialled = True
 
     def __init__(self, address: str) -> None:
-        self.address = address
         self._messages = Messages()
+        super().__init__(address, self._messages)
         self._stream: ClientStream | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -119,36 +156,31 @@ class DialledStream:
 
     async def receive(self) -> bytes | None:
         try:
-            message = await self._messages.receive() if self._closing is None else None
+            message = None if self._is_closed else await self._messages.receive()
         except StreamEnded as e:
             if e.error is None:
                 return None
             raise RegionUnavailableError(f"{self.address}: {_why(e.error)}", address=self.address) from None
-        if message is None or self._closing is not None:
-            return None
-        try:
-            return replication_pb2.PeerMessage.FromString(message).data
-        except DecodeError:
-            return message  # no message of a peer either: whoever reads it says so
+        return None if message is None or self._is_closed else _data_of(message)
 
     def close(self) -> None:
         if self._closing is None and self._stream is not None:
+            self._is_closed = True
             self._stream.cancel()
             self._closing = asyncio.get_running_loop().create_task(self._stream.closed())
 
 
-class AcceptedStream:
+class AcceptedStream(_Exchange):
     """The serving end of an Exchange; it ends when its handler returns."""
 
     dialled = False
 
-    def __init__(self, context: aio.ServicerContext[Any, Any]) -> None:
-        self.address = str(context.peer())
+    def __init__(self, context: aio.ServicerContext[Any, Any] | Call) -> None:
+        super().__init__(str(context.peer()), context.messages if isinstance(context, Call) else None)
         self._context = context
-        self._ended = False
 
     async def send(self, data: bytes) -> None:
-        if self._ended:
+        if self._is_closed:
             raise RegionUnavailableError(f"{self.address}: the stream is closed", address=self.address)
         try:
             await self._context.write(replication_pb2.PeerMessage(data=data))
@@ -156,7 +188,7 @@ class AcceptedStream:
             raise RegionUnavailableError(f"{self.address}: {e}", address=self.address) from e
 
     async def receive(self) -> bytes | None:
-        if self._ended:
+        if self._is_closed:
             return None
         try:
             message = await self._context.read()
@@ -165,7 +197,7 @@ class AcceptedStream:
         return None if message is aio.EOF else bytes(message.data)
 
     def close(self) -> None:
-        self._ended = True
+        self._is_closed = True
 
 
 class GrpcTransport:

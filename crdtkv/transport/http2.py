@@ -14,6 +14,7 @@ grpc.aio; what is here takes 20.
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 import threading
 from abc import abstractmethod
@@ -109,6 +110,8 @@ class Stream(asyncio.BufferedProtocol):
         self._writable = writable
         self._message_bytes_max = message_bytes_max
         self._transport: Any = None
+        self._socket = -1
+        """What can be written to beside the transport, while that has nothing to be written; -1: nothing, as with TLS."""
         self.gone: asyncio.Future[None] = loop.create_future()
         """Done when the connection is closed."""
         self._greeted = False  # the peer has shown that it speaks HTTP/2
@@ -142,7 +145,7 @@ class Stream(asyncio.BufferedProtocol):
         if size <= self._frame_bytes and size <= self._window and size <= self._stream_window:
             self._window -= size
             self._stream_window -= size
-            self._transport.write(b"".join((FRAME.pack(size << 8, 0, STREAM), _PREFIX.pack(0, len(message)), message)))
+            self._write_now(b"".join((FRAME.pack(size << 8, 0, STREAM), _PREFIX.pack(0, len(message)), message)))
         else:
             self._unsent = memoryview(_PREFIX.pack(0, len(message)) + message)
             self._send_on()
@@ -187,6 +190,20 @@ class Stream(asyncio.BufferedProtocol):
         """The peer speaks HTTP/2."""
 
     # -- writing --------------------------------------------------------------------------------------------------------
+
+    def _write_now(self, data: bytes) -> None:
+        """Write to the socket here, as far as it takes it. The event loop's own way leaves that for the end of its iteration, and who is to
+        read it sleeps meanwhile."""
+        transport = self._transport
+        if self._socket >= 0 and not transport.is_closing() and not transport.get_write_buffer_size():
+            try:
+                written = os.write(self._socket, data)
+            except OSError:  # no room; or the connection broke, which the transport will find as well
+                written = 0
+            if written == len(data):
+                return
+            data = data[written:]
+        transport.write(data)
 
     def _send_on(self) -> None:
         """Send as much of the message under way as the peer has room for."""
@@ -237,6 +254,8 @@ class Stream(asyncio.BufferedProtocol):
     def _greet(self, transport: Any, preface: bytes, *ours: tuple[int, int]) -> None:
         """Say what every connection begins with."""
         self._transport = transport
+        if transport.get_extra_info("ssl_object") is None:
+            self._socket = transport.get_extra_info("socket").fileno()
         settings = ((_ENABLE_PUSH, 0), (_INITIAL_WINDOW_SIZE, _WINDOW), (_MAX_FRAME_SIZE, _FRAME_BYTES_MAX), *ours)
         packed = b"".join(SETTING.pack(*setting) for setting in settings)
         more = (_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big")
@@ -244,6 +263,7 @@ class Stream(asyncio.BufferedProtocol):
         self._timer = self._loop.call_later(KEEPALIVE_TIMEOUT_MS / 1000, self._tick)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._socket = -1
         if not self.gone.done():
             self.gone.set_result(None)
         self._end(rpc_error(grpc.StatusCode.UNAVAILABLE, "the connection was lost"))

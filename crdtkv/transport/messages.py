@@ -54,8 +54,9 @@ class Messages:
             return
         self._arrived.append(message)
         self._arrived_bytes += len(message)
-        self._news.set()
         self.changed()
+        if self._arrived:  # else it was taken, and nobody need wake up
+            self._news.set()
         if self._arrived_bytes > ARRIVED_BYTES_MAX and self._stream is not None and not self._is_withheld:
             self._is_withheld = True
             self._stream.withhold()
@@ -80,6 +81,16 @@ class Messages:
     def is_whole(self) -> bool:
         """All messages have come, and have been taken."""
         return self._is_whole and not self._arrived
+
+    @property
+    def can_send(self) -> bool:
+        """There is room to send."""
+        return self._stream is not None and self._stream.can_send
+
+    def send_now(self, message: bytes) -> None:
+        """Hand over a message. Only if `can_send`, and while nobody waits in `send`."""
+        assert self._stream is not None
+        self._stream.send(message)
 
     async def send(self, message: bytes) -> None:
         """Hand over a message, when all before it has gone. One caller at a time.

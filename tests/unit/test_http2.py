@@ -158,6 +158,31 @@ def test_a_peer_that_does_not_read_is_waited_for(server: Server) -> None:
     run(body())
 
 
+@both_loops
+def test_a_message_of_which_the_socket_takes_a_part_comes_whole(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """What the socket did not take where it was sent goes on by the event loop, before anything that is sent after it."""
+
+    async def body() -> None:
+        async with listener(back) as address:
+            caller = Caller()
+            stream = await caller.open(address)
+            while stream._frame_bytes < 1 << 20:  # until the other end has said how large a frame may be
+                await asyncio.sleep(0)
+            stream._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            messages = [bytes([n]) * 300_000 for n in range(6)]
+            for message in messages:
+                while not stream.can_send:
+                    await asyncio.sleep(0)
+                stream.send(message)
+                stream.send(b"short")
+            got = [await caller.messages.get() for _ in range(2 * len(messages))]
+            assert got[::2] == messages
+            assert set(got[1::2]) == {b"short"}
+            stream.cancel()
+
+    run(body(), loop_factory)
+
+
 @both_servers
 def test_an_error_comes_with_its_facts(server: Server) -> None:
     async def refuse(context: Any) -> None:

@@ -700,3 +700,54 @@ def test_a_worker_that_stops_while_the_store_is_occupied_answers_everybody() -> 
             assert [row[1] for row in client.replies] == [1]
 
     run(check)
+
+
+def test_what_a_turn_has_for_the_peers_leaves_before_its_writers_are_answered() -> None:
+    """In the loop it can leave in the midst of the turn, too: `flush`."""
+
+    async def check() -> None:
+        store, order = FakeStore(), []
+        store.gate.set()
+        async with working(store) as worker:
+
+            def turn() -> None:
+                worker.emit(lambda: order.append("sent"))
+                worker.flush()
+                order.append("the turn ends")
+
+            worker.turn = turn
+            client = Client(worker)
+            deliver = client.deliver
+            client.deliver = lambda *reply: (order.append("answered"), deliver(*reply))[1]  # type: ignore[method-assign]
+            client.send(1, op="get")
+            await client.until(1)
+            assert store.threads == [-threading.get_ident()], "it was to be a turn in the loop"
+            assert order[:3] == ["sent", "the turn ends", "answered"]
+            store.busy, order[:] = True, []  # now in the writer, which cannot send by itself
+            client.send(2, op="get")
+            await client.until(2)
+            assert order.index("sent") < order.index("answered")
+
+    run(check)
+
+
+def test_a_bug_in_what_is_flushed_ends_neither_the_turn_nor_what_follows() -> None:
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        async with working(store) as worker:
+            done: list[str] = []
+
+            def turn() -> None:
+                worker.emit(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+                worker.emit(lambda: done.append("the next"))
+                worker.flush()
+                done.append("the turn")
+
+            worker.turn = turn
+            client = Client(worker)
+            client.send(1, op="get")
+            assert await client.until(1) == [[1, 0, [1]]]
+            assert done[:2] == ["the next", "the turn"]
+
+    run(check)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from crdtkv.errors import OverloadedError
-from crdtkv.node import kv
+from crdtkv.node import pages
 
 
 class Reader:
@@ -28,7 +28,7 @@ class Reader:
 def with_sender(body: Callable[[Any, Reader, asyncio.Event], Awaitable[None]], stall_ms: int) -> None:
     async def main() -> None:
         reader, news = Reader(), asyncio.Event()
-        sender = kv._PageSender(reader, stall_ms, news)  # type: ignore[arg-type]
+        sender = pages.PageSender(reader, stall_ms, news)  # type: ignore[arg-type]
         try:
             async with asyncio.timeout(10) as limit:
                 await body(sender, reader, news)
@@ -66,7 +66,7 @@ def test_a_watch_that_is_ended_while_a_page_waits_is_cancelled() -> None:
 
 
 def test_after_silence_there_is_news_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv, "WATCH_KEEPALIVE_S", 0.02)
+    monkeypatch.setattr(pages, "WATCH_KEEPALIVE_S", 0.02)
 
     async def body(sender: Any, reader: Reader, news: asyncio.Event) -> None:
         await sender.send(b"a", None)

@@ -145,6 +145,49 @@ def test_messages_arrive_whole_and_in_order_both_ways(make_pair: MakePair) -> No
 
 
 @both
+def test_what_is_sent_and_taken_without_waiting_keeps_its_place(make_pair: MakePair) -> None:
+    """A stream that offers neither says so, and loses nothing."""
+
+    async def check(pair: Pair) -> None:
+        ours, theirs = await pair.dial()
+        for source, sink in ((ours, theirs), (theirs, ours)):
+            got: list[bytes] = []
+            whole = asyncio.Event()
+            sent = [bytes([n]) * size for n, size in enumerate((1, 0, 70_000, 5, 1 << 20, 3, 2))]
+
+            def add(data: bytes, got: list[bytes] = got, whole: asyncio.Event = whole, count: int = len(sent)) -> None:
+                got.append(data)
+                if len(got) == count:
+                    whole.set()
+
+            def look(sink: PeerStream = sink, got: list[bytes] = got, add: Callable[[bytes], None] = add) -> None:
+                while len(got) % 3 != 2 and (data := sink.take()) is not None:
+                    add(data)
+
+            async def rest(sink: PeerStream = sink, add: Callable[[bytes], None] = add) -> None:
+                while (data := await sink.receive()) is not None:
+                    add(data)
+
+            sink.on_arrival(look)
+            reading, sending = asyncio.create_task(rest()), asyncio.create_task(all_of(source, sent))
+            await whole.wait()
+            assert got == sent
+            await sending
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        ours.close()
+        assert not ours.send_now(b"late")
+        assert ours.take() is None
+
+    async def all_of(source: PeerStream, messages: list[bytes]) -> None:
+        for data in messages:
+            if not source.send_now(data):
+                await source.send(data)
+
+    run(check, make_pair)
+
+
+@both
 def test_closing_ends_both_ends_and_refuses_what_comes_after(make_pair: MakePair) -> None:
     async def check(pair: Pair) -> None:
         ours, theirs = await pair.dial()
