@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -135,6 +135,17 @@ class Agreed(NamedTuple):
 NOTHING_AGREED = Agreed({}, {})
 
 
+_REMEMBERED_MAX: Final = 32
+
+
+def _remember(known: dict[VersionVector, VersionVector], asked: VersionVector, answer: VersionVector) -> VersionVector:
+    """Keep an answer; of so many at most."""
+    if len(known) >= _REMEMBERED_MAX:
+        known.clear()
+    known[asked] = answer
+    return answer
+
+
 class Control:
     """Closed origins, members and frozen origins of one replica, in its side records.
 
@@ -147,6 +158,9 @@ class Control:
         self._state = state
         self._closed: dict[Origin, tuple[Close, ...]] = {}
         self._hashes: dict[Origin, bytes] = {}
+        self._shown: dict[VersionVector, VersionVector] = {}
+        self._completed: dict[VersionVector, VersionVector] = {}
+        """What `show` and `complete` lately said, since the last closing: each vector goes to, and comes from, several peers."""
         self.members: dict[str, Member] = {}
         self.frozen: dict[Origin, int] = {}
         """Origin → the last seq that is taken of it for now."""
@@ -187,6 +201,10 @@ class Control:
         """The full form of a shown vector, as far as is known here. O(closed), O(1) while nothing is."""
         if not self._closed:
             return vv
+        memo = self._completed
+        known = memo.get(vv)
+        if known is not None:
+            return known
         seqs, ends_at = vv._seqs.copy(), self._ends_at
         # A closing's own origin may be closed as well, by a later one: looked at in reverse, that one shows it first.
         changed = True
@@ -197,15 +215,21 @@ class Control:
                 if seq > seqs.get(origin, 0):
                     seqs[origin] = seq
                     changed = True
-        return VersionVector.adopt(seqs)
+        return _remember(memo, vv, VersionVector.adopt(seqs))
 
     def show(self, full: VersionVector | Mapping[Origin, int]) -> VersionVector:
         """The shown form of a full vector: without the origins that stand where a CLOSE that it covers says."""
-        seqs = full._seqs if isinstance(full, VersionVector) else full
+        if type(full) is not VersionVector:
+            return self.show(VersionVector.adopt({o: n for o, n in full.items() if n > 0}))
         if not self._closed:
-            return full if isinstance(full, VersionVector) else VersionVector.adopt({o: n for o, n in seqs.items() if n > 0})
-        closed, ends_at = self._closed, self._ends_at
-        return VersionVector.adopt({o: n for o, n in seqs.items() if n > 0 and not (o in closed and ends_at(o, seqs) == n)})
+            return full
+        memo = self._shown
+        known = memo.get(full)
+        if known is not None:
+            return known
+        closed, ends_at, seqs = self._closed, self._ends_at, full._seqs
+        shown = VersionVector.adopt({o: n for o, n in seqs.items() if not (o in closed and ends_at(o, seqs) == n)})
+        return _remember(memo, full, shown)
 
     def _ends_at(self, origin: Origin, seqs: Mapping[Origin, int]) -> int:
         """Where a closed origin ends, as far as a full vector covers its closings; 0 if it covers none."""
@@ -239,6 +263,7 @@ class Control:
         known = self._closed.pop(origin, ())
         joined = tuple(sorted({*known, *closes}))
         self._closed[origin] = joined  # at the end: `complete` looks at what was closed last first
+        self._shown, self._completed = {}, {}  # new ones: whoever is at it on another thread puts what it finds into those of before
         self._hashes[origin] = hash_of_last
         record = _Closed(tuple((c.seq, c.by, c.at) for c in joined), hash_of_last)
         self._state.side_put(CLOSED_SPACE + origin.encode(), msgspec.msgpack.encode(record))

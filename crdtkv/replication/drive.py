@@ -65,11 +65,12 @@ Link = Hashable
 SHORT_BYTES_MAX: Final = 64 << 10
 """So many bytes of frames are applied before anything else is sent: a millisecond or two."""
 _NEVER_MS: Final = float("inf")
-_UNANSWERED: Final = (Ack, HeartbeatReply)
-_ABOUT_SNAPSHOTS: Final = (AskSnapshot, CannotSnapshot, Chunk, ChunkAck, EndSnapshot)
-_NO_NEWS: Final = (Ack, HeartbeatReply, Heartbeat)
+# Kinds of messages, as sets of their types: asked of every message.
+_UNANSWERED: Final = frozenset[type[Message]]((Ack, HeartbeatReply))
+_ABOUT_SNAPSHOTS: Final = frozenset[type[Message]]((AskSnapshot, CannotSnapshot, Chunk, ChunkAck, EndSnapshot))
+_NO_NEWS: Final = frozenset[type[Message]]((Ack, HeartbeatReply, Heartbeat))
 """These tell nothing but vectors, if anything."""
-_NOT_REVIEWED: Final = (Frames, Ack, Credit, HeartbeatReply, Chunk, ChunkAck)
+_NOT_REVIEWED: Final = frozenset[type[Message]]((Frames, Ack, Credit, HeartbeatReply, Chunk, ChunkAck))
 """After these it is not looked anew at what is missing: what acks tell of others' commits, the next heartbeat tells as well."""
 REMEMBERED_MAX: Final = 64
 """Regions whose peers are listed in `statistics`, and whose distance is known, after they are gone."""
@@ -159,8 +160,8 @@ class Drive:
         "_agreed_as_of", "_agreed_with", "_alone", "_applied_by_ms", "_apply_at_ms", "_apply_began_ms", "_applying", "_began_here",
         "_checked_for", "_direct", "_distances", "_durable", "_events", "_groups", "_has_news", "_is_quiet", "_members", "_needs", "_now",
         "_peers", "_port", "_queue", "_relay_wake_ms", "_remembered", "_rests", "_resubscribe_after_ms", "_resubscribe_at_ms",
-        "_reviewed_as_of", "_served", "_settings", "_snapshot_for", "_tail", "_tried", "_vv", "_wall_ms", "amnesia", "membership",
-        "transfers",
+        "_reviewed_as_of", "_served", "_settings", "_sharing", "_snapshot_for", "_tail", "_tried", "_vv", "_wall_ms", "amnesia",
+        "membership", "transfers",
     )  # fmt: skip
 
     def __init__(
@@ -205,6 +206,8 @@ class Drive:
 
         self._direct: frozenset[Origin] = frozenset()
         """Origins whose own stream comes over a live link."""
+        self._sharing = 0
+        """How many those are: so many share the pace of what is written here."""
         self._needs: dict[Origin, _Need] = {}
         self._tried: dict[Link, float] = {}
         """Peers whose relay brought nothing, and when that was found."""
@@ -241,6 +244,7 @@ class Drive:
             is_former=self.membership.is_former,
             began_here=self._began_here,
         )
+        session.share_pace(self._sharing)
         self._peers[link] = _Peer(session, dialed)
 
     def disconnect(self, link: Link, now_ms: float, reason: str = "the connection ended") -> None:
@@ -270,17 +274,18 @@ class Drive:
             session.receive_garbage(e, self._now)
             return
         session.receive(message, self._now)
-        if not (isinstance(message, _NO_NEWS) and session.peer_vv is vv and session.peer_durable is durable and session.state is before):
+        kind = type(message)
+        if not (kind in _NO_NEWS and session.peer_vv is vv and session.peer_durable is durable and session.state is before):
             self._has_news = True
-        if isinstance(message, _UNANSWERED) and session.quiet is not None and not self._events:
+        if kind in _UNANSWERED and session.quiet is not None and not self._events:
             self._rests, self._is_quiet = rests, rests is not None  # nothing came of it
             return
-        if isinstance(message, Frames):
+        if kind is Frames:
             for relayed, frames in session.take_frames():
                 self._queue.append(_Arrival(link, session, relayed, frames))
                 if relayed and self._brings_more(frames):
                     session.relay_useful_ms = self._now
-        elif isinstance(message, _ABOUT_SNAPSHOTS):
+        elif kind in _ABOUT_SNAPSHOTS:
             for one in session.take_of_snapshots():
                 self.transfers.receive(link, session, one, self._now)
         if session.found_amnesia and before in (OPENING, LIVE) and self.amnesia is None:
@@ -289,10 +294,10 @@ class Drive:
             if (distance_ms := self._distances.get(session.region)) is not None:
                 session.recall(distance_ms)
             self._drop_duplicates(link, peer)
-        if isinstance(message, Reports):
+        if kind is Reports:
             self.membership.receive(session.reports)
             self._agree()
-        elif not isinstance(message, _NOT_REVIEWED):
+        elif kind not in _NOT_REVIEWED:
             if is_new and session.state is LIVE:
                 self._agree()
             if self._has_news:
@@ -750,8 +755,10 @@ class Drive:
                     direct.append(session.origin)
                 rests = rests and session.brings_all() and session.peer_vv <= vv
         self._direct = frozenset(direct)
-        for peer in self._peers.values():
-            peer.session.share_pace(len(direct))
+        if len(direct) != self._sharing:
+            self._sharing = len(direct)
+            for peer in self._peers.values():
+                peer.session.share_pace(self._sharing)
         self._relay_wake_ms = None
         if not rests:
             self._look_for_needs()
@@ -784,14 +791,12 @@ class Drive:
         began: dict[Origin, float] = {}
         holders: dict[Origin, set[Session]] = {}
         for session in live:
-            if not session.peer_vv <= self._vv:
-                for origin, known in session.peer_vv.items():
-                    if known > seq(origin) and origin != own:
-                        holders.setdefault(origin, set()).add(session)
-                        if origin not in self._direct:
-                            began.setdefault(origin, self._now)
-            blocked = session.blocked_on(self._applied_by_ms)
-            if blocked is not None:
+            for origin in sorted([o for o, known in session.peer_vv.pairs() if known > seq(o)]):
+                if origin != own:
+                    holders.setdefault(origin, set()).add(session)
+                    if origin not in self._direct:
+                        began.setdefault(origin, self._now)
+            if (blocked := session.blocked_on(self._applied_by_ms)) is not None:
                 missing, since_ms, frame = blocked
                 # Whoever sent a frame, or has applied it, has what it rests on, also where its vector leaves that out: an origin that is
                 # closed there by a commit that is not here yet.

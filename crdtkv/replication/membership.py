@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from crdtkv.core.causality import Origin, VersionVector, generation_of, region_of
@@ -143,7 +144,7 @@ class Membership:
         control, own = self._port.control, self._port.origin
         if self._announced:
             self._announced = {o: n for o, n in self._announced.items() if n > vv.seq(o)}
-        self._named = tuple(dict.fromkeys(region for names in live.values() for region in names))
+        self._named = tuple(dict.fromkeys(chain.from_iterable(live.values())))
         if (present := frozenset((own, *live))) != self._present:
             self._present = present
             for origin in live:
@@ -152,11 +153,12 @@ class Membership:
                     self._met[region_of(origin)] = origin
         if not self._last_announced.keys() <= present:
             self._last_announced = {peer: told for peer, told in self._last_announced.items() if peer in present}
-        told_of = [o for told in self._reports.values() for o in told]
-        known = {own, *live, *vv.origins(), *self._reports}
-        if not (told_of or control.has_limits or control.members or self.message) and len(set(map(region_of, known))) == len(known):
-            self._reports[own], self.steering = {}, NO_STEERING
-            return None  # no region has gone on as another, and nothing was told or recorded: there is nothing to agree on
+        told_of = list(chain.from_iterable(self._reports.values()))
+        if not (told_of or control.has_limits or control.members or self.message):
+            known = {own, *live, *vv.origins(), *self._reports}
+            if len(set(map(region_of, known))) == len(known):
+                self._reports[own], self.steering = {}, NO_STEERING
+                return None  # no region has gone on as another, and nothing was told or recorded: there is nothing to agree on
         named = (*vv, *self._reports, *told_of)
         latest = self._latest((own, *live, *self._open(named)), named)
         ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
@@ -202,10 +204,8 @@ class Membership:
         later = self._port.control.ended_by.get(origin)
         if later is not None and later not in self._present:
             return True
-        region, same = region_of(origin), []
-        for other in (*self._port.vv().origins(), *self._reports):
-            if other != origin and region_of(other) == region:
-                same.append(other)
+        region = region_of(origin)
+        same = [o for o in (*self._port.vv().origins(), *self._reports) if region_of(o) == region and o != origin]
         return bool(same) and max(map(generation_of, self._open(same)), default=-1) >= generation_of(origin)
 
     def rests_on(self, vv: VersionVector, durable: VersionVector) -> object:

@@ -71,8 +71,9 @@ from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.replication.status import LIVE, OPENING, RELAYING, Code, Event, EventKind, PeerStatistics, Relay, State
 from crdtkv.replication.streams import OwnStream, Plan, RelayStream
 
-_UNANSWERED: Final = (Ack, HeartbeatReply, Frames)
+_UNANSWERED: Final = frozenset[type[Message]]((Ack, HeartbeatReply, Frames))
 """What calls for nothing by itself: it may let a stream go on, if one has more; frames have to be applied first."""
+_NOT_LIVE: Final = (Bye, Hello, Packed, Unknown)
 _NO_RELAY: Final = (Relay.NONE, Relay.REFUSED)
 SAMPLES: Final = 8
 """Heartbeats whose answers are waited for, and clock samples of which the one with the shortest round trip counts (NTP's filter)."""
@@ -211,13 +212,16 @@ class Session:
 
     def receive(self, message: Message, now_ms: float) -> None:
         """Take in one message. A peer that breaks the protocol closes this session; nothing is raised."""
-        self._now = max(self._now, now_ms)
+        if now_ms > self._now:
+            self._now = now_ms
         if self.ended:
             return
         self._heard_ms = self._now
-        if not isinstance(message, _UNANSWERED) or self.own_out.seq < self._tail.last_seq or self.relay_out.is_open:
+        if type(message) not in _UNANSWERED or self.own_out.seq < self._tail.last_seq or self.relay_out.is_open:
             self.quiet = None
-        if isinstance(message, Bye):
+        if self.state is LIVE and not isinstance(message, _NOT_LIVE):  # nearly always
+            self._receive_live(message)
+        elif isinstance(message, Bye):
             self.said_bye_by_peer = True
             if message.code == Code.REMOVED:
                 self._event(EventKind.REMOVED, message.reason)
@@ -233,10 +237,8 @@ class Session:
                 self._receive_hello(message)
             else:
                 self._end(Code.PROTOCOL, "a second hello")
-        elif self.state is OPENING or isinstance(message, Packed):  # what is packed was unpacked by `packing`
+        else:  # what is packed was unpacked by `packing`
             self._end(Code.PROTOCOL, f"{type(message).__name__} before the hello")
-        else:
-            self._receive_live(message)
 
     def receive_garbage(self, error: CorruptionError, now_ms: float) -> None:
         """Bytes came that are not a message."""
@@ -500,6 +502,8 @@ class Session:
         while it is not, so what it waits for is what this link waits for.
         """
         worst: tuple[VersionVector, float, Frame] | None = None
+        if not (self.own_in.waiting or self.relay_in.waiting):
+            return None
         for incoming in (self.own_in, self.relay_in):
             if incoming.waiting:
                 frame, since = incoming.waiting[0]

@@ -28,11 +28,18 @@ class WallClock:
         self.offset_ms = offset_ms
         self._rate = 1.0 + drift
         self._grain_ms = grain_ms
+        self._read: tuple[int, int] = (-1, 0)
+        """When it was last read, in virtual time, and what it showed."""
 
     def __call__(self) -> int:
-        ms = EPOCH_MS + self.offset_ms + int(self._time.now_us * self._rate / 1000)
-        return ms - ms % self._grain_ms
+        now_us, (at_us, shown) = self._time.now_us, self._read
+        if now_us != at_us:
+            ms = EPOCH_MS + self.offset_ms + int(now_us * self._rate / 1000)
+            shown = ms - ms % self._grain_ms
+            self._read = now_us, shown
+        return shown
 
     def jump(self, ms: int) -> None:
         """Somebody sets the clock."""
         self.offset_ms += ms
+        self._read = (-1, 0)

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
 _REPLAYED: Final = (HEAD_SPACE, REMOVAL_SPACE, JOURNAL_SPACE, DEAD_SPACE)
 """Bookkeeping that replay must give again to the byte: a function of the log, but for what was forgotten as stable, which is flushed."""
+_PROMISING: Final = frozenset[type[Message]]((Ack, AskRelay, Chunk, Frames, Heartbeat, Hello, Subscribe))
+"""Messages that say what is applied, or durable."""
 _REMOVING: Final = (Remove, Clear, Reset)
 _STAMPS_AT_ONCE: Final = 1_000
 """More stamps than one step issues: how far the clock's mark may go ahead of the bound by counting."""
@@ -81,6 +83,14 @@ def _goes_beyond(one: Member, other: Member) -> bool:
     """Whether one replica has more of an origin than where another has closed it."""
     vv = one.machine.vv()
     return any(vv.seq(origin) > closes[-1].seq for origin, closes in other.machine.control.closed.items())
+
+
+class _RecordKeys(dict[Slot, bytes]):
+    """The keys of slots' records."""
+
+    def __missing__(self, slot: Slot) -> bytes:
+        found = self[slot] = slot_of(slot[0].encode(), TYPE_CODES[slot[1]], slot[2])
+        return found
 
 
 class _Followed:
@@ -129,7 +139,7 @@ class Auditor:
         """The hash of each frame that was seen anywhere, by its last commit."""
         self._digests: dict[VersionVector, int] = {}
         self._states: dict[VersionVector, tuple[dict[bytes, tuple[Live, ...]], dict[str, int]]] = {}
-        self._records: dict[Slot, bytes] = {}
+        self._record_keys = _RecordKeys()
         self._removals: dict[tuple[Dot, Operation], bool] = {}
         """Whether there was anything to remove."""
         self._stamps: dict[Origin, int] = {}
@@ -262,7 +272,7 @@ class Auditor:
         found = self._states.get(vv)
         if found is None:
             slots, counters = self._history.state(vv, since)
-            found = self._states[vv] = {self._record_key(slot): live for slot, live in slots.items()}, counters
+            found = self._states[vv] = dict(zip(map(self._record_keys.__getitem__, slots), slots.values(), strict=True)), counters
             self.siblings_max = max([self.siblings_max, *map(len, slots.values())])
         return found
 
@@ -295,12 +305,6 @@ class Auditor:
                 counted[key] = counted.get(key, 0) + run.total - run.base
         if counters != counted:
             self._differ_in_counters(what, counted, counters)
-
-    def _record_key(self, slot: Slot) -> bytes:
-        found = self._records.get(slot)
-        if found is None:
-            found = self._records[slot] = slot_of(slot[0].encode(), TYPE_CODES[slot[1]], slot[2])
-        return found
 
     def _check_digest(self, member: Member, followed: _Followed, vv: VersionVector) -> None:
         """5: the incremental digest is that of the live entries and runs, added up here by itself; the same for all at `vv`."""
@@ -430,6 +434,8 @@ class Auditor:
 
     def sending(self, member: Member, message: Message) -> None:
         """7: what leaves promises and carries only what is applied, and durable, by now."""
+        if type(message) not in _PROMISING:
+            return
         log = member.log
         match message:
             case Ack():

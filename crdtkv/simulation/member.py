@@ -17,7 +17,7 @@ from crdtkv.core.types.counter import DEAD_SPACE
 from crdtkv.errors import ClockSkewError, CorruptionError, CrdtkvError, DiskFullError, IncompatibleFormatError, RegionRemovedError
 from crdtkv.replication.backoff import Backoff
 from crdtkv.replication.drive import Drive, Work
-from crdtkv.replication.messages import CannotRelay, Chunk, Frames, Heartbeat, HeartbeatReply, encode, is_packed
+from crdtkv.replication.messages import CannotRelay, Chunk, Frames, Heartbeat, HeartbeatReply, Message, encode, is_packed
 from crdtkv.replication.snapshot import Job
 from crdtkv.replication.status import EventKind
 from crdtkv.simulation.clocks import WallClock
@@ -37,8 +37,8 @@ from crdtkv.store.transaction import Transaction
 if TYPE_CHECKING:
     from crdtkv.simulation.world import World
 
-_BEATS: Final = (Heartbeat, HeartbeatReply)
-_PACKED: Final = (Frames, Chunk)
+_BEATS: Final = frozenset[type[Message]]((Heartbeat, HeartbeatReply))
+_COUNTED: Final = frozenset[type[Message]]((CannotRelay, Frames, Chunk))
 CLUSTER: Final = "simulation"
 EXPIRIES_AT_ONCE: Final = 4
 LEAP: Final = 3
@@ -441,23 +441,16 @@ class Member:
     def _tell(self, work: Work) -> None:
         """Send, close and note what the drive says."""
         world, is_idle = self._world, not (work.apply or work.jobs or work.steering or work.closed or work.events)
-        sending, trace, send = world.auditor.sending, world.trace_sent, world.network.send
+        index, sending, trace, send = self.index, world.auditor.sending, world.trace_sent, world.network.send
         for link, messages in work.messages.items():
             assert isinstance(link, int)
             for message, data in zip(messages, work.encoded(link), strict=True):
                 sending(self, message)
-                plain, is_beat = data, isinstance(message, _BEATS)
-                if not is_beat:
-                    is_idle = False
-                    if isinstance(message, CannotRelay):
-                        world.rare["cannot_relay"] += 1
-                    elif isinstance(message, _PACKED):
-                        if isinstance(message, Frames):
-                            world.rare["relayed_frames"] += message.relayed
-                        if is_packed(data):
-                            plain = encode(message)
-                            world.rare["compressed"] += 1
-                trace(self.index, link, plain)  # what zlib makes of it differs between its builds
+                kind = type(message)
+                is_beat = kind in _BEATS
+                is_idle = is_idle and is_beat
+                # What zlib makes of a message differs between its builds.
+                trace(index, link, self._counted(message, data) if kind in _COUNTED else data)
                 send(self, link, data, is_idle=is_beat)
         if is_idle:
             world.idle()
@@ -474,6 +467,18 @@ class Member:
             world.rare["told_that_it_lost"] += is_told and "had told" in event.text
             if event.alarm and not is_told and not (event.kind is EventKind.REMOVED and self.index in world.removed):
                 world.violation(f"{self.region}: {event.kind}: {event.text}")
+
+    def _counted(self, message: Message, data: bytes) -> bytes:
+        """Count what is rare about a message that is sent; its bytes without compression."""
+        rare = self._world.rare
+        if isinstance(message, CannotRelay):
+            rare["cannot_relay"] += 1
+        elif isinstance(message, Frames):
+            rare["relayed_frames"] += message.relayed
+        if not is_packed(data):
+            return data
+        rare["compressed"] += 1
+        return encode(message)
 
     def record(self, deltas: list[list[object]]) -> bool:
         """Commit members' records, as an operator would have it; False if a wrong clock refuses it."""

@@ -114,3 +114,14 @@ def test_origins() -> None:
     for bad in ("", "_a", "-a", "A", "a b", "a" * 33, "é", "a\n", None, 3):
         with pytest.raises(ConfigError, match="not a valid name"):
             check_region(bad)
+
+
+def test_a_vector_that_came_lately_is_the_same_object_and_what_merely_equals_it_is_refused() -> None:
+    flat = [EU, 1, US, 2]
+    known = VersionVector.from_flat(flat)
+    assert VersionVector.from_flat(list(flat)) is known
+    for impostor in ([EU, True, US, 2], [EU, 1.0, US, 2], [EU, 1, US, [2]], [[EU], 1, US, 2], [US, 2, EU, 1]):
+        with pytest.raises(CorruptionError):
+            VersionVector.from_flat(impostor)
+    many = VersionVector({make_origin("us", 1, n): 1 for n in range(17)})
+    assert VersionVector.from_flat(many.flat()) == many and VersionVector.from_flat(many.flat()) is not VersionVector.from_flat(many.flat())

@@ -168,3 +168,21 @@ def test_what_is_being_closed_is_not_merged_meanwhile_and_the_error_says_to_try_
     assert caught.value.retryable and us.get("k") == 1
     us._machine.raise_limits({eu.origin: 2})
     assert us.merge(eu.delta_since(us.vv())).applied == 1 and us.get("k") == 2
+
+
+def test_what_is_remembered_of_vectors_ends_when_another_origin_is_closed() -> None:
+    us, ap, of_eu = replica(US), replica(make_origin("ap", 1, 4)), [put(replica(EU1)), put(replica(EU2))]
+    for frame in of_eu:
+        us.receive(frame)
+        ap.receive(frame)
+    closings = [control(us, close_delta(EU1, 1)), control(us, close_delta(EU2, 1))]
+    told = VersionVector({US: 2})  # all that `us` shows of what it has
+    ap.receive(closings[0])
+    before = ap.vv()
+    assert ap.control.complete(told) == VersionVector({EU1: 1, US: 2}) and ap.control.show(before) == VersionVector({EU2: 1, US: 1})
+    assert ap.control.complete(told) is ap.control.complete(told) and ap.control.show(before) is ap.control.show(before)
+    ap.receive(closings[1])
+    assert ap.control.complete(told) == VersionVector({EU1: 1, EU2: 1, US: 2}) and ap.control.show(ap.vv()) == told
+    assert ap.control.show(before) == VersionVector({EU2: 1, US: 1})  # by what it covers itself, which is one closing
+    many = [VersionVector({US: seq}) for seq in range(3, 103)]
+    assert [ap.control.complete(vv).seq(EU2) for vv in many] == [1] * len(many)
