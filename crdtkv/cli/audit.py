@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crdtkv.cli.errors import DONE, FAILED
-from crdtkv.cli.output import JSON, emit, emit_json, output_option, plain
+from crdtkv.cli.output import JSON, counted, emit, emit_json, output_option, plain
 from crdtkv.cli.place import directory_option
 from crdtkv.cli.usage import Integer, Number
 from crdtkv.cluster.control import ClusterFile
@@ -117,7 +117,7 @@ def as_lines(found: Certificate) -> Iterator[str]:
         yield f"digest  {found.digest}"
         for s in found.standings:
             later = "" if s.vv == found.vv else f", read later, at {s.vv}: no difference but what these commits made"
-            yield f"  {s.region}: {s.records} records{later}"
+            yield f"  {s.region}: {counted(s.records, 'record')}{later}"
         return
     for d in found.differences:
         whose = f"; the record of {d.damaged} is damaged" if d.damaged else ""
@@ -126,7 +126,7 @@ def as_lines(found: Certificate) -> Iterator[str]:
         yield f"… and {found.count - len(found.differences)} more"
     for s in found.unsound:
         yield f"{s.region}: its records give digest {s.scanned}, with every commit it kept {s.kept}: it was changed behind its back"
-    yield f"{found.count} slots differ between {regions}: mend them with `crdtkv repair`"
+    yield f"{counted(found.count, 'slot')} {'differs' if found.count == 1 else 'differ'} between {regions}: mend them with `crdtkv repair`"
 
 
 @click.command()
@@ -184,12 +184,12 @@ def repair(
             f"{d.text}: {d.regions[0]} and {d.regions[1]} differ, and nothing tells whose record is damaged: name the sound one with --from"
         )
     if dry_run:
-        emit(f"{len(done.mended)} records would be taken over; nothing was changed")
+        emit(f"{counted(len(done.mended), 'record')} would be taken over; nothing was changed")
         return FAILED if done.undecided else DONE
     for region, settled in done.settled.items():
         emit(
             f"{region}: digest {settled.scanned} counted from its records, it had {settled.kept}; "
-            f"{settled.beside} records beside them put right"
+            f"{counted(settled.beside, 'record')} beside them put right"
         )
     for line in as_lines(done.certificate):
         emit(line)

@@ -90,7 +90,23 @@ def up(
         direct=direct,
         metrics=metrics,
     )
+    if config is not None:
+        _check_config(spec, config)
     return _detached(spec, output) if detach else _foreground(spec, output)
+
+
+def _check_config(spec: ClusterSpec, config: Path) -> None:
+    """Refuse, before anything is made, what each node would refuse.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    from crdtkv.node import NodeConfig
+
+    for region in spec.regions:
+        data = None if spec.engine == "memory" else spec.directory / "data" / region
+        flags = {"region": region, "listen": "127.0.0.1:0", "data": data, "engine": spec.engine, "durability": spec.durability}
+        NodeConfig.load(config, flags=flags)
 
 
 def _detached(spec: ClusterSpec, output: str) -> int:

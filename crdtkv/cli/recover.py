@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crdtkv.cli.errors import DONE
-from crdtkv.cli.output import emit, from_json, to_json
+from crdtkv.cli.output import counted, emit, from_json, to_json
 from crdtkv.cli.place import Place, where_options
 from crdtkv.cli.usage import Group
 from crdtkv.errors import ConfigError, InvalidValueError
@@ -54,7 +54,7 @@ def export(directory: Path, points: tuple[str, ...], file: Any) -> int:
         file.write(json.dumps({"origin": commit.origin, "seq": commit.seq, "hlc": commit.hlc, "operations": operations}) + "\n")
         count += 1
     if getattr(file, "name", "-") not in ("-", "<stdout>"):
-        emit(f"{count:,} commits written to {file.name}")
+        emit(f"{counted(count, 'commit')} written to {file.name}")
     return DONE
 
 
@@ -80,7 +80,7 @@ def reissue(place: Place, file: Any) -> int:
                 for op in commit["operations"]:
                     _do(batch, op)
             done += 1
-    emit(f"{done:,} commits re-issued at {place.endpoints[0]}")
+    emit(f"{counted(done, 'commit')} re-issued at {place.endpoints[0]}")
     return DONE
 
 

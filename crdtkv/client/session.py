@@ -319,7 +319,9 @@ class Session:
                 except TimeoutError:
                     reasons[address] = f"no answer within {CONNECT_TIMEOUT_S:g} s"
         why = "; ".join(f"{address}: {reason}" for address, reason in reasons.items())
-        raise RegionUnavailableError(f"no endpoint answered: {why}", endpoints=list(self.endpoints))
+        raise RegionUnavailableError(
+            f"no endpoint answered: {why}; see that a node runs there, or name others", endpoints=list(self.endpoints)
+        )
 
     def _adopt(self, connection: Connection) -> None:
         self._connection = connection

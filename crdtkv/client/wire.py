@@ -304,7 +304,7 @@ def _seconds(seconds: object, what: str) -> float | None:
     if seconds is None:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        raise InvalidValueError(f"{what}: must be a finite number of seconds or None, got {seconds!r}")
+        raise InvalidValueError(f"{what}: must be a number of seconds above 0 and at most 10^10, got {seconds!r}")
     return seconds
 
 
@@ -312,7 +312,7 @@ def _whole(n: object) -> int:
     if isinstance(n, bool) or not isinstance(n, int):
         raise InvalidValueError(f"increment: must be a whole number, got {n!r}", field="n")
     if not -INCREMENT_MAX <= n <= INCREMENT_MAX:
-        raise InvalidValueError("a counter's step must be within -(2^63-1) .. 2^63-1", limit=INCREMENT_MAX)
+        raise InvalidValueError(f"increment: {n} is outside -(2^63-1) .. 2^63-1: take smaller steps", field="n", limit=INCREMENT_MAX)
     return int(n)
 
 
@@ -329,7 +329,7 @@ def _durability(level: object) -> str:
 
 def _limit(limit: object) -> int | None:
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-        raise InvalidValueError(f"limit: must be a whole number from 0 on, or None, got {limit!r}")
+        raise InvalidValueError(f"limit: must be a whole number of at least 0 or None, got {limit!r}")
     return limit
 
 
@@ -549,7 +549,7 @@ def status() -> Call:
 
 def merge(delta: bytes) -> Call:
     if not isinstance(delta, bytes | bytearray | memoryview):
-        raise InvalidValueError(f"merge takes the bytes of delta_since, got {type(delta).__name__}")
+        raise InvalidValueError(f"merge: needs bytes, got {type(delta).__name__}", field="data")
     return _write("merge", [bytes(delta)], _merged, 64 + len(delta))
 
 
@@ -579,7 +579,7 @@ def items(key: str) -> Stream:
 
 def delta_since(vv: VersionVector | None) -> Stream:
     if vv is not None and not isinstance(vv, VersionVector):
-        raise InvalidValueError(f"delta_since takes a VersionVector or None, got {type(vv).__name__}")
+        raise InvalidValueError(f"vv: must be a VersionVector or None, got {type(vv).__name__}", field="vv")
     return "delta_since", [None if vv is None else vv.to_bytes()]
 
 

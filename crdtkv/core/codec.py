@@ -129,7 +129,8 @@ def _unsuitable(value: Any, path: tuple[str | int, ...]) -> InvalidValueError:
 def _shown(value: Any) -> str:
     if isinstance(value, int):
         return f"of {value.bit_length()} bits" if value.bit_length() > 128 else str(value)
-    return f"a {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
+    name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _path_text(path: tuple[str | int, ...]) -> str:

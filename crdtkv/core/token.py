@@ -53,7 +53,9 @@ def decode_token(text: str) -> Token:
             raise ValueError("not in canonical form")
         return token
     except (AttributeError, TypeError, ValueError, OverflowError, RecursionError, msgspec.DecodeError, CorruptionError) as e:
-        raise InvalidValueError(f"token: not a token of crdtkv: {str(text)[:40]!r}", token=str(text)[:80]) from e
+        raise InvalidValueError(
+            f"token: not a token of crdtkv: {str(text)[:40]!r}; give one that a commit or a change came with", token=str(text)[:80]
+        ) from e
 
 
 def token_vv(text: str) -> VersionVector:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 from zlib import crc32
 
 import msgspec
@@ -32,6 +32,8 @@ from sortedcontainers import SortedList
 
 from crdtkv.errors import CorruptionError, StorageError, StoreClosedError
 
+HOW_TO_REPLACE: Final = "move the data directory aside, and start with an empty one or a restored backup: the rest comes from a peer"
+"""What to do about a directory that cannot be mended where it is."""
 SCAN_CHUNK = 256
 """Items that a scan fetches at a time: long enough to hide the cost of seeking, short enough to bound memory."""
 

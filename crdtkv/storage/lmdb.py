@@ -34,7 +34,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from crdtkv.errors import ConfigError, CorruptionError, CrdtkvError, DiskFullError, StorageError, StoreLockedError
-from crdtkv.storage.engine import SCAN_CHUNK, closed_error
+from crdtkv.storage.engine import HOW_TO_REPLACE, SCAN_CHUNK, closed_error
 from crdtkv.storage.files import space_of
 
 try:
@@ -111,7 +111,7 @@ class LmdbEngine:
         path = str(self.path)
         match error:
             case lmdb.CorruptedError() | lmdb.PageNotFoundError() | lmdb.InvalidError() | lmdb.VersionMismatchError() | lmdb.PanicError():
-                return CorruptionError(f"the state engine in {path} is damaged: {error}", path=path)
+                return CorruptionError(f"the state engine in {path} is damaged: {error}; {HOW_TO_REPLACE}", path=path)
             case lmdb.LockError():
                 return StoreLockedError(f"the state engine in {path} is in use: close the store that owns it first", path=path)
             case lmdb.ReadersFullError():

@@ -42,6 +42,7 @@ from crdtkv.storage.memory_log import FrameWindow, MemoryLog, expired
 from crdtkv.storage.retention import LogPart
 from crdtkv.storage.segment_index import INDEX_INTERVAL_BYTES, Indexer, Segment
 from crdtkv.storage.segments import (
+    HOW_TO_REPAIR,
     RECORD_OVERHEAD,
     SUFFIX,
     Damage,
@@ -247,7 +248,7 @@ class FileLog:
 
     def _corruption(self, segment: Segment, offset: int, reason: str) -> CorruptionError:
         return CorruptionError(
-            f"{segment.path} is damaged at offset {offset}: {reason}. `crdtkv repair --data DIR --from HOST:PORT` fills it from a peer",
+            f"{segment.path} is damaged at offset {offset}: {reason}. {HOW_TO_REPAIR}",
             path=str(segment.path),
             offset=offset,
         )

@@ -41,7 +41,7 @@ from rocksdict import (
 )
 
 from crdtkv.errors import CorruptionError, CrdtkvError, DiskFullError, StorageError, StoreLockedError
-from crdtkv.storage.engine import SCAN_CHUNK, closed_error
+from crdtkv.storage.engine import HOW_TO_REPLACE, SCAN_CHUNK, closed_error
 
 BLOCK_CACHE_BYTES = 64 << 20
 """Blocks of files kept in memory, for all engines of the process together."""
@@ -117,7 +117,7 @@ def _mapped(error: Exception, path: Path) -> CrdtkvError:
     if "lock hold by" in text or "While lock file" in text:
         return StoreLockedError(f"the state engine in {path} is in use: close the store that owns it first", path=str(path))
     if text.startswith("Corruption") or "Corruption:" in text:
-        return CorruptionError(f"the state engine in {path} is damaged: {text}", path=str(path))
+        return CorruptionError(f"the state engine in {path} is damaged: {text}; {HOW_TO_REPLACE}", path=str(path))
     if "No space left on device" in text or "Disk quota exceeded" in text or "NoSpace" in text:
         return DiskFullError(f"the state engine in {path} has no room: {text}", path=str(path))
     return StorageError(f"the state engine in {path} failed: {text}", path=str(path))

@@ -20,6 +20,7 @@ from typing import Final
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.frame import Frame
 from crdtkv.errors import CorruptionError, StorageError
+from crdtkv.storage.engine import HOW_TO_REPLACE
 from crdtkv.storage.files import OsFiles, write_all
 from crdtkv.storage.segments import (
     SUFFIX,
@@ -98,7 +99,11 @@ def _read(path: Path, previous: Segment | None, *, is_last: bool) -> Segment:
             segment, offset = Segment(path, header.first, header.before, header.begun_ms), header.records_at
         except CorruptionError:
             if previous is None or previous.holes or not path.stem.isdigit():
-                raise  # nothing tells at which vector it begins
+                raise CorruptionError(
+                    f"{path} is damaged at offset 0, and nothing before it tells where it begins; {HOW_TO_REPLACE}",
+                    path=str(path),
+                    offset=0,
+                ) from None
             segment, offset = Segment(path, int(path.stem), _after(previous.before, previous.frames), 0), 0
             segment.holes.append(Hole(0, 0))
             offset = record_after(file, 0, size) or size

@@ -41,6 +41,8 @@ _HEADER = struct.Struct("<8sHII")
 _RECORD = struct.Struct("<III")
 RECORD_OVERHEAD: Final = _RECORD.size
 HEADER_BYTES_MAX: Final = 1 << 20
+HOW_TO_REPAIR: Final = "`crdtkv repair --data DIR --from HOST:PORT` fills it from a peer"
+"""What to do about a segment that is damaged."""
 _LIKE_A_NOTE: Final = re.compile(rb"(?=\0{4}([\s\S]{4})\1)")
 _READ_BYTES = 1 << 20
 
@@ -92,7 +94,7 @@ def read_header(file: File, path: Path) -> SegmentHeader:
     """
     head = file.read_at(0, _HEADER.size)
     if len(head) < _HEADER.size or not head.startswith(MAGIC):
-        raise CorruptionError(f"{path}: not a segment of a commit log", path=str(path), offset=0)
+        raise CorruptionError(f"{path} is damaged at offset 0: not a segment of a commit log. {HOW_TO_REPAIR}", path=str(path), offset=0)
     _, version, size, checksum = _HEADER.unpack(head)
     if version != FORMAT_VERSION:
         raise IncompatibleFormatError(
@@ -109,7 +111,7 @@ def read_header(file: File, path: Path) -> SegmentHeader:
             raise CorruptionError(f"the header is that of position {fields.first}")
         before = VersionVector.from_flat(fields.before)
     except (CorruptionError, msgspec.DecodeError) as e:
-        raise CorruptionError(f"{path}: damaged header: {e}", path=str(path), offset=0) from e
+        raise CorruptionError(f"{path} is damaged at offset 0: {e} in its header. {HOW_TO_REPAIR}", path=str(path), offset=0) from e
     return SegmentHeader(fields.first, before, _HEADER.size + size, fields.begun)
 
 

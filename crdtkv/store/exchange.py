@@ -88,7 +88,7 @@ def decode_frames(data: bytes) -> list[Frame]:
         CorruptionError: not such bytes. IncompatibleFormatError: of a later format.
     """
     if data[: len(MAGIC)] != MAGIC or len(data) < _HEADER_BYTES:
-        raise CorruptionError("merge: the bytes are not what delta_since gives")
+        raise CorruptionError("merge: the bytes are not what delta_since gives: ask for them again")
     if not 1 <= data[2] <= FORMAT_VERSION:
         raise IncompatibleFormatError(f"merge: format version {data[2]}, this version of crdtkv knows {FORMAT_VERSION}: upgrade it")
     body = memoryview(data)[_HEADER_BYTES:]

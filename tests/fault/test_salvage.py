@@ -95,6 +95,18 @@ def test_a_segment_with_a_damaged_header_or_that_is_gone_is_made_anew(tmp_path: 
         reads_whole(tmp_path / "us", eu, wanted)
 
 
+def test_a_first_segment_without_a_header_is_not_mended_and_says_what_else_to_do(tmp_path: Path) -> None:
+    """Opening named `crdtkv repair`, and that said nothing of what to do instead."""
+    with stores("eu") as (eu,):
+        written(tmp_path / "us", eu)
+        first = segments(tmp_path / "us")[0]
+        first.write_bytes(b"")
+        with pytest.raises(CorruptionError, match=r"damaged at offset 0: not a segment of a commit log\. `crdtkv repair"):
+            crdtkv.open(tmp_path / "us", region="us", settings=SETTINGS)
+        with pytest.raises(CorruptionError, match="nothing before it tells where it begins; move the data directory aside"):
+            repair_log(tmp_path / "us", lambda vv: fetch_from(eu, vv))
+
+
 def test_without_a_peer_the_beginning_goes_if_the_engine_has_it_all(tmp_path: Path) -> None:
     with stores("eu") as (eu,):
         wanted = written(tmp_path / "us", eu)

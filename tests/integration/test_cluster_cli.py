@@ -249,6 +249,15 @@ def test_data_survives_down_and_up_and_a_sigkill_of_the_supervisor(tmp_path: Pat
     assert gone(pids)
 
 
+def test_a_wrong_file_of_settings_is_bad_input_and_nothing_is_made(tmp_path: Path, root: Path) -> None:
+    """It was status 1, with the words of a node that had been started with it, and directories of the cluster stayed."""
+    shell = Shell(tmp_path, root)
+    (tmp_path / "nodes.toml").write_text("[store]\nlog_keep_byte = 1\n")
+    refused = shell("cluster", "up", "--regions", "us", "--config", "nodes.toml", status=2)
+    assert refused == "crdtkv: nodes.toml: unknown setting store.log_keep_byte; did you mean store.log_keep_bytes?\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["nodes.toml"]
+
+
 def test_a_port_in_use_and_a_second_owner_are_named(tmp_path: Path, root: Path) -> None:
     shell = Shell(tmp_path, root)
     with socket.create_server(("127.0.0.1", 0)) as taken:

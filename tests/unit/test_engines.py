@@ -369,7 +369,7 @@ def test_rocksdb_scan_never_ends_silently_at_a_damaged_block(tmp_path: Path) -> 
     path.write_bytes(data)
     engine = RocksDbEngine(tmp_path / "state")
     for reverse in (False, True):
-        with pytest.raises(CorruptionError):
+        with pytest.raises(CorruptionError, match="move the data directory aside"):
             list(engine.scan(b"", None, reverse=reverse))
     with pytest.raises(CorruptionError), engine.snapshot() as snapshot:
         list(snapshot.scan(b"", None))
