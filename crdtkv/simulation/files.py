@@ -174,30 +174,49 @@ class FaultyFiles:
 class FaultyFile:
     """A `File` of `FaultyFiles`."""
 
-    __slots__ = ("_content", "_disk")
+    __slots__ = ("_at", "_content", "_disk")
 
     def __init__(self, disk: FaultyFiles, content: _Content) -> None:
         self._disk = disk
         self._content = content
+        self._at = len(content.seen)  # where the next write goes
 
     def write(self, data: bytes) -> int:
         try:
             self._disk.enter("write")
         except PowerLost:
-            self._append(data[: len(data) // 2])
+            self._put(self._at, data[: len(data) // 2])
             raise
-        room = self._disk.room
-        if room is not None:
-            data = data[:room]
-            if not data:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._disk.room = room - len(data)
-        self._append(data)
+        data = data[: self._take_room(self._at + len(data)) - self._at]
+        if not data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._put(self._at, data)
+        self._at += len(data)
         return len(data)
 
-    def _append(self, data: bytes) -> None:
-        self._content.pending.append((len(self._content.seen), bytes(data)))
-        self._content.seen += data
+    def reserve(self, size: int) -> None:
+        wanted, end = self._at + size, len(self._content.seen)
+        try:
+            self._disk.enter("reserve")
+        except PowerLost:
+            self._put(end, bytes(max(0, wanted - end) // 2))
+            raise
+        given = self._take_room(wanted)
+        self._put(end, bytes(max(0, given - end)))
+        if given < wanted:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _take_room(self, end: int) -> int:
+        """Let the file grow up to an end, as far as there is room; how far it may. What is part of the file already needs none."""
+        grown = max(0, end - len(self._content.seen))
+        if self._disk.room is not None:
+            end -= max(0, grown - self._disk.room)
+            self._disk.room = max(0, self._disk.room - grown)
+        return end
+
+    def _put(self, at: int, data: bytes) -> None:
+        self._content.pending.append((at, bytes(data)))
+        self._content.seen[at : at + len(data)] = data
 
     def read_at(self, offset: int, size: int) -> bytes:
         self._disk.enter("read_at")
@@ -210,6 +229,7 @@ class FaultyFile:
         self._disk.enter("truncate")
         self._content.pending.append(size)
         del self._content.seen[size:]
+        self._at = size
 
     def sync(self) -> None:
         self._disk.enter("sync")

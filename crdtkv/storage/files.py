@@ -1,7 +1,7 @@
 """The few file operations that the commit log rests on, as a seam: tests put a failing disk under it here.
 
 What the log may assume of a `File`: `write` appends, may write less than it was given, and survives the death of the
-process once it returned; `sync` makes all that was written before survive the loss of power; after a failed `sync` nothing
+process once it returned, as `reserve` does; `sync` makes all that was written before survive the loss of power; after a failed one nothing
 is known about what is on the disk (the kernel may have dropped the dirty pages), so it is never tried again.
 All methods raise `OSError`.
 
@@ -22,16 +22,19 @@ class File(Protocol):
     """An open file: written at its end by one thread, read by any."""
 
     def write(self, data: bytes) -> int:
-        """Append some or all of `data`; returns how many bytes."""
+        """Append some or all of `data`, over what was reserved; returns how many bytes."""
+
+    def reserve(self, size: int) -> None:
+        """Have at least `size` bytes of zeros where the next writes go. They count as part of the file. An error may leave some."""
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset` on; fewer only at the end of the file."""
 
     def size(self) -> int:
-        """Bytes in the file."""
+        """Bytes in the file, with what is reserved."""
 
     def truncate(self, size: int) -> None:
-        """Cut the file; the next write goes to its new end."""
+        """Cut the file, and all that was reserved; the next write goes to its new end."""
 
     def sync(self) -> None:
         """fdatasync."""
@@ -76,7 +79,7 @@ def sync_directory(path: Path) -> None:
 
 
 class OsFile:
-    """A `File` of the operating system."""
+    """A `File` of the operating system. Writes go to where the descriptor stands: at the end of what was written."""
 
     __slots__ = ("_fd",)
 
@@ -85,6 +88,12 @@ class OsFile:
 
     def write(self, data: bytes) -> int:
         return os.write(self._fd, data)
+
+    def reserve(self, size: int) -> None:
+        # Written, not `fallocate`d: to turn what was only allocated into data is a change of the file system's own records again.
+        end, wanted = os.fstat(self._fd).st_size, os.lseek(self._fd, 0, os.SEEK_CUR) + size
+        while end < wanted:
+            end += os.pwrite(self._fd, bytes(wanted - end), end)
 
     def read_at(self, offset: int, size: int) -> bytes:
         first = os.pread(self._fd, size, offset)
@@ -105,6 +114,7 @@ class OsFile:
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)
+        os.lseek(self._fd, size, os.SEEK_SET)
 
     def sync(self) -> None:
         sync_data(self._fd)
@@ -119,10 +129,13 @@ class OsFiles:
     """The `FileLayer` of the operating system."""
 
     def create(self, path: Path) -> File:
-        return OsFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644))
+        return OsFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644))
 
     def open(self, path: Path, *, writable: bool = False) -> File:
-        return OsFile(os.open(path, (os.O_RDWR | os.O_APPEND if writable else os.O_RDONLY) | os.O_CLOEXEC))
+        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        if writable:
+            os.lseek(fd, 0, os.SEEK_END)
+        return OsFile(fd)
 
     def list(self, directory: Path) -> list[str]:
         return os.listdir(directory)

@@ -9,6 +9,10 @@ beyond what the last segment's records know to be synced, a write torn by a cras
 reported in `recovery`; anywhere else, corruption, which is never repaired by guessing. `FLOOR` holds what snapshots raised
 the floor to.
 
+**Room.** To append makes a file longer, and a file system that is to make that durable writes its own journal beside the data.
+Where fsyncs are small, the last segment therefore ends in zeros over which the next records are written: that halves an fsync. They go
+when the segment is full or the log is closed; after a crash they are cut off like what was torn, but nothing was lost with them.
+
 **Reading.** The newest frames stay in a `FrameWindow`, so live replication never touches the disk. For the rest a sparse
 index (each segment's beginning, and in segments read so far each 64 KiB) leads close to a position, and a reader that goes
 on where it stopped seeks nothing. The same index, with its version vectors, answers `position_after` and `find`. Segments
@@ -50,6 +54,7 @@ from crdtkv.storage.segments import (
     encode_note,
     encode_records,
     read_header,
+    room_from,
     scan_records,
     segment_name,
     synced_beyond,
@@ -61,6 +66,11 @@ SEGMENT_BYTES = 64 << 20
 TAIL_CACHE_BYTES = 16 << 20
 RECOVERED_BYTES = 1 << 20
 """About how much of the newest frames opening takes into memory."""
+ROOM_BYTES_MIN = 16 << 10
+ROOM_BYTES_MAX = 256 << 10
+"""How much room is made at a time: as much as the segment holds, within these bounds. It is part of the next fsync."""
+SMALL_SYNC_BYTES = 64 << 10
+"""Room pays where fsyncs are of at most so much: several share it."""
 _HINTS_MAX = 64
 _FLOOR_NAME = "FLOOR"
 _FLOOR_MAGIC = b"CRDTKVF1"
@@ -68,7 +78,8 @@ _FLOOR_MAGIC = b"CRDTKVF1"
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What opening a log found. `cut_bytes` were torn off the end of `cut_file` at `cut_offset`, `reason` says what they were."""
+    """What opening a log found. `cut_bytes`, room behind them not counted, were torn off the end of `cut_file` at `cut_offset`; `reason`
+    says what they were."""
 
     frames: int = 0
     cut_bytes: int = 0
@@ -113,6 +124,8 @@ class FileLog:
         self._sync_done = threading.Condition(self._lock)
         self._is_syncing = False  # someone leads: it alone syncs, and may replace `_file`
         self._noted = -1  # the end of which it was last noted that all before it is synced
+        self._syncs_are_small = False
+        self._room_end: int | None = None  # up to where room was asked for in the last segment; None: not since it was begun or cut
         self._failure: str | None = None
         self._is_closed = False
         self.fsyncs = Durations()
@@ -183,7 +196,9 @@ class FileLog:
                 synced = synced_beyond(file, torn.offset, segment.size)
                 if synced > torn.offset:
                     raise self._corruption(segment, torn.offset, f"{torn.reason}; the file was synced up to {synced}")
-                self.recovery = Recovery(position - segment.first, segment.size - torn.offset, str(segment.path), torn.offset, torn.reason)
+                cut = room_from(file, torn.offset, segment.size) - torn.offset
+                if cut:
+                    self.recovery = Recovery(position - segment.first, cut, str(segment.path), torn.offset, torn.reason)
                 file.truncate(torn.offset)
                 file.sync()  # else the torn bytes might come back, behind records that are written next
                 segment.size = torn.offset
@@ -238,6 +253,7 @@ class FileLog:
             self._file = file
             self._indexer = Indexer(segment.index)
             self._segments.append(segment)
+            self._room_end = None
 
     # -- errors -----------------------------------------------------------------------------------------------
 
@@ -281,6 +297,8 @@ class FileLog:
             segment = self._segments[-1]
         data = encode_records([frame.data for frame in frames], segment.synced)
         try:
+            if self._syncs_are_small:
+                self._make_room(segment, len(data))
             write_all(self._file, data)
         except BaseException as e:  # a KeyboardInterrupt too leaves bytes that are no record
             self._cut_back(segment)
@@ -302,8 +320,26 @@ class FileLog:
                 raise
         return position
 
+    def _make_room(self, segment: Segment, size: int) -> None:
+        """Before so many bytes are appended: see to it that there is room for them and more."""
+        if size > SMALL_SYNC_BYTES or (self._room_end is not None and segment.size + size <= self._room_end):
+            return
+        room = max(size, min(max(segment.size, ROOM_BYTES_MIN), ROOM_BYTES_MAX, self._segment_bytes - segment.size))
+        self._room_end = segment.size + room
+        try:
+            self._file.reserve(room)
+        except OSError as e:
+            if not is_full(e):  # else the records themselves may still find a place
+                raise
+
+    def _give_room_back(self) -> None:
+        if self._room_end is not None:
+            self._file.truncate(self._segments[-1].size)
+            self._room_end = None
+
     def _cut_back(self, segment: Segment) -> None:
         """Undo an append that failed half-way, for good: unsynced, a loss of power could bring back whole records of it."""
+        self._room_end = None
         try:
             self._file.truncate(segment.size)
             self._file.sync()
@@ -336,10 +372,14 @@ class FileLog:
             self._roll()
 
     def _roll(self) -> None:
-        """Sync the full segment and begin the next. The sync first: only the last segment may end in a torn record."""
+        """Sync the full segment and begin the next. The sync first: only the last segment may end in a torn record, or in room."""
         with self._lock:
             self._lead()
         try:
+            try:
+                self._give_room_back()
+            except OSError as e:
+                raise self._error("end a segment of", e) from e
             self._sync_as_leader()
             old = self._file
             try:
@@ -394,6 +434,7 @@ class FileLog:
         self.fsyncs.note(time.perf_counter() - began)
         with self._lock:
             self._synced = max(self._synced, target)
+            self._syncs_are_small = size - segment.synced <= SMALL_SYNC_BYTES
             segment.synced = max(segment.synced, size)
 
     def synced(self) -> int:
@@ -451,6 +492,9 @@ class FileLog:
                 return
             self._is_closed = True
             self._sync_done.notify_all()
+        if self._failure is None:
+            with contextlib.suppress(OSError):  # whoever opens it next cuts it
+                self._give_room_back()
         self._file.close()
 
     # -- reading ----------------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ means a torn end only beyond every offset that a valid record or note, wherever 
 and the position for a peer are known from the headers alone. `begun`, when the segment was begun by the wall clock (Unix ms),
 dates it and the end of the one before; it may be left out. A reader ignores further keys of the payload. A header is
 complete and on the disk before its file gets its name, hence a damaged one is never a torn write.
+
+Behind its records the last segment of a log may hold room for more: zeros up to the end of the file, which a log that ends in order, or
+goes on in another segment, takes away. Older versions take them for a torn write, and cut them off.
 """
 
 from __future__ import annotations
@@ -186,6 +189,11 @@ def synced_beyond(file: File, offset: int, end: int) -> int:
         if data.startswith(encode_note(offset + found.start()), found.start())
     )
     return max(greatest, max(noted, default=0))
+
+
+def room_from(file: File, offset: int, end: int) -> int:
+    """From where on, beyond `offset`, zeros reach to the end: there is room, and nothing was written. O(end - offset)."""
+    return offset + len(file.read_at(offset, end - offset).rstrip(b"\0"))
 
 
 def record_after(file: File, offset: int, end: int) -> int | None:

@@ -49,6 +49,8 @@ SETTINGS = Settings(
 
 CALLS: dict[str, tuple[tuple[type, str], ...]] = {
     "write": ((OsFile, "write"),),
+    "room": ((OsFile, "reserve"),),
+    "room given back": ((crdtkv.storage.log.FileLog, "_give_room_back"),),
     "fsync": ((OsFile, "sync"),),
     "create": ((OsFiles, "create"),),
     "rename": ((OsFiles, "rename"),),

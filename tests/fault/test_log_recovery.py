@@ -75,6 +75,13 @@ class FaultyFile:
             return self.file.write(part)
         return self.file.write(data[: self.disk.slice])
 
+    def reserve(self, size: int) -> None:
+        self.disk.check("reserve")
+        if self.disk.write_at_most is not None:
+            self.file.reserve(min(size, self.disk.write_at_most))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.file.reserve(size)
+
     def read_at(self, offset: int, size: int) -> bytes:
         self.disk.check("read")
         return self.file.read_at(offset, size)
@@ -135,8 +142,8 @@ def test_log_cut_at_every_byte_keeps_every_whole_frame(tmp_path: Path) -> None:
         log = FileLog(tmp_path / "log")
         count = sum(end <= cut for end in ends) - 1
         assert log.end() == log.recovery.frames == count
-        assert log.recovery.cut_bytes == cut - ends[count]
-        assert (log.recovery.cut_offset is None) == (cut == ends[count])
+        torn = whole[ends[count] : cut].rstrip(b"\0")  # zeros at the end are room
+        assert (log.recovery.cut_bytes, log.recovery.cut_offset) == ((len(torn), ends[count]) if torn else (0, None))
         assert read_all(log) == frames[:count]
         if count == len(frames):
             log.append([extra])
@@ -144,10 +151,10 @@ def test_log_cut_at_every_byte_keeps_every_whole_frame(tmp_path: Path) -> None:
 
 
 TAILS = {
-    "zeros": b"\0" * 5000,
     "ones": b"\xff" * 50,
     "a byte": b"\1",
     "bad checksum": b"\5\0\0\0\0\0\0\0hello",
+    "a byte, and room": b"\1" + bytes(5000),
     "half a record": b"P\0\0\0\1\2\3\4\xc1\1",
 }
 
@@ -161,7 +168,8 @@ def test_garbage_at_the_end_is_torn_and_what_is_appended_next_survives(tmp_path:
     with path.open("ab") as file:
         file.write(tail)
     log = FileLog(tmp_path / "log")
-    assert (log.end(), log.recovery.cut_bytes, log.recovery.cut_offset, log.recovery.cut_file) == (10, len(tail), size, str(path))
+    torn = len(tail.rstrip(b"\0"))
+    assert (log.end(), log.recovery.cut_bytes, log.recovery.cut_offset, log.recovery.cut_file) == (10, torn, size, str(path))
     frames += maker.many(5)
     log.append(frames[10:])
     log.close()
@@ -169,6 +177,66 @@ def test_garbage_at_the_end_is_torn_and_what_is_appended_next_survives(tmp_path:
     assert log.recovery.cut_bytes == 0
     assert read_all(log) == frames
     log.close()
+
+
+def test_room_for_what_comes_is_neither_lost_nor_damage(tmp_path: Path) -> None:
+    """What is fsynced in small parts goes over zeros written ahead. A crash leaves them; an orderly end, and the next segment, do not."""
+    disk, maker = FaultyDisk(), FrameMaker()
+    frames = maker.many(40)
+    log = FileLog(tmp_path / "log", files=disk)
+    for frame in frames[:10]:
+        log.append([frame])
+        log.sync()
+    (path,) = (tmp_path / "log").glob("*.log")
+    assert path.stat().st_size == log.retained_bytes() + len(path.read_bytes()) - len(path.read_bytes().rstrip(b"\0"))
+    assert path.stat().st_size > log.retained_bytes() + 1000
+    assert read_all(log) == frames[:10]
+    crashed = path.read_bytes()
+    log.close()
+    whole = path.read_bytes()
+    assert crashed.startswith(whole) and len(whole) < len(crashed) and not crashed[len(whole) :].strip(b"\0")
+    assert log.recovery.cut_bytes == 0
+
+    path.write_bytes(crashed)
+    log = FileLog(tmp_path / "log", files=disk)
+    assert (log.end(), log.recovery.cut_bytes, path.stat().st_size) == (10, 0, len(whole))
+    for at in range(10, 30):  # an append that fails takes the room with it, and room that cannot be had is done without
+        disk.fail = {"reserve": errno.ENOSPC} if at % 3 else {}
+        disk.write_at_most = 5 if at % 4 == 1 else None
+        if disk.write_at_most is not None:
+            with pytest.raises(DiskFullError):
+                log.append(frames[at : at + 1])
+            disk.write_at_most = None
+        log.append(frames[at : at + 1])
+        log.sync()
+    disk.fail = {"reserve": errno.EIO}
+    log.roll()
+    with pytest.raises(StorageError, match="cannot append"):
+        log.append(frames[30:31])
+    disk.fail = {}
+    log.append(frames[30:])
+    assert len(read_all(log)) == 40
+    log._check()
+    log.close()
+    first, second = sorted((tmp_path / "log").glob("*.log"))
+    for path in (first, second):
+        assert path.read_bytes().endswith((frames[29] if path == first else frames[39]).data)
+    with closing(FileLog(tmp_path / "log")) as log:
+        assert read_all(log) == frames and log.recovery.cut_bytes == 0
+
+
+def test_large_fsyncs_and_large_appends_make_no_room(tmp_path: Path) -> None:
+    """Where each fsync is of much, zeros ahead would only be written twice."""
+    maker = FrameMaker()
+    with closing(FileLog(tmp_path / "log")) as log:
+        log.append(maker.many(500, value_bytes=400))
+        log.sync()
+        log.append(maker.many(1))
+        (path,) = (tmp_path / "log").glob("*.log")
+        assert path.stat().st_size == log.retained_bytes()
+        log.sync()
+        log.append(maker.many(500, value_bytes=400))
+        assert path.stat().st_size == log.retained_bytes()
 
 
 @pytest.mark.parametrize("where", ["length", "checksum", "frame"])
@@ -208,7 +276,8 @@ def test_damage_in_the_last_frame_is_corruption_once_it_was_noted_that_it_was_sy
 
 
 def test_notes_of_what_was_synced_are_no_frames_and_may_be_torn_themselves(tmp_path: Path) -> None:
-    maker, frames = FrameMaker(), []
+    maker = FrameMaker()
+    frames: list[Frame] = []
     for _ in range(3):
         with closing(FileLog(tmp_path / "log")) as log:
             assert log.recovery.cut_bytes == 0 and log.recovery.frames == log.end() == len(frames)
@@ -229,10 +298,11 @@ def test_notes_of_what_was_synced_are_no_frames_and_may_be_torn_themselves(tmp_p
     for cut in range(1, RECORD_OVERHEAD + 1):
         path.write_bytes(whole[:-cut])
         with closing(FileLog(tmp_path / "log")) as log:
-            assert log.recovery.cut_bytes == (RECORD_OVERHEAD - cut) and read_all(log) == frames
-    path.write_bytes(whole + bytes(RECORD_OVERHEAD))  # a hole is no note
+            torn = whole[-RECORD_OVERHEAD:-cut].rstrip(b"\0")
+            assert log.recovery.cut_bytes == len(torn) and read_all(log) == frames
+    path.write_bytes(whole + bytes(RECORD_OVERHEAD))  # room is no note
     with closing(FileLog(tmp_path / "log")) as log:
-        assert log.recovery.cut_bytes == RECORD_OVERHEAD and read_all(log) == frames
+        assert log.retained_bytes() == len(whole) and log.recovery.cut_bytes == 0 and read_all(log) == frames
 
 
 def test_a_note_that_finds_no_room_leaves_the_log_as_it_was(tmp_path: Path) -> None:
@@ -375,7 +445,7 @@ def test_append_that_cannot_be_undone_fails_the_log(tmp_path: Path) -> None:
     log = FileLog(tmp_path / "log", files=disk)
     frames = FrameMaker().many(10)
     log.append(frames[:5])
-    disk.write_at_most, disk.fail = 10, {"truncate": errno.EIO}
+    disk.write_at_most, disk.fail = 7, {"truncate": errno.EIO}
     with pytest.raises(StorageError):
         log.append(frames[5:6])
     disk.write_at_most, disk.fail = None, {}
@@ -384,7 +454,7 @@ def test_append_that_cannot_be_undone_fails_the_log(tmp_path: Path) -> None:
     log.close()
     log = FileLog(tmp_path / "log")
     assert read_all(log) == frames[:5]
-    assert log.recovery.cut_bytes == 10
+    assert log.recovery.cut_bytes == 7
     log.close()
 
 
