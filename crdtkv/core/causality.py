@@ -110,7 +110,7 @@ class VersionVector(Mapping[Origin, int]):
     _bytes: bytes | None
 
     def __init__(self, seqs: Mapping[Origin, int] | Iterable[tuple[Origin, int]] = ()) -> None:
-        items = seqs.items() if isinstance(seqs, Mapping) else seqs
+        items = seqs.items() if type(seqs) is dict or isinstance(seqs, Mapping) else seqs
         self._seqs = {o: n for o, n in sorted(items) if n > 0}
         self._hash: int | None = None
         self._bytes = None
@@ -216,6 +216,11 @@ class VersionVector(Mapping[Origin, int]):
         if origin not in self._seqs:
             return self
         return VersionVector.adopt({o: n for o, n in self._seqs.items() if o != origin})
+
+    def beyond(self, other: VersionVector) -> dict[Origin, int]:
+        """Of each origin of which this vector covers more than `other` its last seq here, in no order: empty iff `self <= other`."""
+        theirs = other._seqs.get
+        return {o: n for o, n in self._seqs.items() if n > theirs(o, 0)}
 
     def missing_from(self, other: VersionVector) -> int:
         """How many commits this vector covers that `other` does not."""

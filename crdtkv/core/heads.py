@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from crdtkv.core.causality import Origin
-from crdtkv.core.codec import SlotType, escape
+from crdtkv.core.codec import NUL, SlotType, escape
 from crdtkv.core.state import State
 from crdtkv.errors import CorruptionError
 
@@ -51,7 +51,7 @@ def decode_head(record: bytes) -> Head:
 
 def head_key(key: bytes) -> bytes:
     """The side record of a key's head."""
-    return HEAD_SPACE + key if b"\x00" not in key else HEAD_SPACE + escape(key)
+    return HEAD_SPACE + key if NUL not in key else HEAD_SPACE + escape(key)
 
 
 class Heads:

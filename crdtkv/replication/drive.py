@@ -473,25 +473,29 @@ class Drive:
                 and peer.writable
                 and not session.relay_out.is_open
             ):
-                if quiet.wake_at_ms is not None and quiet.wake_at_ms < wake_at_ms:
-                    wake_at_ms = quiet.wake_at_ms
+                at_ms = quiet.wake_at_ms
+                if at_ms is not None and at_ms < wake_at_ms:
+                    wake_at_ms = at_ms
                 continue
             if not peer.writable and not session.ended:
-                wake_at_ms = min(wake_at_ms, self._now + self._settings.heartbeat_ms)
+                wake_at_ms = min(wake_at_ms, now + self._settings.heartbeat_ms)
                 continue
-            ready = session.ready()
+            ready = session.ready() if session.relay_out.is_open else session.look()
             if ready.messages or ready.plans:
                 readies[link] = ready
                 if ready.messages:
                     messages[link], packings[link] = ready.messages, session.packing
-            if ready.wake_at_ms is None:
+            at_ms = ready.wake_at_ms
+            if at_ms is None:
                 closed.append(Closed(link, session.origin, session.close_code or ""))
-            elif ready.wake_at_ms < wake_at_ms:
-                wake_at_ms = ready.wake_at_ms
+            elif at_ms < wake_at_ms:
+                wake_at_ms = at_ms
         for at_ms in (self._relay_wake_ms, self._resubscribe_at_ms, transfers.wake_ms):
             if at_ms is not None and at_ms < wake_at_ms:
                 wake_at_ms = at_ms
-        if waits and self._now < self._apply_at_ms < wake_at_ms:
+        if not (readies or closed or waits or self._events or transfers.has_work or self.membership.steering is not NO_STEERING):
+            return Work({}, (), (), (), None if wake_at_ms == _NEVER_MS else wake_at_ms, None, (), 0, {}, {}, (), True)
+        if waits and now < self._apply_at_ms < wake_at_ms:
             wake_at_ms = self._apply_at_ms
         sends, jobs = transfers.messages(), transfers.jobs
         for to, message in sends:
@@ -543,13 +547,13 @@ class Drive:
 
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""
-        if not (work.apply or work.closed or self._queue or self._alone or work.steering):
+        self._is_quiet = is_empty = work.is_empty
+        if (is_empty or not (work.apply or work.closed or work.steering)) and not (self._queue or self._alone):
             for peer in self._peers.values():
                 if peer.writable:
                     self._rests = _NEVER_MS if work.wake_at_ms is None else work.wake_at_ms
                     break
-        self._is_quiet = work.is_empty
-        if self._is_quiet:
+        if is_empty:
             return
         del self._events[: len(work.events)]
         if work.steering is not None:
@@ -791,7 +795,7 @@ class Drive:
         began: dict[Origin, float] = {}
         holders: dict[Origin, set[Session]] = {}
         for session in live:
-            for origin in sorted([o for o, known in session.peer_vv.pairs() if known > seq(o)]):
+            for origin in sorted(session.peer_vv.beyond(self._vv)):
                 if origin != own:
                     holders.setdefault(origin, set()).add(session)
                     if origin not in self._direct:

@@ -82,6 +82,8 @@ class Membership:
         self._present: frozenset[Origin] = frozenset()
         self._met: dict[str, Origin] = {}
         """Per region the latest incarnation that was ever connected: it has ended former ones here, also if it never wrote anything."""
+        self._known: tuple[frozenset[Origin], frozenset[Origin], dict[str, list[Origin]]] = frozenset(), frozenset(), {}
+        """Which origins were applied, and which had reported, when it was last looked which are of one region; and these."""
         self.message: Reports | None = None
         """What was last to be told."""
         self.changes = 0
@@ -159,7 +161,7 @@ class Membership:
             if len(set(map(region_of, known))) == len(known):
                 self._reports[own], self.steering = {}, NO_STEERING
                 return None  # no region has gone on as another, and nothing was told or recorded: there is nothing to agree on
-        named = (*vv, *self._reports, *told_of)
+        named = tuple(dict.fromkeys((*vv, *self._reports, *told_of)))
         latest = self._latest((own, *live, *self._open(named)), named)
         ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
         freeze = tuple(o for o in ending if control.last(o) is None and o not in control.frozen)
@@ -204,9 +206,8 @@ class Membership:
         later = self._port.control.ended_by.get(origin)
         if later is not None and later not in self._present:
             return True
-        region = region_of(origin)
-        same = [o for o in (*self._port.vv().origins(), *self._reports) if region_of(o) == region and o != origin]
-        return bool(same) and max(map(generation_of, self._open(same)), default=-1) >= generation_of(origin)
+        others = [o for o in self._incarnations(region_of(origin)) if o != origin]
+        return bool(others) and max(map(generation_of, self._open(others)), default=-1) >= generation_of(origin)
 
     def rests_on(self, vv: VersionVector, durable: VersionVector) -> object:
         """What `review` looks at of these vectors: while it is equal, and so is everything else that was given, told and agreed, another
@@ -250,6 +251,18 @@ class Membership:
 
     def _counts(self, reporter: Origin) -> bool:
         return not self._port.control.is_removed(region_of(reporter))
+
+    def _incarnations(self, region: str) -> Sequence[Origin]:
+        """Those of a region that have written something which is applied here, or told something. Found once for all regions, until
+        another origin comes to that."""
+        origins, reports = self._port.vv().origins(), self._reports.keys()
+        known, told, by_region = self._known
+        if origins != known or reports != told:
+            by_region = {}
+            for origin in dict.fromkeys((*origins, *reports)):
+                by_region.setdefault(region_of(origin), []).append(origin)
+            self._known = frozenset(origins), frozenset(reports), by_region
+        return by_region.get(region, ())
 
     def _open(self, origins: Iterable[Origin]) -> list[Origin]:
         """Those that may still go on: not closed, not frozen, and not connected (of these one knows)."""

@@ -231,7 +231,7 @@ _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError
 
 
 def _to_wire(value: Any) -> Any:
-    if isinstance(value, VersionVector):
+    if type(value) is VersionVector:
         return msgspec.Raw(value.to_bytes())
     raise TypeError(f"a message holds a {type(value).__name__}")
 
@@ -251,7 +251,7 @@ _decode_kind = msgspec.msgpack.Decoder(str).decode
 
 def encode(message: Message) -> bytes:
     """The bytes of a message."""
-    assert not isinstance(message, Unknown)
+    assert type(message) is not Unknown
     return _encode(message)
 
 
@@ -267,27 +267,33 @@ def decode(data: bytes) -> Message:
         count = _array_length(data, 9)
         if count > FRAMES_MAX:
             raise CorruptionError(f"message: {count:,} frames, the limit is {FRAMES_MAX:,}")
-    elif data[1:7] == _CHUNK_START or data[1:8] == _PACKED_START:
-        if len(data) > FRAMES_BYTES_MAX:
-            what = "a chunk of " if data[1:7] == _CHUNK_START else "compressed "
-            raise CorruptionError(f"message: {what}{len(data):,} bytes, the limit is {FRAMES_BYTES_MAX:,}")
     elif len(data) > CONTROL_BYTES_MAX:
-        raise CorruptionError(f"message: {len(data):,} bytes, the limit is {CONTROL_BYTES_MAX:,}")
+        _check_size(data)
     try:
         message: Message = _decode(data)
     except _DECODE_ERRORS as e:
         if data[1:8] != _FRAMES_START and (unknown := _unknown(data)) is not None:
             return unknown
         raise CorruptionError(f"message: {e}") from e
-    if isinstance(message, Hello):
+    if type(message) is Hello:
         check_origin(message.origin)
         for origin in message.kept:
             check_origin(origin)
-    elif isinstance(message, Reports):
+    elif type(message) is Reports:
         for reporter, told in message.reports.items():
             for origin in (reporter, *told):
                 check_origin(origin)
     return message
+
+
+def _check_size(data: bytes) -> None:
+    """Refuse what is larger than any message, and all but a chunk and what is packed above `CONTROL_BYTES_MAX`."""
+    is_chunk = data[1:7] == _CHUNK_START
+    if not is_chunk and not is_packed(data):
+        raise CorruptionError(f"message: {len(data):,} bytes, the limit is {CONTROL_BYTES_MAX:,}")
+    if len(data) > FRAMES_BYTES_MAX:
+        what = "a chunk of " if is_chunk else "compressed "
+        raise CorruptionError(f"message: {what}{len(data):,} bytes, the limit is {FRAMES_BYTES_MAX:,}")
 
 
 def is_packed(data: bytes) -> bool:

@@ -34,7 +34,7 @@ LEVEL: Final = 1
 GAIN_MIN: Final = 0.1
 PAUSE_BYTES: Final = 256 << 10
 PAUSE_BYTES_MAX: Final = 16 << 20
-_COMPRESSED: Final = (Frames, Chunk)
+_COMPRESSED: Final = frozenset[type[Message]]((Frames, Chunk))
 _RAW: Final = -zlib.MAX_WBITS
 """No header and checksum: the transport has one, each frame another."""
 
@@ -78,7 +78,7 @@ class Packing:
         plain = data = encode(message)
         if (
             len(plain) >= self._settings.compression_bytes_min
-            and isinstance(message, _COMPRESSED)
+            and type(message) in _COMPRESSED
             and self.is_on
             and self.sent_bytes >= self._plain_until
         ):
@@ -100,7 +100,7 @@ class Packing:
         """
         self.received_wire_bytes += len(data)
         message, size = decode(data), len(data)
-        if isinstance(message, Packed):
+        if type(message) is Packed:
             if not self.agreed:
                 raise CorruptionError("message: it is compressed, which was not agreed on")
             size, message = message.size, unpack(message)
@@ -130,6 +130,6 @@ def unpack(packed: Packed) -> Message:
     if len(plain) != packed.size or not unpacker.eof or unpacker.unused_data:
         raise CorruptionError(f"message: it is not the {packed.size:,} bytes that it claims to be when unpacked")
     message = decode(plain)
-    if not isinstance(message, _COMPRESSED):
+    if type(message) not in _COMPRESSED:
         raise CorruptionError(f"message: a compressed {type(message).__name__}")
     return message

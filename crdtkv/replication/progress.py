@@ -309,7 +309,8 @@ class AckTimer:
 
     def note(self, now_ms: float) -> None:
         """Something is to be told."""
-        self.due_ms = min(self.due_ms, now_ms + self.delay_ms)
+        if (due_ms := now_ms + self.delay_ms) < self.due_ms:
+            self.due_ms = due_ms
 
     def settled(self, size: int, now_ms: float) -> None:
         """A message of so many bytes was dealt with."""

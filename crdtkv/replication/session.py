@@ -73,7 +73,8 @@ from crdtkv.replication.streams import OwnStream, Plan, RelayStream
 
 _UNANSWERED: Final = frozenset[type[Message]]((Ack, HeartbeatReply, Frames))
 """What calls for nothing by itself: it may let a stream go on, if one has more; frames have to be applied first."""
-_NOT_LIVE: Final = (Bye, Hello, Packed, Unknown)
+_USUAL: Final = frozenset[type[Message]]((Ack, Frames, Heartbeat, HeartbeatReply))
+"""What nearly all messages are."""
 _NO_RELAY: Final = (Relay.NONE, Relay.REFUSED)
 SAMPLES: Final = 8
 """Heartbeats whose answers are waited for, and clock samples of which the one with the shortest round trip counts (NTP's filter)."""
@@ -219,8 +220,8 @@ class Session:
         self._heard_ms = self._now
         if type(message) not in _UNANSWERED or self.own_out.seq < self._tail.last_seq or self.relay_out.is_open:
             self.quiet = None
-        if self.state is LIVE and not isinstance(message, _NOT_LIVE):  # nearly always
-            self._receive_live(message)
+        if self.state is LIVE and type(message) in _USUAL:
+            self._receive_live(message)  # type: ignore[arg-type]  # these are
         elif isinstance(message, Bye):
             self.said_bye_by_peer = True
             if message.code == Code.REMOVED:
@@ -237,8 +238,10 @@ class Session:
                 self._receive_hello(message)
             else:
                 self._end(Code.PROTOCOL, "a second hello")
-        else:  # what is packed was unpacked by `packing`
+        elif self.state is OPENING or isinstance(message, Packed):  # what is packed was unpacked by `packing`
             self._end(Code.PROTOCOL, f"{type(message).__name__} before the hello")
+        else:
+            self._receive_live(message)
 
     def receive_garbage(self, error: CorruptionError, now_ms: float) -> None:
         """Bytes came that are not a message."""
@@ -250,20 +253,27 @@ class Session:
         """Time has passed."""
         if now_ms > self._now:
             self._now = now_ms
-        settings = self._settings
         if self.ended:
             return
-        if self.state is OPENING and self._now - self._heard_ms >= settings.hello_timeout_ms:
-            self._end(Code.TIMEOUT, f"no hello within {settings.hello_timeout_ms} ms")
-        elif self.state is LIVE and self._now - self._heard_ms >= self._dead_after_ms:
-            self._end(Code.TIMEOUT, f"silent for {self._dead_after_ms} ms")
+        silent_ms = self._now - self._heard_ms
+        if self.state is LIVE:
+            if silent_ms >= self._dead_after_ms:
+                self._end(Code.TIMEOUT, f"silent for {self._dead_after_ms} ms")
+        elif silent_ms >= self._settings.hello_timeout_ms:
+            self._end(Code.TIMEOUT, f"no hello within {self._settings.hello_timeout_ms} ms")
+        if self.own_in.waiting or self.relay_in.waiting:
+            self._find_stalls()
+
+    def _find_stalls(self) -> None:
+        """Report frames that have waited for long."""
+        stalled_ms = self._settings.stalled_ms
         for incoming in (self.own_in, self.relay_in):
             if not incoming.waiting:
                 continue
             frame, since_ms = incoming.waiting[0]
-            if since_ms + settings.stalled_ms <= self._now and self._stall_reported is not frame:
+            if since_ms + stalled_ms <= self._now and self._stall_reported is not frame:
                 self._stall_reported, missing = frame, self._missing(frame)
-                text = f"{frame.origin}:{frame.first_seq} waits for {missing} for more than {settings.stalled_ms} ms"
+                text = f"{frame.origin}:{frame.first_seq} waits for {missing} for more than {stalled_ms} ms"
                 self._event(EventKind.STALLED, text, missing=str(missing))
 
     def advance(self, vv: VersionVector, durable: VersionVector, now_ms: float) -> None:
@@ -343,14 +353,18 @@ class Session:
         released = self._port.released() if self.relay_out.is_open else 0
         if quiet is not None and self._now < self.quiet_until_ms and self.quiet_seq == last_seq and self._quiet_released == released:
             return quiet
+        return self.look()
+
+    def look(self) -> Ready:
+        """`ready` for who knows that its last answer no longer holds."""
         if self.ended:
             bye = self._pending.get("bye")
             return Ready((bye,) if bye is not None else (), None)
         messages, wake_at_ms, plans = self._due()
         ready = Ready(messages, wake_at_ms, plans)
         if not messages and not plans:
-            self.quiet, self.quiet_until_ms = ready, wake_at_ms - TIMER_MS
-            self.quiet_seq, self._quiet_released = last_seq, released
+            self.quiet, self.quiet_until_ms, self.quiet_seq = ready, wake_at_ms - TIMER_MS, self._tail.last_seq
+            self._quiet_released = self._port.released() if self.relay_out.is_open else 0
         return ready
 
     def _due(self) -> tuple[tuple[Message, ...], float, tuple[Plan, ...]]:
@@ -365,7 +379,9 @@ class Session:
         ack_due, grant_due = ack_ms <= now + TIMER_MS, self.own_in.grant_due or self.relay_in.grant_due
         has_streams = self.relay_out.is_open or self.own_out.seq < self._tail.last_seq
         if not (has_streams or ack_due or beat_ms <= now or reply or grant_due or self._pending or out):
-            return (), min(wake_at_ms, ack_ms, beat_ms), ()  # as after most of what comes in
+            if ack_ms < wake_at_ms:
+                wake_at_ms = ack_ms
+            return (), beat_ms if beat_ms < wake_at_ms else wake_at_ms, ()  # as after most of what comes in
         out.extend(self._pending.values())
         plans: list[Plan] = []
         of_streams: list[Message] = []
@@ -374,7 +390,7 @@ class Session:
             wake_at_ms = min(wake_at_ms, again_ms)
         carrier = None
         if of_streams and ACK_WITH_FRAMES in self.features:
-            carrier = next((i for i, m in enumerate(of_streams) if isinstance(m, Frames)), None)
+            carrier = next((i for i, m in enumerate(of_streams) if type(m) is Frames), None)
         if ack_due or (carrier is not None and self._ack.is_pending):
             show = self._port.control.show
             ack = Ack(show(self._vv), show(self._durable), self.own_in.settled_messages, self.relay_in.settled_messages)
@@ -422,9 +438,8 @@ class Session:
             if plan.refused is not None:
                 if plan.relayed or not self.own_out.needs_snapshot:
                     # Of closed origins the peer need not hear, if it has them.
-                    has = self.peer_vv.seq
-                    lacks = {o: n for o, n in plan.refused.items() if n > has(o)}
-                    out.append(CannotRelay(VersionVector.adopt(lacks), own=not plan.relayed))
+                    lacks = VersionVector.adopt(plan.refused.beyond(self.peer_vv))
+                    out.append(CannotRelay(lacks, own=not plan.relayed))
             elif plan.frames:
                 out.append(Frames(plan.relayed, tuple(frame.data for frame in plan.frames)))
                 if stream.has_more_after(plan):
@@ -443,29 +458,19 @@ class Session:
 
     def accept(self, ready: Ready) -> None:
         """What `ready` returned is being sent. To be called before any further input, if it holds messages or plans."""
-        for message in ready.messages:
-            match message:
-                case Hello():
-                    self._hello_due = False
-                case Ack() | Frames(ack=Ack()):
-                    self._ack.sent()
-                    self._told_durable = self._durable
-                case Credit():
-                    self.own_in.grant(message.own_bytes)
-                    self.relay_in.grant(message.relay_bytes)
-                case HeartbeatReply():
-                    self._reply = None
-                case Heartbeat():
-                    self._beats[message.number] = (self._now, message.wall_us / 1000)
-                    if len(self._beats) > SAMPLES:
-                        del self._beats[next(iter(self._beats))]
-                    self._beat_vv = self._vv
-                    self._heartbeat_number += 1
-                    self._heartbeat_at_ms = self._now + self._settings.heartbeat_ms
-                    if self._told_durable != self._durable:
-                        self._ack.note(self._now)  # of others' commits too: the peer keeps its log for whoever lacks them
-                case _:
-                    pass
+        for message in ready.messages:  # not by `match`, which is slow to tell one kind of struct from another
+            if type(message) is Heartbeat:
+                self._note_beat(message)
+            elif type(message) is HeartbeatReply:
+                self._reply = None
+            elif type(message) is Ack or (type(message) is Frames and message.ack is not None):
+                self._ack.sent()
+                self._told_durable = self._durable
+            elif type(message) is Credit:
+                self.own_in.grant(message.own_bytes)
+                self.relay_in.grant(message.relay_bytes)
+            elif type(message) is Hello:
+                self._hello_due = False
         self._pending.clear()
         for plan in ready.plans:
             if plan.relayed:
@@ -475,6 +480,17 @@ class Session:
                 text = f"{self.origin} lacks own commits up to {plan.refused.seq(self._port.origin)} that the log no longer has"
                 self._event(EventKind.NEEDS_SNAPSHOT, text)
             self.own_out.accept(plan, self._now)
+
+    def _note_beat(self, message: Heartbeat) -> None:
+        """A heartbeat is being sent."""
+        self._beats[message.number] = (self._now, message.wall_us / 1000)
+        if len(self._beats) > SAMPLES:
+            del self._beats[next(iter(self._beats))]
+        self._beat_vv = self._vv
+        self._heartbeat_number += 1
+        self._heartbeat_at_ms = self._now + self._settings.heartbeat_ms
+        if self._told_durable != self._durable:
+            self._ack.note(self._now)  # of others' commits too: the peer keeps its log for whoever lacks them
 
     def _plan(self, stream: OwnStream | RelayStream) -> Plan | None:
         if isinstance(stream, OwnStream):
@@ -662,23 +678,28 @@ class Session:
     # -- live -------------------------------------------------------------------------------------------------
 
     def _receive_live(self, message: Live) -> None:
+        # The commonest kinds first, by their types: `match` is slow to tell one kind of struct from another.
+        if type(message) is Ack:
+            self._receive_ack(message)
+        elif type(message) is Heartbeat:
+            if self._learn(message.vv):
+                self._reply = (message.number, max(0.0, self._wall_ms()), self._now)
+                self._compare_digest(message)
+        elif type(message) is HeartbeatReply:
+            self._receive_reply(message)
+        elif type(message) is Frames:
+            if message.ack is not None:
+                self._receive_ack(message.ack)
+            if not self.ended:
+                self._receive_frames(message)
+        else:
+            self._receive_seldom(message)
+
+    def _receive_seldom(self, message: Live) -> None:
         match message:
-            case Frames():
-                if message.ack is not None:
-                    self._receive_ack(message.ack)
-                if not self.ended:
-                    self._receive_frames(message)
-            case Ack():
-                self._receive_ack(message)
             case Credit():
                 if not self.own_out.flow.grant(message.own_bytes) or not self.relay_out.flow.grant(message.relay_bytes):
                     self._end(Code.PROTOCOL, "credit was taken back")
-            case Heartbeat():
-                if self._learn(message.vv):
-                    self._reply = (message.number, max(0.0, self._wall_ms()), self._now)
-                    self._compare_digest(message)
-            case HeartbeatReply():
-                self._receive_reply(message)
             case Subscribe():
                 if self._learn(message.vv):
                     self.own_out.restart(message.vv.seq(self._port.origin))
@@ -699,6 +720,8 @@ class Session:
                     self._of_snapshots.append(message)
                 else:
                     self._end(Code.PROTOCOL, "a message about snapshots, which were not agreed on")
+            case Ack() | Frames() | Heartbeat() | HeartbeatReply():
+                raise AssertionError("it is received already")
             case _:
                 assert_never(message)
 
@@ -777,9 +800,8 @@ class Session:
 
     def _missing(self, frame: Frame) -> VersionVector:
         """What a frame rests on and is not applied."""
-        seq = self._vv.seq
-        missing = {o: n for o, n in frame.context.pairs() if n > seq(o)}
-        if frame.first_seq > seq(frame.origin) + 1:
+        missing = frame.context.beyond(self._vv)
+        if frame.first_seq > self._vv.seq(frame.origin) + 1:
             missing[frame.origin] = frame.first_seq - 1
         return VersionVector.adopt(missing)
 

@@ -127,6 +127,11 @@ class Transfers:
     # -- what goes out --------------------------------------------------------------------------------------------
 
     @property
+    def has_work(self) -> bool:
+        """Something is to be sent or done."""
+        return bool(self._out or self._jobs)
+
+    @property
     def jobs(self) -> tuple[Job, ...]:
         return tuple(self._jobs)
 

@@ -176,7 +176,10 @@ class SimulatedEngine:
     def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         if self._keys is None:
             self._keys = sorted(self.records)
-        keys = self._keys[bisect_left(self._keys, start) : len(self._keys) if end is None else bisect_left(self._keys, end)]
+        first, after = bisect_left(self._keys, start), len(self._keys) if end is None else bisect_left(self._keys, end)
+        if first >= after:
+            return iter(())
+        keys = self._keys[first:after]
         if reverse:
             keys.reverse()
         return iter(list(zip(keys, map(self.records.__getitem__, keys), strict=True)))

@@ -309,7 +309,7 @@ class Auditor:
     def _check_digest(self, member: Member, followed: _Followed, vv: VersionVector) -> None:
         """5: the incremental digest is that of the live entries and runs, added up here by itself; the same for all at `vv`."""
         replica = member.machine.replica  # asked itself: the machine would fold first, and hide what a crash before the fold does
-        if replica.purges:
+        if replica.purges.active:
             return  # not settled while a clear is in progress
         told, total = replica.digest(), followed.slots.total & DIGEST_MASK
         if told != total:
@@ -437,34 +437,31 @@ class Auditor:
         if type(message) not in _PROMISING:
             return
         log = member.log
-        match message:
-            case Ack():
-                if not message.applied <= (applied := member.machine.vv()):
-                    raise Violation(f"{member.region} acknowledged {message.applied}, it has applied {applied}")
-                if not message.durable <= (durable := log.vv_at[log.synced()]):
-                    raise Violation(f"{member.region} acknowledged {message.durable} as durable, it is {durable or 'nothing'}")
-            case Frames():
-                if message.ack is not None:
-                    self.sending(member, message.ack)
-                if message.relayed:
-                    return
-                last = max([peek(data)[1] for data in message.frames])
-                bound = log.vv_at[log.synced() if self._sync else -1]
-                if last > bound.seq(member.origin):
-                    raise Violation(f"{member.region} sent {member.origin}:{last}, durable up to {bound or 'nothing'}")
-                if not self._sync and last > member.instance.bound:
-                    raise Violation(f"{member.region} sent {member.origin}:{last} above the sent bound")
-            case Chunk(number=0):
-                header = Arrival()
-                header.take(message.data, message.link)
-                assert header.incoming is not None
-                durable = log.vv_at[log.synced()]
-                must(header.incoming.vv <= durable, f"{member.region} sent a snapshot of {header.incoming.vv}, durable up to {durable}")
-            case Hello() | Heartbeat() | Subscribe() | AskRelay():
-                if not message.vv <= (applied := member.machine.vv()):
-                    raise Violation(f"{member.region} told {message.vv}, it has applied {applied}")
-            case _:
-                pass
+        if type(message) is Ack:
+            if not message.applied <= (applied := member.machine.vv()):
+                raise Violation(f"{member.region} acknowledged {message.applied}, it has applied {applied}")
+            if not message.durable <= (durable := log.vv_at[log.synced()]):
+                raise Violation(f"{member.region} acknowledged {message.durable} as durable, it is {durable or 'nothing'}")
+        elif type(message) is Frames:
+            if message.ack is not None:
+                self.sending(member, message.ack)
+            if message.relayed:
+                return
+            last = max([peek(data)[1] for data in message.frames])
+            bound = log.vv_at[log.synced() if self._sync else -1]
+            if last > bound.seq(member.origin):
+                raise Violation(f"{member.region} sent {member.origin}:{last}, durable up to {bound or 'nothing'}")
+            if not self._sync and last > member.instance.bound:
+                raise Violation(f"{member.region} sent {member.origin}:{last} above the sent bound")
+        elif isinstance(message, (Heartbeat, Hello, Subscribe, AskRelay)):
+            if not message.vv <= (applied := member.machine.vv()):
+                raise Violation(f"{member.region} told {message.vv}, it has applied {applied}")
+        elif isinstance(message, Chunk) and message.number == 0:
+            header = Arrival()
+            header.take(message.data, message.link)
+            assert header.incoming is not None
+            durable = log.vv_at[log.synced()]
+            must(header.incoming.vv <= durable, f"{member.region} sent a snapshot of {header.incoming.vv}, durable up to {durable}")
 
     def acknowledging(self, member: Member, dots: Iterable[Dot]) -> None:
         """7: a client is told of a commit only when it is durable at its level."""

@@ -355,8 +355,8 @@ class Member:
             ]
             world.rare["expiry_by_another"] += {dot.origin for op in operations for dot in op.dots} != {self.origin}
             self._seal(self._commit(due, tuple(operations)))
-        is_idle = not due and not replica.purges
-        if replica.purges:
+        is_idle = not due and not replica.purges.active
+        if replica.purges.active:
             replica.purge_slice(1 + world.dice.below(3))
         if world.dice.chance(world.options.folds / 10):
             is_idle = is_idle and not replica.state.pending

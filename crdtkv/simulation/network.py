@@ -182,12 +182,13 @@ class Network:
 
     def _post(self, connection: _Connection, sender: int, data: bytes | None) -> None:
         way, scheduler = connection.ways[sender], self._scheduler
+        if data is not None:
+            way.in_flight += len(data)
+            if way.in_flight > IN_FLIGHT_MAX and not way.is_full:
+                way.is_full = True
+                connection.ends[sender].writable(connection.link, False)
         receiver = way.receiver
-        way.in_flight += len(data or b"")
-        if way.in_flight > IN_FLIGHT_MAX and not way.is_full:
-            way.is_full = True
-            connection.ends[sender].writable(connection.link, False)
-        if (sender, receiver) in self._cut or way.stalled:
+        if way.stalled or (self._cut and (sender, receiver) in self._cut):
             way.stalled.append(data)
             return
         at_us = scheduler.now_us + int(self._delay(sender, receiver) * 1000)
@@ -199,9 +200,10 @@ class Network:
     def _arrive(self, connection: _Connection, way: _Way, data: bytes | None) -> None:
         receiver = way.receiver
         host = connection.ends[receiver]
-        way.in_flight -= len(data or b"")
-        if way.is_full and way.in_flight <= IN_FLIGHT_MAX // 2:
-            self._has_room(connection, way)
+        if data is not None:
+            way.in_flight -= len(data)
+            if way.is_full and way.in_flight <= IN_FLIGHT_MAX // 2:
+                self._has_room(connection, way)
         if receiver in connection.dead or not host.is_up:
             return self._scheduler.idle()
         if data is None:

@@ -222,7 +222,7 @@ class World:
 
     def changed(self, member: Member, *, wholly: bool = False) -> None:
         """A step was done that may have changed a replica's state."""
-        if member.machine.replica.purges:
+        if member.machine.replica.purges.active:
             self.rare["clear_in_slices"] += 1
         self.auditor.check(member, wholly=wholly)
 

@@ -896,7 +896,7 @@ class Machine:
         return self.replica.clock.mark
 
     def digest(self) -> tuple[VersionVector, str] | None:
-        if self.replica.purges:
+        if self.replica.purges.active:
             return None
         self._settle()  # the digest is then at hand
         return self.vv(), f"{self.replica.digest():032x}"
