@@ -114,6 +114,9 @@ class Network:
         self.delays: dict[frozenset[str], float] = {}
         self.delay_ms = delay_ms
         self.apply_ms = 0.0
+        self.gather_ms = 0.0
+        """How long what comes waits for a turn, as for one that is under way."""
+        self._gathering: set[str] = set()
         self.is_hasty = False
         """Take the short cuts that a node takes: apply first, and no turn for commits that may not leave yet."""
         self.rested: list[tuple[str, float, float]] = []
@@ -222,7 +225,15 @@ class Network:
     def _deliver(self, link: object, target: str, data: bytes) -> None:
         if link in self.links:
             self.drives[target].receive(link, data, self.now)
-            self.turn(target)
+            if not self.gather_ms:
+                self.turn(target)
+            elif target not in self._gathering:
+                self._gathering.add(target)
+                self.later(self.gather_ms, lambda: self._end_gathering(target))
+
+    def _end_gathering(self, name: str) -> None:
+        self._gathering.remove(name)
+        self.turn(name)
 
     def _close(self, link: object) -> None:
         for name in self.links.pop(link, ()):  # type: ignore[call-overload]

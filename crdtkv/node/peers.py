@@ -64,6 +64,7 @@ WHY: Final[Mapping[str, str]] = {
     Code.ENDED: "one side returned as an incarnation that has ended; it takes a new one",
     Code.TIMEOUT: "it is silent",
     Code.SHUTDOWN: "it is shutting down",
+    Code.STARVED: "what it should have sent did not come, by a bug; the link begins anew, see the log",
     Code.FAILED: "one side's replication failed by a bug and starts over; see its log",
 }
 
@@ -392,8 +393,8 @@ class Peers:
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """What an operator must look at, newest last."""
-        return tuple(self._core.alarms) if self._core is not None else ()
+        """In the writer: what an operator must look at, newest last, and what has been missing for some seconds."""
+        return (*self._core.alarms, *self._core.waits_for()) if self._core is not None else ()
 
     async def lag(self) -> Lag:
         """Replication with every region that is configured or was connected, by name."""

@@ -377,6 +377,10 @@ class Replicator:
         live = {row.region for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE} | {self._store.region}
         return tuple((standing, standing.region in live) for standing in self.drive.membership.standings(self._port.vv()))
 
+    def waits_for(self) -> tuple[str, ...]:
+        """What has been missing for some seconds, as warnings."""
+        return tuple(f"waiting: {text}" for text in self.drive.waits_for(_now_ms()))
+
     def is_flushed(self) -> bool:
         """Every connected peer has acknowledged what was written here."""
         return all(not row.behind_commits for row in self.drive.statistics(_now_ms()) if row.state is State.LIVE)

@@ -18,6 +18,10 @@ one peer at a time, the nearest that has it; the next one if that refuses, or br
 ends when for `relay_linger_ms` it brought nothing but what came by itself as well. When all that have it refuse, only a
 snapshot helps: that is reported.
 
+**What should have come.** All waits above end by something that comes. In case it never does, by a bug: a live link over which something
+is owed that nothing accounts for (`Session.owes`), and that makes no progress for `starved_ms`, is ended, with an alarm. The next one
+begins with what both sides have. `waits_for` tells people what has been missing for some seconds.
+
 **Amnesia.** Once a peer knows more of this replica than it does itself, `amnesia` says so, and nothing may be committed any
 more under the present origin: the I/O layer has the replica take a new incarnation and calls `renewed`. All links end and are
 dialled again; what was lost is then a need like any other, of an origin that nobody continues, and comes back by relay.
@@ -25,8 +29,9 @@ dialled again; what was lost is then a need like any other, of an origin that no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Final, NamedTuple
 
 import msgspec
@@ -54,7 +59,7 @@ from crdtkv.replication.messages import (
 from crdtkv.replication.packing import Packing
 from crdtkv.replication.port import ReplicaPort
 from crdtkv.replication.progress import TIMER_MS, OwnTail
-from crdtkv.replication.session import Ready, Session
+from crdtkv.replication.session import Owed, Ready, Session
 from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.replication.snapshot import Job, Transfers
 from crdtkv.replication.status import LIVE, OPENING, RELAYING, Code, Event, EventKind, PeerStatistics, State
@@ -125,6 +130,11 @@ class _Arrival(NamedTuple):
     frames: list[Frame]
 
 
+class _Debt(NamedTuple):
+    owed: Owed
+    since_ms: float
+
+
 class _Need(NamedTuple):
     applied: int
     """What was applied of the origin when the waiting began; progress begins it anew."""
@@ -140,6 +150,10 @@ class _Peer:
         self.session = session
         self.dialed = dialed
         self.writable = True
+
+
+def _s(now_ms: float, since_ms: float) -> str:
+    return f"{(now_ms - since_ms) / 1000:.0f} s"
 
 
 def _frames_of(arrivals: Sequence[_Arrival]) -> tuple[Frame, ...]:
@@ -158,8 +172,8 @@ class Drive:
     # More than thirty attributes would be kept, and looked up, in a plain dict: slower at each turn.
     __slots__ = (
         "_agreed_as_of", "_agreed_with", "_alone", "_applied_by_ms", "_apply_at_ms", "_apply_began_ms", "_applying", "_began_here",
-        "_checked_for", "_direct", "_distances", "_durable", "_events", "_groups", "_has_news", "_is_quiet", "_members", "_needs", "_now",
-        "_peers", "_port", "_queue", "_relay_wake_ms", "_remembered", "_rests", "_resubscribe_after_ms", "_resubscribe_at_ms",
+        "_checked_for", "_debts", "_direct", "_distances", "_durable", "_events", "_groups", "_has_news", "_is_quiet", "_members", "_needs",
+        "_now", "_peers", "_port", "_queue", "_relay_wake_ms", "_remembered", "_rests", "_resubscribe_after_ms", "_resubscribe_at_ms",
         "_reviewed_as_of", "_served", "_settings", "_sharing", "_snapshot_for", "_tail", "_tried", "_vv", "_wall_ms", "amnesia",
         "membership", "transfers",
     )  # fmt: skip
@@ -209,6 +223,8 @@ class Drive:
         self._sharing = 0
         """How many those are: so many share the pace of what is written here."""
         self._needs: dict[Origin, _Need] = {}
+        self._debts: dict[Link, _Debt] = {}
+        """What links owe, and since when there was no progress of it."""
         self._tried: dict[Link, float] = {}
         """Peers whose relay brought nothing, and when that was found."""
         self._snapshot_for: set[Origin] = set()
@@ -598,6 +614,16 @@ class Drive:
         """Nothing received waits to be applied."""
         return self._applying is None and not self._queue and not self._alone
 
+    @property
+    def astray(self) -> list[Link]:
+        """Links that live on, and brought messages that were not dealt with and wait nowhere: none, for whoever judges. O(what waits)."""
+        waiting = Counter(id(arrival.session) for arrival in chain(self._applying or (), *self._alone, self._queue))
+        return [
+            link
+            for link, peer in self._peers.items()
+            if not peer.session.ended and peer.session.unsettled_messages != waiting[id(peer.session)]
+        ]
+
     def statistics(self, now_ms: float) -> tuple[PeerStatistics, ...]:
         """One row per region ever connected, by name; what is not known of the disconnected is None."""
         self._begin(now_ms)
@@ -766,6 +792,8 @@ class Drive:
         self._relay_wake_ms = None
         if not rests:
             self._look_for_needs()
+        elif self._debts:
+            self._debts = {}
         return rests  # so it is nearly always, and this is asked at every tick
 
     def _look_for_needs(self) -> None:
@@ -781,6 +809,7 @@ class Drive:
         if self._snapshot_for:
             donors = [(link, s) for link, s in live if any(s in holders[origin] for origin in self._snapshot_for)]
             self.transfers.need(donors, self._now)
+        self._look_for_debts(live)
         needed = set().union(*holders.values()) if holders else set()
         for _, session in live:
             if session.relay in RELAYING and session not in needed:
@@ -788,6 +817,36 @@ class Drive:
                     session.end_relay()
                 else:
                     self._wake_for_relay(end)
+
+    def _look_for_debts(self, live: Sequence[tuple[Link, Session]]) -> None:
+        """Begin links anew that have owed something for too long. O(messages that wait)."""
+        first: dict[tuple[int, bool], _Arrival] = {}
+        for arrival in chain(self._applying or (), *self._alone, self._queue):
+            first.setdefault((id(arrival.session), arrival.relayed), arrival)
+        debts: dict[Link, _Debt] = {}
+        for link, session in live if self._resubscribe_at_ms is None else ():  # else what was dropped is about to be asked for again
+            under_way = {frame for relayed in (False, True) if (a := first.get((id(session), relayed))) is not None for frame in a.frames}
+            if (owed := session.owes(under_way)) is None:
+                continue
+            debt = self._debts.get(link)
+            if debt is None or debt.owed.mark != owed.mark:
+                debt = _Debt(owed, self._now)
+            if (due := debt.since_ms + self._settings.starved_ms) <= self._now:
+                session.starve(f"{owed.text} for {self._settings.starved_ms / 1000:g} s: this link begins anew")
+            else:
+                debts[link] = debt
+                self._wake_for_relay(due)
+        self._debts = debts
+
+    def waits_for(self, now_ms: float) -> tuple[str, ...]:
+        """What has been missing here for longer than `stalled_ms`, for people; empty where all is well."""
+        long_ago = now_ms - self._settings.stalled_ms
+        found = [
+            f"commits of {origin} after {self._vv.seq(origin)} are missing here, and nobody has brought them for {_s(now_ms, since)}"
+            for origin, (_, since) in self._needs.items()
+            if since <= long_ago and origin not in self._snapshot_for
+        ]
+        return (*found, *(f"{owed.text} for {_s(now_ms, since)}" for owed, since in self._debts.values() if since <= long_ago))
 
     def _find_needs(self, live: Sequence[Session]) -> dict[Origin, set[Session]]:
         """Bring `_needs` up to date; per origin needed, the peers that have what is missing."""

@@ -30,8 +30,8 @@ the credit, one version vector.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, assert_never
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Final, NamedTuple, assert_never
 
 import msgspec
 
@@ -90,6 +90,14 @@ class Ready(msgspec.Struct, frozen=True):
     wake_at_ms: float | None
     """The next deadline; None: nothing is pending."""
     plans: tuple[Plan, ...] = ()
+
+
+class Owed(NamedTuple):
+    """What a link should have brought."""
+
+    text: str
+    mark: tuple[object, object]
+    """Changes with every progress."""
 
 
 class Session:
@@ -528,9 +536,44 @@ class Session:
                     worst = (missing, since, frame)
         return worst
 
+    def owes(self, under_way: Container[Frame]) -> Owed | None:
+        """What this link should have brought and, by all that is known here, is not on its way: a bug at either end, if it lasts.
+
+        A frame that came and rests on nothing that is missing is applied within a turn; what a peer has fsynced of its own, it may send.
+        A disk that is slow or full, and a peer that is far behind, do not show here. O(1).
+
+        Args:
+            under_way: frames that came first of those that are to be applied, or are being applied.
+        """
+        limit_of = self._port.control.limit
+        for incoming in (self.own_in, self.relay_in):
+            if incoming.waiting:
+                frame = incoming.waiting[0][0]
+                limit = limit_of(frame.origin)  # beyond it nothing is applied, as the members agreed
+                if frame not in under_way and not self._missing(frame) and (limit is None or frame.last_seq <= limit):
+                    text = f"{frame.origin}:{frame.first_seq} came from {self.origin}, rests on nothing that is missing, and is not applied"
+                    return Owed(text, (frame.origin, frame.first_seq))
+        if self.own_in.waiting or not self.sends_own or self.origin is None or limit_of(self.origin) is not None:
+            return None
+        there, here = self.peer_durable.seq(self.origin), self._vv.seq(self.origin)
+        if there <= here:
+            return None
+        text = f"{self.origin} has fsynced its commits up to {there}, and after {here} none comes"
+        return Owed(text, (here, self.own_in.received_messages))
+
+    def starve(self, text: str) -> None:
+        """End the link because of what `owes` has said for too long: the next one begins with what both sides have."""
+        if not self.ended:
+            self._alarm(Code.STARVED, text)
+
     def brings_all(self) -> bool:
         """No relay is open or asked for, and all that came is applied."""
         return self.relay in _NO_RELAY and not (self.own_in.waiting or self.relay_in.waiting)
+
+    @property
+    def unsettled_messages(self) -> int:
+        """How many messages of frames came that were neither applied nor held."""
+        return sum(incoming.received_messages - incoming.settled_messages for incoming in (self.own_in, self.relay_in))
 
     def waits_with(self, origin: str | int, seq: str | int) -> bool:
         """Whether the frame of an origin that begins at a seq came over this link and is not applied."""

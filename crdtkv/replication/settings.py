@@ -63,7 +63,8 @@ class ReplicationSettings:
         relay_retry_ms: when a peer that refused, or brought nothing, may be asked again.
         resubscribe_ms: how long after the replica dropped frames that it could not hold the streams are asked for anew;
             doubled, up to `relay_retry_ms`, each time that nothing was applied in between.
-        stalled_ms: received frames that wait longer than this for what they rest on are reported.
+        stalled_ms: received frames that wait longer than this for what they rest on are reported, and what is missing for so long is shown.
+        starved_ms: a live link that has brought nothing of what it owes for so long, though nothing accounts for that, begins anew.
         snapshot_chunk_bytes: about how long one chunk of a snapshot is. Longer ones delay live frames on the same link.
         snapshot_window: how many chunks may be on their way to a receiver that has not staged them: a snapshot's own credit.
         snapshots_max: how many snapshots are held for receivers at the same time; each holds back what the engine would free.
@@ -105,6 +106,7 @@ class ReplicationSettings:
     relay_retry_ms: int = 5_000
     resubscribe_ms: int = 200
     stalled_ms: int = 5_000
+    starved_ms: int = 10_000
     snapshot_chunk_bytes: int = 256 * KIB
     snapshot_window: int = 8
     snapshots_max: int = 2

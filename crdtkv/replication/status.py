@@ -56,6 +56,7 @@ class Code(enum.StrEnum):
     SHUTDOWN = "shutdown"
     RENEWED = "renewed"
     FAILED = "failed"
+    STARVED = "starved"
 
     @property
     def permanent(self) -> bool:
@@ -72,6 +73,7 @@ class EventKind(enum.StrEnum):
     REMOVED = "removed"
     NEEDS_SNAPSHOT = "needs_snapshot"
     STALLED = "stalled"
+    STARVED = "starved"
     SNAPSHOT_ASKED = "snapshot_asked"
     SNAPSHOT_BEGUN = "snapshot_begun"
     SNAPSHOT_STAGED = "snapshot_staged"
@@ -82,7 +84,7 @@ class EventKind(enum.StrEnum):
     RELAY_ENDED = "relay_ended"
 
 
-_ALARMS: Final = frozenset((EventKind.AMNESIA, EventKind.FORK, EventKind.DIVERGENCE, EventKind.REMOVED))
+_ALARMS: Final = frozenset((EventKind.AMNESIA, EventKind.FORK, EventKind.DIVERGENCE, EventKind.REMOVED, EventKind.STARVED))
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -27,9 +27,13 @@ class SimulatedLog:
     """A `CommitLog` as a plain list: the naive twin of the real ones, truncated frame by frame.
 
     `vv_at[p]` is what the frames before position p amount to; it outlives truncation, for whoever judges.
+
+    Args:
+        at_hand_max: how many of the newest frames count as being in memory; None: all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_hand_max: int | None = None) -> None:
+        self._at_hand_max = at_hand_max
         self.frames: list[Frame] = []
         self.vv_at: list[VersionVector] = [EMPTY_VV]
         self.jumps: list[tuple[int, VersionVector]] = []
@@ -46,7 +50,7 @@ class SimulatedLog:
         return self._start
 
     def at_hand(self) -> int:
-        return self._start
+        return self._start if self._at_hand_max is None else max(self._start, self.end() - self._at_hand_max)
 
     def floor(self) -> VersionVector:
         floor = self.vv_at[self._start]
@@ -120,7 +124,7 @@ class SimulatedLog:
 
     def copy(self) -> SimulatedLog:
         """What a copy of the directory holds."""
-        twin = SimulatedLog()
+        twin = SimulatedLog(self._at_hand_max)
         twin.frames, twin.vv_at, twin.jumps = self.frames[:], self.vv_at[:], self.jumps[:]
         twin._start, twin._synced = self._start, self.end()
         return twin

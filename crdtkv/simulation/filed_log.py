@@ -156,6 +156,9 @@ class FiledLog(SimulatedLog):
             raise LogBroke(f"what {vv} lacks begins at {wanted}, the log says {found}")
         return found
 
+    def at_hand(self) -> int:
+        return self.real.at_hand()
+
     def floor(self) -> VersionVector:
         found, wanted = self.real.floor(), super().floor()
         if found != wanted:

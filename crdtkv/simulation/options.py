@@ -131,6 +131,7 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
         relay_linger_ms=dice.pick((100, 1_000)),
         resubscribe_ms=50,
         stalled_ms=1_000,
+        starved_ms=3_000,
         backoff_min_ms=20,
         backoff_max_ms=100,
         backoff_refused_ms=100,

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 import crdtkv
 from crdtkv.core.frame import Frame
 from crdtkv.node.replicating import FAILED_TEXT, Replicator
-from crdtkv.replication import Drive, Event, EventKind
+from crdtkv.replication import LOOPBACK, PRESETS, Drive, Event, EventKind
 from crdtkv.replication.drive import Work
 from crdtkv.replication.messages import Frames
 from crdtkv.replication.session import Session
@@ -128,3 +129,34 @@ def test_what_is_told_of_a_fork_names_two_origins(monkeypatch: pytest.MonkeyPatc
         until(lambda: any(text.startswith("fork: ") for text in warnings_of(other)), "the status warns of the fork")
         assert any(f"{us.origin}:1" in text for text in warnings_of(other))
         assert FAILED_TEXT not in warnings_of(other)
+
+
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize(("stalled_ms", "starved_ms", "told"), [(50, HOUR_MS, "waiting: "), (HOUR_MS, 500, "starved: ")])
+def test_a_message_that_is_forgotten_in_silence_is_told_of_and_then_comes_again(
+    stalled_ms: int, starved_ms: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug that raises nothing: a message came, and whoever was to apply it never hears of it."""
+    monkeypatch.setitem(PRESETS, "loopback", replace(LOOPBACK, stalled_ms=stalled_ms, starved_ms=starved_ms))
+    forgetful, forgot = threading.Event(), threading.Event()
+    take = Session.take_frames
+
+    def forget_once(session: Session) -> list[tuple[bool, list[Frame]]]:
+        found = take(session)
+        if not forgetful.is_set() or forgot.is_set():
+            return found
+        forgot.set()
+        return []
+
+    monkeypatch.setattr(Session, "take_frames", forget_once)
+    with two_nodes() as (us, eu, _, other):
+        us.put("before", 1)
+        until(lambda: eu.get("before") == 1, "they replicate")
+        forgetful.set()
+        us.put("during", 2)
+        assert forgot.wait(DEADLINE_S)
+        until(lambda: any(text.startswith(f"{told}{us.origin}:2 came from {us.origin}") for text in warnings_of(other)), "it is told")
+        if starved_ms < HOUR_MS:
+            until(lambda: eu.vv() == us.vv(), "it has come over another link")

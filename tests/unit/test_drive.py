@@ -545,6 +545,29 @@ def test_no_wait_blocks_another_when_windows_and_credit_are_tiny_and_links_are_b
         net.run_until(net.is_equal, 20_000)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_links_that_cross_and_break_under_load_lose_no_message_of_another(seed: int) -> None:
+    """After each turn, what came over a live link was dealt with, is being applied, or waits: else no heartbeat ever brings it again."""
+    settings = replace(LOOPBACK, apply_bytes_max=300, message_bytes_max=400, backoff_max_ms=100)
+    net = Network([ToyReplica(region) for region in ("us", "eu", "ap")], settings=settings, delay_ms=2.0)
+    net.gather_ms = 3.0
+    net.mesh()
+    rng = random.Random(seed)
+    for _ in range(300):
+        net.write(rng.choice(["us", "eu", "ap"]), rng.randint(1, 3))
+        a, b = rng.sample(["us", "eu", "ap"], 2)
+        if rng.random() < 0.3:
+            net.connect(a, b)  # though there is a link: its dial has crossed another
+        elif rng.random() < 0.1:
+            net.cut(a, b)
+            net.later(10 * rng.random(), net.reconnect)
+        net.run_until(lambda: any(drive.astray for drive in net.drives.values()), 4 * rng.random(), required=False)
+        assert not any(drive.astray for drive in net.drives.values())
+    net.reconnect()
+    net.run_until(net.is_equal, 2_000)
+    assert not any(event.alarm for events in net.events.values() for event in events)
+
+
 # -- the replica's bound, and its refusals ------------------------------------------------------------------------
 
 

@@ -1,0 +1,110 @@
+"""A link that owes something that nothing accounts for begins anew; who is slow, full or far behind is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from crdtkv.core.causality import VersionVector
+from crdtkv.core.frame import Frame
+from crdtkv.replication import LAN, Drive, EventKind
+from crdtkv.replication.drive import Link
+from crdtkv.replication.messages import Ack, Bye, Frames, Heartbeat
+from tests.toy_replica import Network, ToyReplica
+from tests.unit.test_session import hello_of
+
+
+def forget_what_came(net: Network) -> None:
+    """What eu has received, and not yet taken up, is gone."""
+    net.apply_ms = 5.0
+    net.write("us")
+    net.run_until(lambda: net.drives["eu"]._applying is not None)
+    net.write("us")
+    net.run_until(lambda: bool(net.drives["eu"]._queue))
+    net.drives["eu"]._queue.clear()
+
+
+def take_it_for_sent(net: Network) -> None:
+    """What us has written is sent to nobody."""
+    net.replicas["us"].write()
+    net.drives["us"].local_commits(net.now)
+    for peer in net.drives["us"]._peers.values():
+        peer.session.own_out.seq = net.drives["us"]._tail.last_seq
+
+
+@pytest.mark.parametrize("go_wrong", [forget_what_came, take_it_for_sent])
+def test_what_went_astray_by_a_bug_comes_over_a_new_link(go_wrong: Callable[[Network], None]) -> None:
+    net = Network([ToyReplica("us"), ToyReplica("eu")])
+    net.mesh()
+    net.run_until(net.is_live, 2_000)
+    go_wrong(net)
+    net.run(net.settings.stalled_ms + 1_000)
+    waits = net.drives["eu"].waits_for(net.now)
+    assert len(waits) == 1 and net.replicas["us"].origin in waits[0], "it is told before anything is done about it"
+    assert EventKind.STARVED not in net.kinds("eu")
+    net.run_until(lambda: EventKind.STARVED in net.kinds("eu"), net.settings.starved_ms)
+    told = next(event for event in net.events["eu"] if event.kind is EventKind.STARVED)
+    assert told.alarm and told.text.startswith(waits[0].rpartition(" for ")[0])
+    assert any(isinstance(message, Bye) and message.code == "starved" for _, _, _, message in net.sent)
+    net.run_until(lambda: not net.links)
+    net.reconnect()
+    net.run_until(net.is_equal)
+    net.run(3 * net.settings.starved_ms)
+    assert net.kinds("eu").count(EventKind.STARVED) == 1 and not net.drives["eu"].waits_for(net.now)
+
+
+class Side:
+    """us with a link to eu, which says a heartbeat and an ack as often as it should."""
+
+    def __init__(self) -> None:
+        self.us, self.eu = ToyReplica("us"), ToyReplica("eu")
+        self.drive = Drive(self.us, LAN, now_ms=0, wall_ms=lambda: 0.0)
+        self.drive.connect("eu", 0, dialed=False)
+        self.drive.receive("eu", hello_of(self.eu), 0)
+        self.kinds: list[EventKind] = []
+        self.closed: list[Link] = []
+
+    def live_on(self, durable: VersionVector, apply: Callable[[tuple[Frame, ...], float], None]) -> None:
+        """For many times as long as a link may starve. `durable`: what eu has fsynced, by its acks."""
+        for beat in range(10 * LAN.starved_ms // LAN.heartbeat_ms):
+            now = float(beat * LAN.heartbeat_ms)
+            self.drive.receive("eu", Heartbeat(beat, 0, self.eu.vv(), 0), now)
+            self.drive.receive("eu", Ack(self.eu.vv(), durable, 0, 0), now)
+            self.drive.tick(now)
+            work = self.drive.ready()
+            self.drive.accept(work)
+            self.kinds += [event.kind for event in work.events]
+            self.closed += [closed.link for closed in work.closed]
+            if work.apply:
+                apply(work.apply, now)
+
+
+def refuse(_frames: tuple[Frame, ...], _now: float) -> None:
+    raise AssertionError("there is nothing to apply")
+
+
+def test_a_peer_whose_disk_does_not_fsync_starves_nobody() -> None:
+    """It has written, and may not send it yet."""
+    side = Side()
+    side.eu.write()
+    side.live_on(VersionVector(), refuse)
+    assert not side.closed and EventKind.STARVED not in side.kinds
+
+
+def test_what_the_disk_has_no_room_for_starves_nobody() -> None:
+    side = Side()
+    side.drive.receive("eu", Frames(False, (side.eu.write().data,)), 0)
+    side.live_on(side.eu.vv(), lambda _frames, now: side.drive.apply_deferred(now))
+    assert not side.closed and EventKind.STARVED not in side.kinds
+
+
+def test_what_waits_for_another_region_starves_nobody_and_is_told() -> None:
+    side = Side()
+    ap = ToyReplica("ap")
+    side.eu.apply([ap.write()])
+    side.drive.receive("eu", Frames(False, (side.eu.write().data,)), 0)
+    side.live_on(side.eu.vv(), lambda frames, now: side.drive.applied(side.us.apply(frames), now))
+    assert not side.closed and EventKind.STARVED not in side.kinds
+    (waits,) = side.drive.waits_for(10.0 * LAN.starved_ms)
+    assert waits.startswith(f"commits of {ap.origin} after 0 are missing here, and nobody has brought them for ")
