@@ -94,7 +94,9 @@ class PageStream:
             await self.open()
         message, self._first = self._first, None
         try:
-            if message is None:
+            if message is None and timeout is None:  # a watch for ever: no timer for each page
+                message = await self._messages.receive()
+            elif message is None:
                 async with asyncio.timeout(timeout):
                     message = await self._messages.receive()
         except StreamEnded as e:

@@ -39,7 +39,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +58,7 @@ from crdtkv.node.logging import LOGGER, event
 from crdtkv.store.requests import BLOCKS, QUICK_OPS, requests_of
 
 if TYPE_CHECKING:
+    from crdtkv.core.token import Token
     from crdtkv.results import Status
     from crdtkv.store.store import Store
 
@@ -88,6 +89,7 @@ HELD_S: Final = 2.0
 """How long requests wait while the store is occupied (a snapshot is being installed) before they are refused."""
 HELD_RETRY_MS: Final = 250
 """When those are to be tried again."""
+_NONE_LATE: Final[Set[int]] = frozenset()
 RETRY_S: Final = 1.0
 """When a turn that failed is tried again, if nothing else asks for one."""
 
@@ -127,12 +129,12 @@ class _Batch:
         """Each of its requests touches a record or two and waits for nothing."""
         return self.count <= QUICK_ROWS_MAX and self.ops <= QUICK_OPS and not any("durability" in row[3] for row in self.optioned)
 
-    def expired(self, now: float) -> set[int]:
+    def expired(self, now: float) -> Set[int]:
         """The places of rows that are past their deadlines."""
         waited_ms = (now - self.arrived) * 1000
         own = [row[3]["deadline_ms"] for row in self.optioned if "deadline_ms" in row[3]]
         if not own and not 0 < self.deadline_ms <= waited_ms:
-            return set()
+            return _NONE_LATE
         common = self.deadline_ms or None
         return {at for at, row in enumerate(self.rows) if _is_past(_deadline_ms(row, common), waited_ms)}
 
@@ -179,8 +181,9 @@ class StorageWorker:
         self.occupied = ""
         """Why the store has no time for requests: they wait, up to `HELD_S`, while turns and their tasks go on. Set by `turn`."""
 
-        # Guarded by `_work`: what waits for a turn, and whether one is under way.
-        self._work = threading.Condition(threading.Lock())
+        # Guarded by `_lock`: what waits for a turn, and whether one is under way.
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
         self._batches: deque[_Batch] = deque()
         self._tasks: deque[Callable[[], None]] = deque()
         self._turning = 0
@@ -258,7 +261,7 @@ class StorageWorker:
             optioned = [row for row in rows if type(row[3]) is dict]
             batch = _Batch(rows, size, deliver, time.monotonic(), deadline_ms, ops, optioned, count)
             cost = count if batch.is_quick else QUICK_ROWS_MAX + 1
-            with self._work:
+            with self._lock:
                 self._batches.append(batch)
                 self._ask(cost, size)
             return count
@@ -272,7 +275,7 @@ class StorageWorker:
         Args:
             size: it is short, as work on so many bytes is, and may run in the loop; None: in the writer only.
         """
-        with self._work:
+        with self._lock:
             if self._writer_ended:
                 return
             self._tasks.append(function)
@@ -283,7 +286,7 @@ class StorageWorker:
                 self._work.notify()
 
     def _ask(self, rows: int, size: int) -> None:
-        """In the loop, holding `_work`: something waits for a turn; say who takes it."""
+        """In the loop, holding `_lock`: something waits for a turn; say who takes it."""
         self._quick_rows += rows
         self._quick_bytes += size
         if self._turning:
@@ -361,7 +364,7 @@ class StorageWorker:
 
     async def stop(self) -> None:
         """Refuse what comes, finish what was accepted, end the threads. The store stays open."""
-        with self._work:
+        with self._lock:
             self._stopping = True
             self._work.notify()
         if self._timer is not None:
@@ -383,7 +386,7 @@ class StorageWorker:
             LOGGER.debug("writer_failed", exc_info=e)
             self._post((self._fail,))
         finally:
-            with self._work:
+            with self._lock:
                 self._writer_ended = True
             with self._executed:
                 self._executed.notify()
@@ -391,7 +394,7 @@ class StorageWorker:
     def _take_turns(self) -> None:
         ident = threading.get_ident()
         while True:
-            with self._work:
+            with self._lock:
                 while not self._is_wanted():
                     due = self._due()
                     if self._turning:
@@ -409,25 +412,25 @@ class StorageWorker:
                     self._writer_ended = True
                     break
             next_at = self._run_turn(tasks, group)
-            with self._work:
+            with self._lock:
                 self._turning = 0
                 self._next_at = next_at
 
     def _is_wanted(self) -> bool:
-        """Whether something waits for the writer, holding `_work`."""
+        """Whether something waits for the writer, holding `_lock`."""
         if self._turning or (self._quick_asked and not self._stopping):
             return False
         return bool((self._batches and not self.occupied) or self._tasks or self._stopping)
 
     def _due(self) -> float | None:
-        """When a turn is due that nothing waits for, holding `_work`."""
+        """When a turn is due that nothing waits for, holding `_lock`."""
         if not (self.occupied and self._batches):
             return self._next_at
         refuse_at = self._batches[0].arrived + HELD_S
         return refuse_at if self._next_at is None else min(refuse_at, self._next_at)
 
     def _begin_turn(self, ident: int) -> tuple[Sequence[Callable[[], None]], list[_Batch]]:
-        """Take what the turn is about, holding `_work`."""
+        """Take what the turn is about, holding `_lock`."""
         self._turning = ident
         tasks, self._tasks = self._tasks, deque()
         self._quick_rows = self._quick_bytes = 0
@@ -435,7 +438,7 @@ class StorageWorker:
 
     def _quick_turn(self) -> None:
         """Take a turn here in the loop if it is short for sure; else leave it to the writer."""
-        with self._work:
+        with self._lock:
             self._quick_asked = False
             if self._turning or not (self._batches or self._tasks):
                 return
@@ -459,7 +462,7 @@ class StorageWorker:
         self._wake()
 
     def _end_quick_turn(self, next_at: float | None) -> None:
-        with self._work:
+        with self._lock:
             self._turning = 0
             wanted = bool(self._batches or self._tasks or self._stopping or self._writer_blocked)
             if next_at is not None and next_at - time.monotonic() < SOON_S:
@@ -534,11 +537,25 @@ class StorageWorker:
         text = f"{self.occupied}: try again in a moment, or use another endpoint"
         refusal = RegionUnavailableError(text, retry_after_ms=HELD_RETRY_MS)
         self.errors[refusal.code] += sum(batch.count for batch in group)
-        return partial(self._deliver, [(batch, [error_row(row[0], refusal) for row in batch.rows]) for batch in group], "")
+        replies = [error_row(row[0], refusal) for batch in group for row in batch.rows]
+        return partial(self._deliver, group, [_NONE_LATE] * len(group), replies, None)
 
-    def _deliver(self, parts: Sequence[tuple[_Batch, list[Any]]], token: str) -> None:
-        """In the loop: hand replies to whoever asked."""
-        for batch, part in parts:
+    def _deliver(self, group: Sequence[_Batch], lates: Sequence[Set[int]], replies: list[Any], of: Token | None) -> None:
+        """In the loop: hand replies to whoever asked.
+
+        Args:
+            lates: of each message, the places of rows that were not executed; `replies` are those of all the others, in order.
+            of: what they saw; None: nothing was executed.
+        """
+        token = "" if of is None else of.encode()
+        start = 0
+        for batch, late in zip(group, lates, strict=True):
+            end = start + len(batch.rows) - len(late)
+            part = replies[start:end]
+            start = end
+            if late:
+                answered = iter(part)
+                part = [_too_late(row) if at in late else next(answered) for at, row in enumerate(batch.rows)]
             self.queued -= batch.count
             self.answered += batch.count
             try:
@@ -557,7 +574,7 @@ class StorageWorker:
         for batch, late in zip(group, expired, strict=True):
             requests += [row for at, row in enumerate(batch.rows) if at not in late] if late else batch.rows
             asked += batch.count - sum(requests_of(batch.rows[at]) for at in late)
-        token = ""
+        token: Token | None = None
         position = 0
         replies: list[Any] = []
         if requests:
@@ -582,20 +599,11 @@ class StorageWorker:
                 failure = as_crdtkv_error(e)
                 self.errors[failure.code] += asked
                 replies = [error_row(row[0], failure) for row in requests]
-        # One group holds the messages in order, and `replies` follows `requests`: so each message gets a slice.
-        parts: list[tuple[_Batch, list[Any]]] = []
-        start = 0
         for batch, late in zip(group, expired, strict=True):
-            end = start + len(batch.rows) - len(late)
-            part = replies[start:end]
-            start = end
             if late:
                 self.errors[DeadlineExceededError.code] += sum(requests_of(batch.rows[at]) for at in late)
-                answered = iter(part)
-                part = [_too_late(row) if at in late else next(answered) for at, row in enumerate(batch.rows)]
-            parts.append((batch, part))
-
-        return position, partial(self._deliver, parts, token)
+        # What is left, to slice and encode, is for the loop, once the peers have what was written.
+        return position, partial(self._deliver, group, expired, replies, token)
 
     # -- the syncer -----------------------------------------------------------------------------------------------
 
@@ -619,7 +627,7 @@ class StorageWorker:
             self._post([*(deliver for _, deliver in waiting), self.poke])
 
     def _fail(self) -> None:
-        with self._work:
+        with self._lock:
             self._stopping = True
             self._work.notify()
         self._idle.set()

@@ -212,7 +212,8 @@ class Outgoing:
     """
 
     __slots__ = (
-        "_sizes", "acked_messages", "flushed_ms", "granted_bytes", "in_flight_bytes", "sent_bytes", "sent_messages", "settings", "sharers"
+        "_flight_max", "_pace_ms", "_scaled_to", "_sizes", "_window", "acked_messages", "flushed_ms", "granted_bytes", "in_flight_bytes",
+        "sent_bytes", "sent_messages", "settings", "sharers",
     )  # fmt: skip
 
     def __init__(self, settings: ReplicationSettings) -> None:
@@ -226,6 +227,9 @@ class Outgoing:
         self.in_flight_bytes = 0
         self._sizes: deque[int] = deque()
         self.flushed_ms = float("-inf")
+        self._scaled_to: tuple[float | None, int] = None, 0
+        """The round trip and the sharers that what follows was last worked out for: it is asked for several times in every turn."""
+        self._window, self._flight_max, self._pace_ms = 1, 0, 0.0
 
     @property
     def credit(self) -> int:
@@ -237,32 +241,38 @@ class Outgoing:
 
     def window(self, round_trip_ms: float | None) -> int:
         """How many messages may be on their way. One while the round trip is not yet known."""
-        settings = self.settings
-        if round_trip_ms is None:
-            return 1
-        more = 0 if self._is_short(round_trip_ms) else math.ceil(round_trip_ms / max(self.pace_ms(round_trip_ms), 1.0))
-        return min(settings.window_messages_max, settings.window_messages_min + more)
+        self._scale(round_trip_ms)
+        return self._window
 
     def has_room(self, round_trip_ms: float | None) -> bool:
         """Whether another message may leave: all that is on its way is less than `flight_bytes_max` (or `…_far_max`), and that last one."""
-        if self.in_flight >= self.window(round_trip_ms) or self.credit <= 0:
-            return False
-        settings = self.settings
-        return self.in_flight_bytes < (settings.flight_bytes_max if self._is_short(round_trip_ms) else settings.flight_bytes_far_max)
-
-    def _is_short(self, round_trip_ms: float | None) -> bool:
-        return round_trip_ms is None or round_trip_ms < self.settings.round_trip_short_ms
+        self._scale(round_trip_ms)
+        in_flight = self.sent_messages - self.acked_messages
+        return in_flight < self._window and self.granted_bytes > self.sent_bytes and self.in_flight_bytes < self._flight_max
 
     def flush_due_ms(self, round_trip_ms: float | None) -> float:
         """When the next message may leave, as far as pace goes."""
-        return self.flushed_ms + self.pace_ms(round_trip_ms)
+        self._scale(round_trip_ms)
+        return self.flushed_ms + self._pace_ms
 
     def pace_ms(self, round_trip_ms: float | None) -> float:
         """The least time between two messages that are not full: on a short link they may follow each other at once."""
+        self._scale(round_trip_ms)
+        return self._pace_ms
+
+    def _scale(self, round_trip_ms: float | None) -> None:
+        if self._scaled_to == (round_trip_ms, self.sharers):
+            return
+        self._scaled_to = round_trip_ms, self.sharers
         settings = self.settings
-        if round_trip_ms is None or self._is_short(round_trip_ms):
-            return 0.0
-        return min(max(round_trip_ms / settings.flushes_per_round_trip, settings.flush_ms * self.sharers), settings.flush_ms_max)
+        if round_trip_ms is None or round_trip_ms < settings.round_trip_short_ms:
+            self._pace_ms, self._flight_max = 0.0, settings.flight_bytes_max
+            self._window = 1 if round_trip_ms is None else min(settings.window_messages_max, settings.window_messages_min)
+            return
+        paced_ms = max(round_trip_ms / settings.flushes_per_round_trip, settings.flush_ms * self.sharers)
+        self._pace_ms, self._flight_max = min(paced_ms, settings.flush_ms_max), settings.flight_bytes_far_max
+        more = math.ceil(round_trip_ms / max(self._pace_ms, 1.0))
+        self._window = min(settings.window_messages_max, settings.window_messages_min + more)
 
     def sent(self, size: int, now_ms: float, *, more: bool) -> None:
         """A message leaves. `more`: it was full, so the next one need not wait for anything to gather."""

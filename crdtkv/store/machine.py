@@ -430,9 +430,11 @@ class Machine:
     def _is_full(self, times: float = 1) -> bool:
         """Whether enough waits for the engine to be written; or so many times enough."""
         replica, most = self.replica, times * self.fold_records_max
+        if replica.state.changed >= most or self.unfolded_bytes >= times * FOLD_BYTES_MAX:
+            return True
         # Request ids beside the records: a few keys may be put over and over, and records in memory do not wait at all.
-        ids_max = max(most, times * replica.settings.requests_max // REQUEST_CHUNKS)
-        return replica.state.changed >= most or replica.requests.unfolded >= ids_max or self.unfolded_bytes >= times * FOLD_BYTES_MAX
+        ids = replica.requests.unfolded
+        return ids >= most and ids >= times * replica.settings.requests_max // REQUEST_CHUNKS
 
     def postpone_fold(self) -> bool:
         """For a few small changes in a hurry: have none of them write the engine, until `folds` is set again.

@@ -47,6 +47,7 @@ from crdtkv.store.settings import check_durability
 from crdtkv.store.transaction import Transaction
 
 if TYPE_CHECKING:
+    from crdtkv.core.token import Token
     from crdtkv.store.store import Store
 
 BLOCKS = frozenset(("puts", "gets"))
@@ -69,12 +70,13 @@ millisecond, and needs no fold."""
 class Executed(NamedTuple):
     """What a group did. `position` is the log's end: wait for it to be durable before telling anyone.
 
+    `token`: of what the group saw; encoded by whoever tells it, who need not hurry.
     `level`: the greatest durability that a request of the group asked for by itself, `async` or `sync`, whatever the store's.
     `commits`: how many were made. `errors`: how many requests failed, by code.
     """
 
     replies: list[list[Any]]
-    token: str
+    token: Token
     position: int
     level: str | None = None
     commits: int = 0
@@ -98,7 +100,7 @@ def execute(store: Store, requests: Sequence[Sequence[Any]]) -> Executed:
         group.answer(row, request)
     position = group.seal()
     made = store._machine.own_seq() - before
-    return Executed(replies, store._watches.token(position), position, group.level, made, group.errors)
+    return Executed(replies, store._watches.to_encode(position), position, group.level, made, group.errors)
 
 
 class _Group:

@@ -155,8 +155,12 @@ class Watches:
 
     def token(self, position: int, vv: VersionVector | None = None) -> str:
         """The token of a place in this log; `vv`: what was applied there, if not what is now."""
+        return self.to_encode(position, vv).encode()
+
+    def to_encode(self, position: int, vv: VersionVector | None = None) -> Token:
+        """The same, for whoever encodes it later."""
         machine = self._machine
-        return Token(machine.shard, machine.origin, position, machine.control.show(machine.vv() if vv is None else vv)).encode()
+        return Token(machine.shard, machine.origin, position, machine.control.show(machine.vv() if vv is None else vv))
 
     def subscribe(
         self, lock: threading.RLock, prefix: str, since: str | None, limit: int, notify: Callable[[], None] | None
@@ -285,6 +289,8 @@ class Subscription:
         self.unlogged = watches._machine.unlogged
         self._queue: deque[tuple[Row, Place]] = deque()
         self._news = threading.Condition()
+        self._is_awaited = False
+        """Somebody waits, or has waited, in `changes`."""
         self._closed = False
         self.overflowed = False
         self.last_token: str | None = None
@@ -320,8 +326,9 @@ class Subscription:
     def _wake(self) -> None:
         if self._notify is not None:
             self._notify()
-        with self._news:
-            self._news.notify_all()
+        if self._is_awaited:
+            with self._news:
+                self._news.notify_all()
 
     def drain(self, limit: int | None = None) -> list[Row]:
         """What has gathered, at most `limit` rows; [] if nothing has."""
@@ -363,6 +370,7 @@ class Subscription:
                     )
                 if self._closed:
                     raise StoreClosedError("the store was closed")
+                self._is_awaited = True  # before it is looked at whether anything came
                 with self._news:
                     if self._idle() and not self._news.wait(timeout):
                         return

@@ -11,7 +11,6 @@ import pytest
 import crdtkv
 from crdtkv import Settings, Store
 from crdtkv.core.codec import encode_value as v
-from crdtkv.core.token import token_vv
 from crdtkv.results import OK, ONE_BY_ONE, Change, Explanation
 from tests.stores import Clock, store_at, sync
 
@@ -34,7 +33,7 @@ def test_a_group_is_one_frame_and_each_write_a_commit(store: Store) -> None:
     assert [r[0] for r in done.replies] == list(range(100)) and done.position == store._machine.log.end() == 1
     assert [r[2][1] for r in done.replies] == list(range(1, 101))
     stamps = [r[2][2] for r in done.replies]
-    assert stamps == sorted(set(stamps)) and token_vv(done.token) == store.vv()
+    assert stamps == sorted(set(stamps)) and done.token.vv == store.vv()
     store.execute([[1, "get", ["k1"], None]])
     assert store._machine.log.end() == 1
 

@@ -22,9 +22,17 @@ from tests.stores import Clock, store_at
 
 
 @dataclass
+class Encodable:
+    text: str
+
+    def encode(self) -> str:
+        return self.text
+
+
+@dataclass
 class Executed:
     replies: list[list[Any]]
-    token: str
+    token: Encodable
     position: int
     commits: int = 0
     errors: dict[str, int] = field(default_factory=dict)
@@ -56,7 +64,7 @@ class FakeStore:
         self.groups.append(len(requests))
         self.threads.append(-threading.get_ident() if self.hurried else threading.get_ident())
         self.executed += 1
-        return Executed([[row[0], 0, row[2]] for row in requests], f"t{self.executed}", self.executed)
+        return Executed([[row[0], 0, row[2]] for row in requests], Encodable(f"t{self.executed}"), self.executed)
 
     def wait_durable(self, position: int) -> None:
         assert self.disk.wait(10)

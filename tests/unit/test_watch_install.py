@@ -75,7 +75,7 @@ def test_a_watch_may_begin_where_a_read_after_the_install_was(us: Store, eu: Sto
     us.put("theirs", 1)
     eu.put("k", 1)
     install(us, eu)
-    token = eu.execute([(1, "get", ["k"], None)]).token
+    token = eu.execute([(1, "get", ["k"], None)]).token.encode()
     assert told(eu, token) == []
     eu.put("k", 2)
     assert told(eu, token) == [("k", 2, False)]
