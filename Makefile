@@ -65,7 +65,7 @@ test: $(VENV)/.dev ## all tests but the soak ones
 	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not soak" $(ARGS)
 
 .PHONY: soak
-soak: soak-random soak-kill soak-histories acceptance soak-simulate ## all that follow, one after the other: hours
+soak: soak-random soak-kill soak-cuts soak-histories acceptance soak-simulate ## all that follow, one after the other: hours
 
 .PHONY: soak-random
 soak-random: $(VENV)/.dev ## randomised tests, with fresh seeds and many more of them
@@ -82,6 +82,10 @@ mutants-table: $(VENV)/.dev ## renew docs/mutants.md: each planted bug, what kil
 .PHONY: soak-kill
 soak-kill: $(VENV)/.dev ## SIGKILL ten times at each step on the way to the disk, over 1,000 kills; a few minutes
 	@$(PY) -m pytest -q -s -n $(WORKERS) --timeout 0 -m soak tests/fault/test_kill_steps.py $(ARGS)
+
+.PHONY: soak-cuts
+soak-cuts: $(VENV)/.dev ## a thousand rounds of cuts and heals under load, of three nodes in one process; some ten minutes
+	@$(PY) -m pytest -q -s --timeout 0 -m soak tests/integration/test_cuts_under_load.py $(ARGS)
 
 .PHONY: soak-simulate
 soak-simulate: $(VENV)/.dev ## 50,000 simulated seeds on all cores; goes on where it was stopped; ARGS="--seeds N"
