@@ -244,7 +244,7 @@ class Membership:
         """The regions that must agree, by name."""
         control = self._port.control
         names = {region_of(self._port.origin), *self._configured, *control.members, *self._named, *control.open_regions(vv)}
-        return sorted(name for name in names if not control.is_removed(name))
+        return sorted([name for name in names if not control.is_removed(name)] if control.members else names)
 
     def _told_by(self, member: Origin | None, origin: Origin) -> tuple[int, bool] | None:
         return None if member is None else self._reports.get(member, {}).get(origin)
@@ -289,8 +289,8 @@ class Membership:
         those that a member has frozen."""
         control = self._port.control
         known = {*vv.origins(), *(o for told in self._reports.values() for o, (seq, _) in told.items() if seq)}
-        told = {o for by, told in self._reports.items() if self._counts(by) for o, (_, is_frozen) in told.items() if is_frozen}
-        return sorted(o for o in known if o in told or control.is_removed(region_of(o)) or _is_former(o, latest[region_of(o)], present))
+        told = {o for by, told in self._reports.items() if told and self._counts(by) for o, (_, is_frozen) in told.items() if is_frozen}
+        return sorted([o for o in known if o in told or control.is_removed(region_of(o)) or _is_former(o, latest[region_of(o)], present)])
 
     def _tell(self, vv: VersionVector, durable: VersionVector, latest: Mapping[str, Origin], is_handed_over: bool) -> Told:
         """What this replica reports: of what is frozen here, of what went beyond its end, and of regions that are drained."""

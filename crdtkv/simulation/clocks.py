@@ -28,18 +28,17 @@ class WallClock:
         self.offset_ms = offset_ms
         self._rate = 1.0 + drift
         self._grain_ms = grain_ms
-        self._read: tuple[int, int] = (-1, 0)
+        self._read_us, self._shown = -1, 0
         """When it was last read, in virtual time, and what it showed."""
 
     def __call__(self) -> int:
-        now_us, (at_us, shown) = self._time.now_us, self._read
-        if now_us != at_us:
+        now_us = self._time.now_us
+        if now_us != self._read_us:
             ms = EPOCH_MS + self.offset_ms + int(now_us * self._rate / 1000)
-            shown = ms - ms % self._grain_ms
-            self._read = now_us, shown
-        return shown
+            self._read_us, self._shown = now_us, ms - ms % self._grain_ms
+        return self._shown
 
     def jump(self, ms: int) -> None:
         """Somebody sets the clock."""
         self.offset_ms += ms
-        self._read = (-1, 0)
+        self._read_us = -1

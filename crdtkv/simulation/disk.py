@@ -153,8 +153,8 @@ class SimulatedEngine:
         self.get = self.records.get
         self._keys: list[bytes] | None = []
         """In order; None: to be sorted anew, for keys came or went. Cheaper, for so few, than to keep them in order at each write."""
-        self.folds: list[dict[bytes, bytes]] = [{}]
-        """The last one is what `records` holds. As plain dicts: to copy the order of the keys each time would cost more than the rest."""
+        self.folds: list[dict[bytes, bytes | None]] = [{}]
+        """For each remembered state, the last of which `records` is: what gives back the one before it, if that is remembered."""
         self.is_full = False
         self._touched: dict[bytes, None] = {}
 
@@ -165,6 +165,8 @@ class SimulatedEngine:
         if self.is_full:
             raise DiskFullError("the simulated engine has no room")
         records = self.records
+        self.folds.append(dict(zip(batch, map(self.get, batch), strict=True)))
+        del self.folds[:-FOLDS_KEPT]
         before = len(records)
         records.update(batch)  # type: ignore[arg-type]  # what is None goes at once
         is_same = len(records) == before
@@ -174,8 +176,6 @@ class SimulatedEngine:
         if not is_same:
             self._keys = None
         self._touched.update(dict.fromkeys(batch))
-        self.folds.append(records.copy())
-        del self.folds[:-FOLDS_KEPT]
 
     def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         if self._keys is None:
@@ -197,19 +197,25 @@ class SimulatedEngine:
 
     def positions(self) -> list[int]:
         """The log positions that the remembered states stand at."""
-        return [position_of(records) for records in self.folds]
+        found, meta = [], self.records.get(META_KEY)
+        for former in reversed(self.folds):
+            found.append(_position_in(meta))
+            meta = former.get(META_KEY, meta)
+        return found[::-1]
 
     def wake(self, fold: int) -> None:
         """The process died: what is found is the state after one of the remembered batches."""
-        del self.folds[fold + 1 :]
-        self.records.clear()
-        self.records.update(self.folds[fold])
+        while len(self.folds) > fold + 1:
+            for key, record in self.folds.pop().items():
+                if record is None:
+                    self.records.pop(key, None)
+                else:
+                    self.records[key] = record
         self._keys = None
 
     def copy(self) -> SimulatedEngine:
         """What a copy of the directory holds: the last batch."""
         twin = SimulatedEngine()
-        twin.folds = [self.folds[-1]]
         twin.records.update(self.records)
         twin._keys = None
         return twin
@@ -262,5 +268,8 @@ class SimulatedView:
 
 def position_of(records: Mapping[bytes, bytes]) -> int:
     """The log position up to which the state of an engine goes."""
-    meta = records.get(META_KEY)
+    return _position_in(records.get(META_KEY))
+
+
+def _position_in(meta: bytes | None) -> int:
     return 0 if meta is None else msgspec.msgpack.decode(meta, type=Meta).position

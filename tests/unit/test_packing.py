@@ -200,3 +200,14 @@ def test_noise_in_text_form_is_still_worth_it() -> None:
 
 def test_unpack_gives_what_was_packed() -> None:
     assert unpack(pack(PLAIN)) == TEXT
+
+
+@pytest.mark.parametrize("size", [0, 1, 249, 250, 251, 3_834, 3_835, 30_000, 32_506, 40_000, 200_000])
+def test_a_window_as_large_as_it_takes_packs_as_well_as_the_widest(size: int) -> None:
+    dice = random.Random(size)
+    words = [bytes(dice.randrange(256) for _ in range(dice.randrange(1, 40))) for _ in range(60)]
+    plain = b"".join(dice.choice(words) for _ in range(size // 8 + 1))[:size]
+    packed = pack(plain)
+    widest = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+    assert len(packed.data) <= 1.05 * len(widest.compress(plain) + widest.flush()) + 64  # the same, where zlib is the usual one
+    assert zlib.decompress(packed.data, -zlib.MAX_WBITS) == plain
