@@ -617,12 +617,11 @@ class Drive:
     @property
     def astray(self) -> list[Link]:
         """Links that live on, and brought messages that were not dealt with and wait nowhere: none, for whoever judges. O(what waits)."""
+        unsettled = {id(s): s.unsettled_messages for s in [peer.session for peer in self._peers.values()] if not s.ended}
+        if not (self._applying or self._alone or self._queue or any(unsettled.values())):
+            return []  # as at most times, and it is asked at every turn of a simulation
         waiting = Counter(id(arrival.session) for arrival in chain(self._applying or (), *self._alone, self._queue))
-        return [
-            link
-            for link, peer in self._peers.items()
-            if not peer.session.ended and peer.session.unsettled_messages != waiting[id(peer.session)]
-        ]
+        return [link for link, peer in self._peers.items() if unsettled.get(of := id(peer.session), waiting[of]) != waiting[of]]
 
     def statistics(self, now_ms: float) -> tuple[PeerStatistics, ...]:
         """One row per region ever connected, by name; what is not known of the disconnected is None."""
@@ -825,8 +824,7 @@ class Drive:
             first.setdefault((id(arrival.session), arrival.relayed), arrival)
         debts: dict[Link, _Debt] = {}
         for link, session in live if self._resubscribe_at_ms is None else ():  # else what was dropped is about to be asked for again
-            under_way = {frame for relayed in (False, True) if (a := first.get((id(session), relayed))) is not None for frame in a.frames}
-            if (owed := session.owes(under_way)) is None:
+            if (owed := session.owes(self._under_way(session, first) if first else ())) is None:
                 continue
             debt = self._debts.get(link)
             if debt is None or debt.owed.mark != owed.mark:
@@ -837,6 +835,11 @@ class Drive:
                 debts[link] = debt
                 self._wake_for_relay(due)
         self._debts = debts
+
+    @staticmethod
+    def _under_way(session: Session, first: Mapping[tuple[int, bool], _Arrival]) -> set[Frame]:
+        """The frames in the first message of each stream of a link that is to be applied."""
+        return {frame for relayed in (False, True) if (a := first.get((id(session), relayed))) is not None for frame in a.frames}
 
     def waits_for(self, now_ms: float) -> tuple[str, ...]:
         """What has been missing here for longer than `stalled_ms`, for people; empty where all is well."""

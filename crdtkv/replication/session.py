@@ -573,7 +573,8 @@ class Session:
     @property
     def unsettled_messages(self) -> int:
         """How many messages of frames came that were neither applied nor held."""
-        return sum(incoming.received_messages - incoming.settled_messages for incoming in (self.own_in, self.relay_in))
+        own, relay = self.own_in, self.relay_in
+        return own.received_messages + relay.received_messages - own.settled_messages - relay.settled_messages
 
     def waits_with(self, origin: str | int, seq: str | int) -> bool:
         """Whether the frame of an origin that begins at a seq came over this link and is not applied."""
