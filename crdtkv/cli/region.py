@@ -141,7 +141,7 @@ def drain(place: Place, output: str, name: str, wait: bool, within_s: float) -> 
                 return UNAVAILABLE
             if output != JSON and (now := ", ".join(found.waits_for)) != told:
                 told = now
-                emit(f"{name} takes no more writes; waits for {now}")
+                emit(f"{name} takes no more writes (crdtkv region add {name}: it does again); waits for {now}")
             time.sleep(POLL_S)
             reply = side.regions()
             found = next(r for r in reply.regions if r.region == name)

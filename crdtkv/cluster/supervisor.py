@@ -85,6 +85,11 @@ class Supervisor:
                 node.kill()
         self._stop.set()
 
+    @property
+    def is_stopping(self) -> bool:
+        """It was asked to stop."""
+        return self._stop.is_set()
+
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Start, call `on_ready` when all peer links are up, and serve until `stop`; nothing is left when this returns.
 
@@ -526,7 +531,8 @@ async def supervise(
     def on_owner_gone(descriptor: int) -> None:
         if not os.read(descriptor, 1):
             loop.remove_reader(descriptor)
-            supervisor.stop()
+            if not (supervisor.is_stopping or signals.received):  # else an owner that gives up has asked already, and asks for no more
+                supervisor.stop()
 
     if owner is not None:
         loop.add_reader(owner, on_owner_gone, owner)

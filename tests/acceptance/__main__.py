@@ -24,6 +24,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from crdtkv import interrupts
 from tests.acceptance.judge import Told, connect, judge, read
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +81,7 @@ class Walk:
         end = time.monotonic() + DEADLINE_S
         while not (value := condition()):
             assert time.monotonic() < end, f"not within {DEADLINE_S:g} s: {what}"
+            interrupts.check()
             time.sleep(0.3)
         return value
 
@@ -105,7 +107,7 @@ class Walk:
         file = self.directory / f"{name}.notes"
         file.touch()
         command = [sys.executable, "-m", "tests.acceptance.client", name, str(file), kind, at]
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE)
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C is the walk's
         self.clients[name] = process
         self.stack.callback(process.kill)
 
@@ -121,7 +123,10 @@ class Walk:
 
     def rest(self, factor: float = 1.0) -> None:
         """Let the load go on."""
-        time.sleep(self.pace_s * factor)
+        end = time.monotonic() + self.pace_s * factor
+        while (left := end - time.monotonic()) > 0:
+            interrupts.check()
+            time.sleep(min(left, 0.2))
 
     # -- the walk -------------------------------------------------------------------------------------------------------
 
@@ -337,8 +342,24 @@ def main() -> int:
     options = parser.parse_args()
     directory = options.directory or Path(tempfile.mkdtemp(prefix="crdtkv-acceptance-"))
     directory.mkdir(parents=True, exist_ok=True)
+    with interrupts.noted(*interrupts.ENDED_BY) as signals:
+        try:
+            wrong = _walk(directory.resolve(), options.pace)
+        except (Exception, KeyboardInterrupt):
+            if not signals.received:
+                raise
+            print("stopped: the cluster is down, and nothing was judged", file=sys.stderr)
+            if options.directory is None:
+                shutil.rmtree(directory)
+            return 128 + signals.received[0]
+    if not wrong and options.directory is None:
+        shutil.rmtree(directory)
+    return 1 if wrong else 0
+
+
+def _walk(directory: Path, pace_s: float) -> list[str]:
     with ExitStack() as stack:
-        walk = Walk(directory.resolve(), stack, options.pace)
+        walk = Walk(directory, stack, pace_s)
         walk.up()
         walk.kill_each()
         walk.fill_the_disk()
@@ -348,9 +369,7 @@ def main() -> int:
         walk.removed_returns()
         wrong = walk.end()
         walk.report(wrong)
-    if not wrong and options.directory is None:
-        shutil.rmtree(directory)
-    return 1 if wrong else 0
+    return wrong
 
 
 if __name__ == "__main__":

@@ -238,6 +238,24 @@ sys.stdin.read()
     eventually(lambda: not (tmp_path / "c" / "cluster.json").exists(), "in an orderly way")
 
 
+def test_an_owner_that_asks_and_ends_leaves_its_nodes_their_time(tmp_path: Path) -> None:
+    """Ctrl-C while a cluster starts sends SIGTERM and closes the pipe: taken for someone who asks twice, nodes were killed on their way
+    down, and left their sockets' directories behind."""
+    script = tmp_path / "stub.py"
+    script.write_text(
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n    time.sleep(0.5)\n    pathlib.Path(__file__).with_name('in-order').touch()\n    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\n" + STUB
+    )
+    spec = ClusterSpec(("us",), tmp_path / "c", default_delays(("us",)), node_command=(sys.executable, "-I", "-S", str(script)))
+    supervisor, _ = launch(spec, owned=True)
+    supervisor.terminate()
+    assert supervisor.stdin is not None
+    supervisor.stdin.close()
+    assert supervisor.wait(DEADLINE_S) == 0
+    assert (tmp_path / "in-order").exists()
+
+
 def test_a_detached_cluster_goes_on_until_down(tmp_path: Path, stub: tuple[str, ...]) -> None:
     spec = ClusterSpec(("us", "eu"), tmp_path / "c", default_delays(("us", "eu")), node_command=stub)
     supervisor, addresses = launch(spec, owned=False)

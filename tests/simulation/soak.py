@@ -18,11 +18,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from crdtkv import interrupts
 from crdtkv.simulation.case import OPS_MAX, Case, run_case
 from crdtkv.simulation.options import SCENARIOS
 from tests.simulation.test_biased_seeds import EVERYWHERE, MUST_MEET
 
 CHUNK = 100
+POLL_S = 0.2
 LONG_EVERY = 500
 """One seed in so many is long."""
 
@@ -90,8 +92,20 @@ def main() -> int:
     done = [chunk for chunk in known if chunk["first"] in wanted]
     left = sorted(set(wanted) - {chunk["first"] for chunk in done})
     print(f"{len(done)} of {len(wanted)} chunks of {CHUNK} seeds are done", flush=True)
-    with out.open("a") as file, multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
-        for chunk in pool.imap_unordered(run_chunk, left):
+    with (
+        out.open("a") as file,
+        interrupts.noted(*interrupts.ENDED_BY) as signals,
+        multiprocessing.get_context("spawn").Pool(arguments.workers, interrupts.end_at_once_on_ctrl_c) as pool,
+    ):
+        chunks = pool.imap_unordered(run_chunk, left)
+        while len(done) < len(wanted):
+            if signals.received:
+                print(f"stopped: {len(done)} of {len(wanted)} chunks are in {out}; the same command goes on from there", file=sys.stderr)
+                return 128 + signals.received[0]
+            try:
+                chunk = chunks.next(timeout=POLL_S)
+            except multiprocessing.TimeoutError:
+                continue
             done.append(chunk)
             file.write(json.dumps(chunk) + "\n")
             file.flush()
