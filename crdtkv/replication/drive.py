@@ -819,12 +819,13 @@ class Drive:
 
     def _look_for_debts(self, live: Sequence[tuple[Link, Session]]) -> None:
         """Begin links anew that have owed something for too long. O(messages that wait)."""
-        first: dict[tuple[int, bool], _Arrival] = {}
+        first: dict[tuple[int, bool], Sequence[Frame]] = {}
         for arrival in chain(self._applying or (), *self._alone, self._queue):
-            first.setdefault((id(arrival.session), arrival.relayed), arrival)
+            first.setdefault((id(arrival.session), arrival.relayed), arrival.frames)
         debts: dict[Link, _Debt] = {}
         for link, session in live if self._resubscribe_at_ms is None else ():  # else what was dropped is about to be asked for again
-            if (owed := session.owes(self._under_way(session, first) if first else ())) is None:
+            owed = session.owes(first.get((id(session), False), ()), first.get((id(session), True), ()))
+            if owed is None:
                 continue
             debt = self._debts.get(link)
             if debt is None or debt.owed.mark != owed.mark:
@@ -835,11 +836,6 @@ class Drive:
                 debts[link] = debt
                 self._wake_for_relay(due)
         self._debts = debts
-
-    @staticmethod
-    def _under_way(session: Session, first: Mapping[tuple[int, bool], _Arrival]) -> set[Frame]:
-        """The frames in the first message of each stream of a link that is to be applied."""
-        return {frame for relayed in (False, True) if (a := first.get((id(session), relayed))) is not None for frame in a.frames}
 
     def waits_for(self, now_ms: float) -> tuple[str, ...]:
         """What has been missing here for longer than `stalled_ms`, for people; empty where all is well."""

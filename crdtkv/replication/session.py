@@ -30,7 +30,7 @@ the credit, one version vector.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, assert_never
 
 import msgspec
@@ -536,21 +536,21 @@ class Session:
                     worst = (missing, since, frame)
         return worst
 
-    def owes(self, under_way: Container[Frame]) -> Owed | None:
+    def owes(self, own: Sequence[Frame], relayed: Sequence[Frame]) -> Owed | None:
         """What this link should have brought and, by all that is known here, is not on its way: a bug at either end, if it lasts.
 
         A frame that came and rests on nothing that is missing is applied within a turn; what a peer has fsynced of its own, it may send.
         A disk that is slow or full, and a peer that is far behind, do not show here. O(1).
 
         Args:
-            under_way: frames that came first of those that are to be applied, or are being applied.
+            own, relayed: of each stream, the frames of the first message that is being applied, or is to be; empty: there is none.
         """
         limit_of = self._port.control.limit
-        for incoming in (self.own_in, self.relay_in):
+        for incoming, under_way in ((self.own_in, own), (self.relay_in, relayed)):
             if incoming.waiting:
                 frame = incoming.waiting[0][0]
                 limit = limit_of(frame.origin)  # beyond it nothing is applied, as the members agreed
-                if frame not in under_way and not self._missing(frame) and (limit is None or frame.last_seq <= limit):
+                if not self._missing(frame) and frame not in under_way and (limit is None or frame.last_seq <= limit):
                     text = f"{frame.origin}:{frame.first_seq} came from {self.origin}, rests on nothing that is missing, and is not applied"
                     return Owed(text, (frame.origin, frame.first_seq))
         if self.own_in.waiting or not self.sends_own or self.origin is None or limit_of(self.origin) is not None:
