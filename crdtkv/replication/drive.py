@@ -617,11 +617,17 @@ class Drive:
     @property
     def astray(self) -> list[Link]:
         """Links that live on, and brought messages that were not dealt with and wait nowhere: none, for whoever judges. O(what waits)."""
-        unsettled = {id(s): s.unsettled_messages for s in [peer.session for peer in self._peers.values()] if not s.ended}
-        if not (self._applying or self._alone or self._queue or any(unsettled.values())):
-            return []  # as at most times, and it is asked at every turn of a simulation
-        waiting = Counter(id(arrival.session) for arrival in chain(self._applying or (), *self._alone, self._queue))
-        return [link for link, peer in self._peers.items() if unsettled.get(of := id(peer.session), waiting[of]) != waiting[of]]
+        waiting: Mapping[int, int] = {}
+        if self._applying or self._alone or self._queue:
+            waiting = Counter(id(arrival.session) for arrival in chain(self._applying or (), *self._alone, self._queue))
+        found = []
+        for link, peer in self._peers.items():  # written out: a simulation asks at every turn, and at most of them there is nothing
+            session = peer.session
+            own, relay = session.own_in, session.relay_in
+            unsettled = own.received_messages + relay.received_messages - own.settled_messages - relay.settled_messages
+            if (unsettled or waiting) and not session.ended and unsettled != waiting.get(id(session), 0):
+                found.append(link)
+        return found
 
     def statistics(self, now_ms: float) -> tuple[PeerStatistics, ...]:
         """One row per region ever connected, by name; what is not known of the disconnected is None."""

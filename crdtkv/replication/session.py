@@ -570,12 +570,6 @@ class Session:
         """No relay is open or asked for, and all that came is applied."""
         return self.relay in _NO_RELAY and not (self.own_in.waiting or self.relay_in.waiting)
 
-    @property
-    def unsettled_messages(self) -> int:
-        """How many messages of frames came that were neither applied nor held."""
-        own, relay = self.own_in, self.relay_in
-        return own.received_messages + relay.received_messages - own.settled_messages - relay.settled_messages
-
     def waits_with(self, origin: str | int, seq: str | int) -> bool:
         """Whether the frame of an origin that begins at a seq came over this link and is not applied."""
         return any(
