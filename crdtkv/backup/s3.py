@@ -74,4 +74,5 @@ class ObjectTarget:
 
 def _why(error: Exception) -> str:
     """The first line of what the library says: the rest repeats it with its insides."""
-    return str(error).strip().partition("\n")[0][:300]
+    why = str(error).strip().partition("\n")[0][:300]
+    return f"{why}; endpoint, region and credentials come from AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"

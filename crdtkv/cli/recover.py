@@ -15,7 +15,7 @@ from crdtkv.cli.errors import DONE
 from crdtkv.cli.output import counted, emit, from_json, to_json
 from crdtkv.cli.place import Place, where_options
 from crdtkv.cli.usage import Group
-from crdtkv.errors import ConfigError, InvalidValueError
+from crdtkv.errors import ConfigError, CorruptionError, InvalidValueError
 
 if TYPE_CHECKING:
     from crdtkv.client.batch import Batch
@@ -92,7 +92,10 @@ def _vector(points: tuple[str, ...]) -> VersionVector:
         origin, colon, seq = point.rpartition(":")
         if not colon or not seq.isascii() or not seq.isdigit():
             raise ConfigError(f"--since: {point!r} is not ORIGIN:SEQ, for example us@1-9f3c2a1b:80", setting="since")
-        found[check_origin(origin)] = int(seq)
+        try:
+            found[check_origin(origin)] = int(seq)
+        except CorruptionError as e:
+            raise ConfigError(f"--since: {e}; it names a replica, for example us@1-9f3c2a1b:80", setting="since") from e
     return VersionVector(found)
 
 
@@ -116,8 +119,13 @@ def _read(file: Any) -> Iterator[dict[str, Any]]:
                 if op["name"] in ("put", "put_field", "add", "remove"):
                     from_json(op["value"])
         except (ValueError, TypeError, KeyError, AttributeError) as e:
-            raise InvalidValueError(f"{where}: not a commit as `crdtkv recover export` writes it: {e!r}", field="file") from e
+            raise InvalidValueError(f"{where}: not a commit as `crdtkv recover export` writes it: {_wrong(e)}", field="file") from e
         yield commit
+
+
+def _wrong(error: Exception) -> str:
+    """What is wrong with a line."""
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _ttl(op: dict[str, Any]) -> float | None:

@@ -54,6 +54,21 @@ class Sink(Protocol):
     def set_exception(self, exception: Any, /) -> None: ...
 
 
+_TYPES: Final = {"s": "set", "c": "counter", "h": "map"}
+_VERBS: Final = {"add", "discard", "remove", "clear", "contains", "len", "incr", "reset", "get", "put", "del"}
+_LONG: Final = {"incr": "increment", "del": "delete", "len": "size"}
+
+
+def _said(op: str) -> str:
+    """An operation by the name that its caller knows.
+
+    >>> _said("cincr"), _said("hdel"), _said("put")
+    ('counter.increment', 'map.delete', 'put')
+    """
+    verb = op[1:]
+    return f"{_TYPES[op[0]]}.{_LONG.get(verb, verb)}" if op[0] in _TYPES and verb in _VERBS else op
+
+
 class Call(msgspec.Struct, eq=False):
     """One request, or a block of them: a row of a message. `sink`, `deadline` and what follows belong to the session that sends it.
 
@@ -86,8 +101,8 @@ class Call(msgspec.Struct, eq=False):
 
     @property
     def name(self) -> str:
-        """What it asks, for people."""
-        return self.op
+        """What it asks, for people: as they asked it."""
+        return _said(self.op)
 
     @property
     def is_named(self) -> bool:
@@ -257,7 +272,7 @@ def new_request_ids(count: int) -> list[bytes]:
 def _write(op: str, args: list[Any], decode: Decoder, weight: int = 0, durability: str | None = None) -> Call:
     if weight > CALL_BYTES_MAX:
         raise ValueTooLargeError(
-            f"{op}: the request holds {weight:,} bytes; one message carries at most {CALL_BYTES_MAX:,}: send it in parts",
+            f"{_said(op)}: the request holds {weight:,} bytes; one message carries at most {CALL_BYTES_MAX:,}: send it in parts",
             limit=CALL_BYTES_MAX,
             size=weight,
         )

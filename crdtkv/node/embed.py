@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from crdtkv.errors import DeadlineExceededError, StoreClosedError
+from crdtkv.errors import ConfigError, DeadlineExceededError, StoreClosedError
 from crdtkv.node.config import Limits, NodeConfig, Tls
 from crdtkv.node.server import NodeServer
 from crdtkv.results import PeerLag
@@ -54,6 +54,8 @@ class Node:
         compression: str = "auto",
         metrics: str | None = None,
     ) -> None:
+        if not isinstance(peers, Mapping | None):
+            raise ConfigError(f"peers: must map each region to its HOST:PORT, got {type(peers).__name__}", setting="peers")
         config = NodeConfig(
             region=store.region,
             listen=listen,

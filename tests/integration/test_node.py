@@ -380,6 +380,14 @@ def test_what_is_refused_is_worded_alike_embedded_and_through_a_client() -> None
         lambda s: s.put("k", {"a": [object()]}),
         lambda s: s.put("", 1),
         lambda s: s.get("tags"),
+        lambda s: s.put("k", 1, ttl=-1),
+        lambda s: s.put("k", 1, ttl="soon"),
+        lambda s: list(s.scan(limit=-1)),
+        lambda s: list(s.scan(types=["blob"])),
+        lambda s: s.delta_since("all"),
+        lambda s: s.merge("text"),
+        lambda s: s.merge(b"bytes"),
+        lambda s: next(s.watch(since="token", timeout=1)),
     ]
     with one_node() as (store, node), crdtkv.connect(node.address) as client:
         store.set("tags").add("y")

@@ -79,6 +79,8 @@ def test_what_cannot_be_told_or_done_is_refused_before_anything_is_done(tmp_path
     assert main(["recover", "export", str(tmp_path / "empty")]) == 1
     assert "is not a data directory" in capsys.readouterr().err
     assert main(["recover", "export", str(tmp_path / "empty"), "--since", "us"]) == 2
+    assert main(["recover", "export", str(tmp_path / "empty"), "--since", "us:3"]) == 2
+    assert "not an origin: 'us'; it names a replica, for example us@1-" in capsys.readouterr().err
     with opened(tmp_path / "us") as us:
         us.put("k", 1)
         assert main(["recover", "export", str(tmp_path / "us")]) != 0

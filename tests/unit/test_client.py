@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from crdtkv.client import Client, connect
+from crdtkv.client import Client, connect, wire
 from crdtkv.client import session as session_module
 from crdtkv.core.causality import EMPTY_VV, Origin
 from crdtkv.errors import (
@@ -354,6 +354,12 @@ def test_every_write_carries_its_own_request_id(node: FakeNode, client: Client) 
 
 
 # -- deadlines and bounds -----------------------------------------------------------------------------------------------
+
+
+def test_an_error_names_a_call_as_its_caller_does() -> None:
+    """It said `cincr: no answer …`, as it stands on the wire."""
+    calls = wire.increment("k", 1), wire.set_add("k", [1]), wire.map_delete("k", "f"), wire.put("k", 1), wire.count(""), wire.siblings("k")
+    assert [call.name for call in calls] == ["counter.increment", "set.add", "map.delete", "put", "count", "siblings"]
 
 
 def test_deadline(node: FakeNode) -> None:
