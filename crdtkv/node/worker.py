@@ -313,7 +313,11 @@ class StorageWorker:
 
     def poke(self) -> None:
         """Have a turn taken soon. Any thread; many calls before it make one."""
-        if not self._poked and self._turning != threading.get_ident():
+        if self._turning != threading.get_ident():  # else the turn under way looks at what there is
+            self._ask_for_another()
+
+    def _ask_for_another(self) -> None:
+        if not self._poked:
             self._poked = True
             self.task(self._unpoke, 0)
 
@@ -663,8 +667,9 @@ class StorageWorker:
                 self._sync_failed(e)
                 self._post((self._fail,))
                 return
-            # And a turn, for what is durable now may leave for the peers. Asked for in the loop, it need not wake the writer.
-            self._post([*(deliver for _, deliver in waiting), self.poke])
+            # And a turn, for what is durable now may leave for the peers. Asked for in the loop, it need not wake the writer; and be it
+            # from the midst of a turn (`flush`), which may have looked before.
+            self._post([*(deliver for _, deliver in waiting), self._ask_for_another])
             self._is_syncing = False
 
     @staticmethod

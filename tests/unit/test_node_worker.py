@@ -811,3 +811,38 @@ def test_a_bug_in_what_is_flushed_ends_neither_the_turn_nor_what_follows() -> No
             assert done[:2] == ["the next", "the turn"]
 
     run(check)
+
+
+def test_what_became_durable_in_the_midst_of_a_turn_has_another_one_taken() -> None:
+    """The turn had looked at what may leave, then flushed: that another one was asked for was lost, and what could leave by now waited."""
+
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        async with working(store, sync=True) as worker:
+            turns: list[bool] = []
+            again = asyncio.Event()
+
+            def turn() -> None:
+                turns.append(bool(worker._results))
+                if len(turns) == 2:  # while the syncer has the first group
+                    store.disk.set()
+                    until = time.monotonic() + 10
+                    while not worker._results and time.monotonic() < until:
+                        time.sleep(0.001)
+                    worker.flush()
+                elif len(turns) > 2:
+                    worker.emit(again.set)
+
+            worker.turn = turn
+            client = Client(worker)
+            worker._to_syncer(1, lambda: None)
+            worker.poke()
+            while not turns:
+                await asyncio.sleep(0)
+            worker.poke()
+            await again.wait()
+            client.send(1, op="get")
+            await client.until(1)
+
+    run(check)
