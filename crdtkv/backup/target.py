@@ -79,7 +79,9 @@ class FolderTarget:
         except FileNotFoundError:
             return []
         except OSError as e:
-            raise StorageError(f"cannot list {self.folder}: {e.strerror or e}", path=str(self.folder)) from e
+            raise StorageError(
+                f"cannot list {self.folder}: {e.strerror or e}; name a folder that may be read", path=str(self.folder)
+            ) from e
 
     def __str__(self) -> str:
         return str(self.folder)

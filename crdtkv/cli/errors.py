@@ -45,6 +45,10 @@ _STATUS: Final[tuple[tuple[type[CrdtkvError], int], ...]] = (
 """The first class that fits decides."""
 
 
+_NOBODY: Final = ("connection refused", "name not found", "no answer within the time to connect", "does not speak gRPC")
+"""How the text of a call ends that reached no node."""
+
+
 def exit_status(error: CrdtkvError) -> int:
     """The status of API.md for an error."""
     return next(status for cls, status in _STATUS if isinstance(error, cls))
@@ -56,6 +60,8 @@ def one_line(text: object) -> str:
 
 
 def describe(error: CrdtkvError) -> str:
-    """The line for stderr; it says when a write may have been applied all the same."""
+    """The line for stderr; it says when a write may have been applied all the same, and what to do where nobody listens."""
     text = one_line(error) or type(error).__name__
+    if isinstance(error, RegionUnavailableError) and text.endswith(_NOBODY):
+        text = f"{text}; see that a node runs there, or name another"
     return f"{text} (a write may have been applied)" if error.maybe_applied and "may have been applied" not in text else text

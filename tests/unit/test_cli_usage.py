@@ -369,6 +369,17 @@ def test_what_is_mistyped_is_told_in_plain_words(capsys: pytest.CaptureFixture[s
     assert main(typed) == 2 and capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize(
+    "command", [("get", "k"), ("verify",), ("region", "list"), ("backup", "create", "backups"), ("status",)], ids=" ".join
+)
+def test_where_nobody_listens_it_is_said_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: tuple[str, ...]) -> None:
+    """`connection refused` was all that most of them said."""
+    pytest.importorskip("grpc")
+    assert main([*(str(tmp_path / "b") if part == "backups" else part for part in command), "--at", "127.0.0.1:1"]) == 3
+    said = capsys.readouterr().err
+    assert "127.0.0.1:1: connection refused; see that a node runs there, or name " in said and said.count("\n") == 1
+
+
 def test_a_target_without_backups_is_said_to_have_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["backup", "list", str(tmp_path / "nowhere")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'nowhere'} holds no backup\n"
