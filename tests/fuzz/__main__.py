@@ -33,8 +33,10 @@ def main(arguments: list[str]) -> int:
     seconds = int(arguments[1]) if len(arguments) > 1 else 30
     if arguments and arguments[0] != "all":
         fuzz(arguments[0], seconds)
+    from crdtkv import interrupts
     from tests.property.test_hostile_bytes import DECODERS
 
+    interrupts.end_at_once_on_ctrl_c()
     failed = [name for name in DECODERS if subprocess.run([sys.executable, "-m", "tests.fuzz", name, str(seconds)], check=False).returncode]
     for name in failed:
         print(f"{name}: broken; the input is in {CORPUS / name.replace(' ', '_')}", file=sys.stderr)
