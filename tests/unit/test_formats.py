@@ -125,14 +125,16 @@ def test_frame() -> None:
     assert meta == {"r": b"request"} and [d[0] for d in deltas] == [K.REGISTER_PUT, K.SET_ADD, K.MAP_PUT, K.COUNTER_ADD]
 
 
+@pytest.mark.parametrize("room", [0, 20_000])
 @pytest.mark.parametrize("name", ["log_segment", "log_segment_noted"])
-def test_log_segment(tmp_path: Path, name: str) -> None:
+def test_log_segment(tmp_path: Path, name: str, room: int) -> None:
     written(tmp_path)
     (segment,) = [p for p in (tmp_path / "log").iterdir() if p.is_file() and p.stat().st_size]
-    segment.write_bytes(kept(name))
+    segment.write_bytes(kept(name) + bytes(room))
     log = FileLog(tmp_path / "log")
     try:
         frames, _ = log.read(0, bytes_max=1 << 20)
+        assert log.recovery.cut_bytes == 0
         assert log.end() == 4 and [f.origin for f in frames] == [US, US, EU, EU] and frames[0].data == kept("frame")
     finally:
         log.close()
