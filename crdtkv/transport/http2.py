@@ -254,8 +254,9 @@ class Stream(asyncio.BufferedProtocol):
     def _greet(self, transport: Any, preface: bytes, *ours: tuple[int, int]) -> None:
         """Say what every connection begins with."""
         self._transport = transport
-        if transport.get_extra_info("ssl_object") is None:
-            self._socket = transport.get_extra_info("socket").fileno()
+        end = transport.get_extra_info("socket") if transport.get_extra_info("ssl_object") is None else None
+        if end is not None:  # what stands in for a transport has none
+            self._socket = end.fileno()
         settings = ((_ENABLE_PUSH, 0), (_INITIAL_WINDOW_SIZE, _WINDOW), (_MAX_FRAME_SIZE, _FRAME_BYTES_MAX), *ours)
         packed = b"".join(SETTING.pack(*setting) for setting in settings)
         more = (_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big")
