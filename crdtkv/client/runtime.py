@@ -33,17 +33,25 @@ class _Runtime:
         self._lock = threading.Lock()
         self._users = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._runs = threading.Event()
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> asyncio.AbstractEventLoop:
         """The loop, running; give it back with `release`."""
         with self._lock:
             if self._loop is None:
-                self._loop = new_event_loop()
+                self._loop, self._runs = new_event_loop(), threading.Event()
+                self._loop.call_soon(self._runs.set)
                 self._thread = threading.Thread(target=self._main, args=(self._loop,), name="crdtkv-client", daemon=True)
                 self._thread.start()
             self._users += 1
-            return self._loop
+            loop, runs = self._loop, self._runs
+        try:
+            runs.wait()  # a thread has begun before its loop has
+        except BaseException:
+            self.release()
+            raise
+        return loop
 
     def release(self) -> None:
         """One user fewer; the last one stops the thread."""

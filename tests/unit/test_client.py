@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from crdtkv.client import Client, connect, wire
 from crdtkv.client import session as session_module
+from crdtkv.client.runtime import _Runtime
 from crdtkv.core.causality import EMPTY_VV, Origin
 from crdtkv.errors import (
     ConfigError,
@@ -354,6 +356,23 @@ def test_every_write_carries_its_own_request_id(node: FakeNode, client: Client) 
 
 
 # -- deadlines and bounds -----------------------------------------------------------------------------------------------
+
+
+def test_a_client_on_a_busy_machine_waits_until_its_loop_runs() -> None:
+    """A thread had begun, its loop had not: who connected then was told, once in a while, that the client was closed."""
+
+    class Late(_Runtime):
+        @staticmethod
+        def _main(loop: asyncio.AbstractEventLoop) -> None:
+            time.sleep(0.2)
+            _Runtime._main(loop)
+
+    late = Late()
+    loop = late.acquire()
+    try:
+        assert loop.is_running()
+    finally:
+        late.release()
 
 
 def test_an_error_names_a_call_as_its_caller_does() -> None:
