@@ -224,7 +224,8 @@ def test_requests_that_are_refused_at_once_are_answered_in_order_however_many(wa
         await hearing
         assert heard == list(range(3000))
         (session,) = service._sessions
-        assert session._outstanding == 0
+        while session._outstanding:  # what was answered is counted once it is written
+            await asyncio.sleep(0.001)
 
     run(way, body, Limits(session_window_max=64))
 
