@@ -292,7 +292,11 @@ class Peers:
 
     def _send(self, sends: Sequence[tuple[Link, list[bytes]]]) -> None:
         for link, messages in sends:
-            self._send_one(link, messages)
+            try:
+                self._send_one(link, messages)
+            except Exception as e:  # a bug: what counts as sent and was not is made good by another link, and others get theirs
+                event(logging.ERROR, "send_failed", error=f"{type(e).__name__}: {e}")
+                link.cut()
 
     def _send_one(self, link: Link, messages: list[bytes]) -> None:
         if not link.outgoing:  # else what is before them has not gone

@@ -195,7 +195,9 @@ class Stream(asyncio.BufferedProtocol):
         """Write to the socket here, as far as it takes it. The event loop's own way leaves that for the end of its iteration, and who is to
         read it sleeps meanwhile."""
         transport = self._transport
-        if self._socket >= 0 and not transport.is_closing() and not transport.get_write_buffer_size():
+        if transport.is_closing():
+            return  # the connection is lost, and the loop is about to say so
+        if self._socket >= 0 and not transport.get_write_buffer_size():
             try:
                 written = os.write(self._socket, data)
             except OSError:  # no room; or the connection broke, which the transport will find as well

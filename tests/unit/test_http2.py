@@ -183,6 +183,26 @@ def test_a_message_of_which_the_socket_takes_a_part_comes_whole(loop_factory: Ca
     run(body(), loop_factory)
 
 
+@both_loops
+def test_what_is_sent_before_a_lost_connection_is_noticed_goes_nowhere(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was written to the transport all the same, and asyncio printed "socket.send() raised exception." for each message."""
+
+    async def body() -> None:
+        async with listener(back) as address:
+            caller = Caller()
+            stream = await caller.open(address)
+            stream._transport.abort()
+            for _ in range(10):
+                assert stream.can_send
+                stream.send(b"lost")
+            assert await stream.ended is not None
+
+    run(body(), loop_factory)
+    assert not caplog.records
+
+
 @both_servers
 def test_an_error_comes_with_its_facts(server: Server) -> None:
     async def refuse(context: Any) -> None:

@@ -151,3 +151,19 @@ def test_what_comes_is_taken_where_it_is_read_until_too_much_waits(monkeypatch: 
         assert core.received == [b"11", b"22", b"33", b"44", b"55"]
 
     linked(body)
+
+
+def test_a_link_that_a_bug_keeps_from_sending_ends_and_costs_no_other_its_message() -> None:
+    """What a turn hands over for several links counts as sent: one that failed took along what was meant for those after it."""
+
+    async def body(peers: Peers, link: Link, stream: Any, core: Core) -> None:
+        other = Link(cast(Any, Stream()))
+        cast(Any, other.stream).room = 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stream, "send_now", lambda data: [][0])
+            peers._send([(link, [b"1"]), (other, [b"2"])])
+        assert cast(Any, other.stream).sent == [b"2"]
+        while link in peers._links:  # its peer begins anew from what it has
+            await asyncio.sleep(0)
+
+    linked(body)
