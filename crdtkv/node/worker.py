@@ -19,8 +19,6 @@ Beside them, so that nothing that is slow blocks what is quick:
 
 - *Syncer* (one, for stores that fsync before they answer): waits until a group is durable while the writer already
   executes the next ones, and takes all that have been executed meanwhile with one fsync. Only then are they answered.
-  Where one stream alone asks, and fsyncs take less than a millisecond, nothing would be executed meanwhile, and the hand-overs there and
-  back cost as much as the fsync: after its turn, and without the store's lock, the loop makes it itself.
 - *Readers* (two): pages of scans, feeds, status: anything that may read for long or from a cold disk.
 
 The replication core runs in the turn too: it reads the log and the replica, which only a turn may do without waiting.
@@ -87,8 +85,6 @@ QUICK_PAUSE_MAX_S: Final = 2.0
 """Each pause is twice as long as the last, up to this, if the last ended less than this ago."""
 SOON_S: Final = 0.05
 """A turn that is wanted so soon (an ack that is due) is taken by the loop's timer; a later one (a heartbeat) by the writer."""
-ALONE_S: Final = 0.02
-"""A stream is alone if nothing came from another for so long."""
 HELD_S: Final = 2.0
 """How long requests wait while the store is occupied (a snapshot is being installed) before they are refused."""
 HELD_RETRY_MS: Final = 250
@@ -106,8 +102,6 @@ class Storage(Protocol):
     def wait_durable(self, position: int) -> None: ...
 
     def is_durable(self, position: int) -> bool: ...
-
-    def make_durable_quick(self, position: int) -> bool: ...
 
     def begin_quick(self) -> bool: ...
 
@@ -207,14 +201,9 @@ class StorageWorker:
         self._quick_after = float("-inf")  # when the last pause ended, or will
         self._quick_pause_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._asker: Deliver | None = None  # who sent the last message
-        self._alone_from = float("-inf")  # from when on it is alone, if nobody else sends one
-        self._executed_here: tuple[int, Callable[[], None]] | None = None  # by the turn that is being taken in the loop; not durable yet
         # Guarded by `_executed`: what waits for the syncer.
         self._executed = threading.Condition(threading.Lock())
         self._unsynced: list[tuple[int, Callable[[], None]]] = []
-        self._is_syncing = False
-        """The syncer has taken groups and not yet answered them."""
         self._sync_asked = 0
         self._writer_ended = False
         self._poked = False
@@ -270,10 +259,7 @@ class StorageWorker:
             self.queued += count
             self._idle.clear()
             optioned = [row for row in rows if type(row[3]) is dict]
-            arrived = time.monotonic()
-            batch = _Batch(rows, size, deliver, arrived, deadline_ms, ops, optioned, count)
-            if deliver != self._asker:
-                self._asker, self._alone_from = deliver, arrived + ALONE_S
+            batch = _Batch(rows, size, deliver, time.monotonic(), deadline_ms, ops, optioned, count)
             cost = count if batch.is_quick else QUICK_ROWS_MAX + 1
             with self._lock:
                 self._batches.append(batch)
@@ -469,11 +455,6 @@ class StorageWorker:
         next_at: float | None = began
         try:
             next_at = self._run_turn(tasks, group)
-        except BaseException:  # an interrupt: who waits for what was executed is answered all the same
-            if self._executed_here is not None:
-                self._to_syncer(*self._executed_here)
-                self._executed_here = None
-            raise
         finally:
             self._store.end_quick()
             self._end_quick_turn(next_at)
@@ -483,9 +464,6 @@ class StorageWorker:
             self._quick_pause_s = min(QUICK_PAUSE_MAX_S, 2 * self._quick_pause_s) if again else QUICK_PAUSE_S
             self._quick_after = now + self._quick_pause_s
         self._wake()
-        if self._executed_here is not None:
-            (position, deliver), self._executed_here = self._executed_here, None
-            self._sync_here(position, deliver)
 
     def _end_quick_turn(self, next_at: float | None) -> None:
         with self._lock:
@@ -522,11 +500,7 @@ class StorageWorker:
         elif group:
             position, answer = self._execute(group)
             if self._sync and position and not self._store.is_durable(position):  # reads of what is durable need no fsync
-                if self._turning == self._loop_ident:
-                    self._executed_here = position, answer
-                    self._sync_asked = max(self._sync_asked, position)
-                else:
-                    self._to_syncer(position, answer)
+                self._to_syncer(position, answer)
                 answer = None
         try:
             return self.turn()
@@ -637,46 +611,25 @@ class StorageWorker:
 
     # -- the syncer -----------------------------------------------------------------------------------------------
 
-    def _sync_here(self, position: int, deliver: Callable[[], None]) -> None:
-        """In the loop, after a turn: have its group fsynced, here if nothing else could be done meanwhile, else by the syncer."""
-        with self._executed:
-            is_next = not self._unsynced and not self._is_syncing  # else its answer would overtake others
-        try:
-            if not is_next or time.monotonic() < self._alone_from or not self._store.make_durable_quick(position):
-                self._to_syncer(position, deliver)
-                return
-        except Exception as e:
-            self._sync_failed(e)
-            self._fail()
-            return
-        self._results.extend((deliver, self.poke))
-        self._wake()
-
     def _sync_groups(self) -> None:
         while True:
             with self._executed:
                 while not self._unsynced and not self._writer_ended:
                     self._executed.wait()
                 waiting, self._unsynced = self._unsynced, []
-                self._is_syncing = bool(waiting)
             if not waiting:
                 return
             try:
                 self._store.wait_durable(max(position for position, _ in waiting))
             except Exception as e:
-                self._sync_failed(e)
+                # A failed fsync is never retried: what it covered may be lost. The store refuses everything from here
+                # on; the clients of this group are told nothing rather than a lie, and their streams are cut.
+                event(logging.CRITICAL, "sync_failed", error=f"{type(e).__name__}: {e}")
                 self._post((self._fail,))
                 return
             # And a turn, for what is durable now may leave for the peers. Asked for in the loop, it need not wake the writer; and be it
             # from the midst of a turn (`flush`), which may have looked before.
             self._post([*(deliver for _, deliver in waiting), self._ask_for_another])
-            self._is_syncing = False
-
-    @staticmethod
-    def _sync_failed(error: Exception) -> None:
-        # A failed fsync is never retried: what it covered may be lost. The store refuses everything from here
-        # on; the clients of this group are told nothing rather than a lie, and their streams are cut.
-        event(logging.CRITICAL, "sync_failed", error=f"{type(error).__name__}: {error}")
 
     def _fail(self) -> None:
         with self._lock:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from crdtkv.errors import StorageError, StoreClosedError
 from crdtkv.storage.log import CommitLog
@@ -23,11 +23,6 @@ from crdtkv.store.settings import check_durability
 
 if TYPE_CHECKING:
     from crdtkv.store.machine import Machine
-
-QUICK_S: Final = 0.001
-"""A disk is quick if an fsync takes less, on average over the last few."""
-QUICK_SAMPLE_MAX_S: Final = 8 * QUICK_S
-"""A single fsync counts as no slower than this, so one that stalls leaves the disk slow for a dozen others and not for minutes."""
 
 
 class Durability:
@@ -49,7 +44,6 @@ class Durability:
         self.is_async = level == "async"
         self.waits = level != "memory" and on_disk
         self._background = BackgroundSync(machine.log, bound_s, everything=self.is_async, failed=machine.fail) if on_disk else None
-        self._fsync_s = 2 * QUICK_S  # what one takes whoever waits for it, on average; slow until some have shown that they are not
 
     def start(self) -> None:
         """Begin what the store's level needs in the background; other levels begin it when they are first asked for."""
@@ -75,21 +69,12 @@ class Durability:
             if not self._background.admit(position):
                 self._wait_synced(position)
 
-    def make_quick(self, position: int) -> bool:
-        """`make` at level `sync`, by a thread that must not wait for long. False, and nothing done, if the disk is slow."""
-        if self._fsync_s > QUICK_S:
-            return False
-        self._wait_synced(position)
-        return True
-
     def _wait_synced(self, position: int) -> None:
         """Wait until the log is fsynced up to a position. Concurrent writers share one fsync."""
         log = self._machine.log
         try:
             while log.synced() < position:
-                began = time.monotonic()
                 log.sync()
-                self._fsync_s += (min(time.monotonic() - began, QUICK_SAMPLE_MAX_S) - self._fsync_s) / 8
         except StoreClosedError as e:
             if log.synced() < position:  # else `close` has synced it meanwhile
                 e.maybe_applied = True

@@ -761,10 +761,6 @@ class Store:
         if self._durable.is_sync:
             self._durable.make(position)
 
-    def make_durable_quick(self, position: int) -> bool:
-        """`wait_durable` in a thread that must not wait for long. False, and nothing done, if the disk is slow."""
-        return not self._durable.is_sync or self._durable.make_quick(position)
-
     def _apply_received(self, frames: Sequence[Frame]) -> Applied:
         with self._lock:
             self._check()

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from crdtkv.core.codec import encode_value
 from crdtkv.core.frame import DeltaKind
 from crdtkv.errors import StorageError
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog
-from crdtkv.storage.files import OsFile
 from crdtkv.storage.log import FileLog
 from crdtkv.store import Settings, Store
 from crdtkv.store.durability import BackgroundSync
@@ -241,44 +239,3 @@ def test_whether_a_position_is_durable_at_the_level_of_the_store(tmp_path: Path,
         assert store.is_durable(after.position) is (durability == "memory")
         store.wait_durable(after.position)
         assert store.is_durable(after.position)
-
-
-def test_who_must_not_wait_for_long_leaves_a_slow_disk_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk is taken for slow until others' fsyncs have shown that it is not, and again after a few that were. One alone is none."""
-    took: list[float] = []
-
-    def sync(file: OsFile) -> None:
-        clock[0] += took[0]
-
-    clock = [100.0]
-    with crdtkv.open(tmp_path / "store", durability="sync") as store:
-        monkeypatch.setattr(OsFile, "sync", sync)
-        monkeypatch.setattr("crdtkv.store.durability.time", SimpleNamespace(monotonic=lambda: clock[0]))
-
-        def put() -> int:
-            return int(store.execute([[1, "put", ["k", encode_value(2)], None]]).position)
-
-        def quick_after(fsync_s: float) -> int:
-            """How many fsyncs of this length it takes until the answer is another."""
-            took[:] = [fsync_s]
-            before, count = store.make_durable_quick(put()), 0
-            while store.make_durable_quick(position := put()) is before:
-                store.wait_durable(position)
-                assert store.is_durable(position)
-                count += 1
-                assert count < 100
-            return count
-
-        store._durable._fsync_s = 1.0
-        assert 10 < quick_after(0.0001) < 100  # slow, then quick
-        for _ in range(20):
-            assert store.make_durable_quick(put())
-        took[:] = [0.005]
-        assert store.make_durable_quick(put())
-        took[:] = [0.0001]
-        assert store.make_durable_quick(put())
-        assert quick_after(0.004) < 10  # and slow again
-        position = put()
-        assert not store.make_durable_quick(position) and not store.is_durable(position)
-        store.wait_durable(position)
-        monkeypatch.undo()

@@ -50,9 +50,6 @@ class FakeStore:
     busy: bool = False
     """Somebody holds the lock, so that nothing may be quick."""
     hurried: bool = False
-    has_quick_disk: bool = False
-    synced_in: list[int] = field(default_factory=list)
-    """Ident of the thread that made each quick fsync."""
     threads: list[int] = field(default_factory=list)
     """Ident of the thread that executed each group; that of one in a hurry is negative."""
     gate: threading.Event = field(default_factory=threading.Event)
@@ -77,13 +74,6 @@ class FakeStore:
 
     def is_durable(self, position: int) -> bool:
         return position <= self.durable
-
-    def make_durable_quick(self, position: int) -> bool:
-        assert not self.hurried  # the lock is free
-        if self.has_quick_disk:
-            self.synced_in.append(threading.get_ident())
-            self.wait_durable(position)
-        return self.has_quick_disk
 
     def begin_quick(self) -> bool:
         assert not self.hurried
@@ -303,60 +293,18 @@ def test_answers_wait_for_the_disk_while_the_next_group_executes() -> None:
     run(check)
 
 
-def test_a_stream_that_is_alone_is_fsynced_for_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two hand-overs between threads cost as much as the fsync. One that others would wait for, or that may be slow, is the syncer's."""
-    monkeypatch.setattr("crdtkv.node.worker.ALONE_S", 0.0)
-
+def test_a_failed_fsync_answers_nothing_and_is_reported() -> None:
     async def check() -> None:
-        store, here = FakeStore(has_quick_disk=True), threading.get_ident()
+        store = FakeStore(fail_sync=True)
         store.gate.set()
-        store.disk.set()
-        async with working(store, sync=True) as worker:
-            client, other = Client(worker), Client(worker)
-            for n in (1, 2):
-                client.send(n, op="put")
-                assert len(await client.until(n)) == n and store.durable == n and store.synced_in == [here] * n
-            store.has_quick_disk = False
-            client.send(3, op="put")
-            await client.until(3)
-            assert store.durable == 3 and len(store.synced_in) == 2
-            while worker._is_syncing:
-                await asyncio.sleep(0)
-            store.has_quick_disk = True
-            store.disk.clear()
-            monkeypatch.setattr("crdtkv.node.worker.ALONE_S", 60.0)
-            other.send(4, op="put")
-            while store.executed < 4:
-                await asyncio.sleep(0)
-            worker._alone_from = float("-inf")
-            worker._asker = client.deliver
-            client.send(5, op="put")  # its answer must not overtake the other's, which the syncer has
-            while store.executed < 5:
-                await asyncio.sleep(0)
-            store.disk.set()
-            await client.until(4)
-            assert len(other.replies) == 1 and len(store.synced_in) == 2
-
-    run(check)
-
-
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_failed_fsync_answers_nothing_and_is_reported(monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
-    monkeypatch.setattr("crdtkv.node.worker.ALONE_S", 0.0)
-
-    async def check() -> None:
-        store = FakeStore(fail_sync=True, has_quick_disk=alone)
-        store.gate.set()
-        if alone:
-            store.disk.set()
         failed = asyncio.Event()
         async with working(store, sync=True, failed=failed.set) as worker:
             client = Client(worker)
-            client.send(1, op="put")
+            client.send(1)
             store.disk.set()
             await failed.wait()
             assert client.replies == []
-            client.send(2, op="put")
+            client.send(2)
             assert (await client.until(1))[0][2][0] == "StoreClosedError"
 
     run(check)
