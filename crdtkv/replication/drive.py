@@ -81,6 +81,9 @@ REMEMBERED_MAX: Final = 64
 """Regions whose peers are listed in `statistics`, and whose distance is known, after they are gone."""
 
 
+_CODES: Final = frozenset(Code)
+
+
 class Closed(msgspec.Struct, frozen=True):
     """A link to close once its messages are sent."""
 
@@ -92,7 +95,7 @@ class Closed(msgspec.Struct, frozen=True):
     @property
     def permanent(self) -> bool:
         """Whether dialling again soon cannot help."""
-        return self.code in set(Code) and Code(self.code).permanent
+        return self.code in _CODES and Code(self.code).permanent
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -477,6 +480,7 @@ class Drive:
         readies: dict[Link, Ready] = {}
         closed: list[Closed] = []
         transfers, waits, wake_at_ms = self.transfers, bool(self._queue or self._alone), _NEVER_MS
+        transfers_work = transfers.has_work
         now, last_seq = self._now, self._tail.last_seq
         for link, peer in self._peers.items():
             session = peer.session
@@ -509,11 +513,11 @@ class Drive:
         for at_ms in (self._relay_wake_ms, self._resubscribe_at_ms, transfers.wake_ms):
             if at_ms is not None and at_ms < wake_at_ms:
                 wake_at_ms = at_ms
-        if not (readies or closed or waits or self._events or transfers.has_work or self.membership.steering is not NO_STEERING):
+        if not (readies or closed or waits or self._events or transfers_work or self.membership.steering is not NO_STEERING):
             return Work({}, (), (), (), None if wake_at_ms == _NEVER_MS else wake_at_ms, None, (), 0, {}, {}, (), True)
         if waits and now < self._apply_at_ms < wake_at_ms:
             wake_at_ms = self._apply_at_ms
-        sends, jobs = transfers.messages(), transfers.jobs
+        sends, jobs = (transfers.messages(), transfers.jobs) if transfers_work else ((), ())
         for to, message in sends:
             if (receiver := self._peers.get(to)) is not None and receiver.session.state is LIVE:
                 messages[to], packings[to] = (*messages.get(to, ()), message), receiver.session.packing
@@ -825,12 +829,13 @@ class Drive:
 
     def _look_for_debts(self, live: Sequence[tuple[Link, Session]]) -> None:
         """Begin links anew that have owed something for too long. O(messages that wait)."""
-        first: dict[tuple[int, bool], Sequence[Frame]] = {}
+        first: dict[tuple[int, bool], Sequence[Frame]] = {}  # empty at most turns
         for arrival in chain(self._applying or (), *self._alone, self._queue):
             first.setdefault((id(arrival.session), arrival.relayed), arrival.frames)
         debts: dict[Link, _Debt] = {}
         for link, session in live if self._resubscribe_at_ms is None else ():  # else what was dropped is about to be asked for again
-            owed = session.owes(first.get((id(session), False), ()), first.get((id(session), True), ()))
+            own, relayed = (first.get((id(session), False), ()), first.get((id(session), True), ())) if first else ((), ())
+            owed = session.owes(own, relayed)
             if owed is None:
                 continue
             debt = self._debts.get(link)
@@ -855,11 +860,12 @@ class Drive:
 
     def _find_needs(self, live: Sequence[Session]) -> dict[Origin, set[Session]]:
         """Bring `_needs` up to date; per origin needed, the peers that have what is missing."""
-        seq, own = self._vv.seq, self._port.origin
+        vv, own = self._vv, self._port.origin
+        seq = vv.seq
         began: dict[Origin, float] = {}
         holders: dict[Origin, set[Session]] = {}
         for session in live:
-            for origin in sorted(session.peer_vv.beyond(self._vv)):
+            for origin in sorted(session.peer_vv.beyond(vv)):
                 if origin != own:
                     holders.setdefault(origin, set()).add(session)
                     if origin not in self._direct:

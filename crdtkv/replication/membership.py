@@ -206,7 +206,10 @@ class Membership:
         later = self._port.control.ended_by.get(origin)
         if later is not None and later not in self._present:
             return True
-        others = [o for o in self._incarnations(region_of(origin)) if o != origin]
+        known = self._incarnations(region_of(origin))
+        if not known or (len(known) == 1 and known[0] == origin):
+            return False  # as nearly always
+        others = [o for o in known if o != origin]
         return bool(others) and max(map(generation_of, self._open(others)), default=-1) >= generation_of(origin)
 
     def rests_on(self, vv: VersionVector, durable: VersionVector) -> object:

@@ -73,8 +73,8 @@ from crdtkv.replication.streams import OwnStream, Plan, RelayStream
 
 _UNANSWERED: Final = frozenset[type[Message]]((Ack, HeartbeatReply, Frames))
 """What calls for nothing by itself: it may let a stream go on, if one has more; frames have to be applied first."""
-_USUAL: Final = frozenset[type[Message]]((Ack, Frames, Heartbeat, HeartbeatReply))
-"""What nearly all messages are."""
+_OF_THE_LINK: Final = frozenset[type[Message]]((Bye, Hello, Packed, Unknown))
+"""What a live link is not for, but begins or ends with, or does not understand."""
 _NO_RELAY: Final = (Relay.NONE, Relay.REFUSED)
 SAMPLES: Final = 8
 """Heartbeats whose answers are waited for, and clock samples of which the one with the shortest round trip counts (NTP's filter)."""
@@ -228,8 +228,8 @@ class Session:
         self._heard_ms = self._now
         if type(message) not in _UNANSWERED or self.own_out.seq < self._tail.last_seq or self.relay_out.is_open:
             self.quiet = None
-        if self.state is LIVE and type(message) in _USUAL:
-            self._receive_live(message)  # type: ignore[arg-type]  # these are
+        if self.state is LIVE and type(message) not in _OF_THE_LINK:
+            self._receive_live(message)  # type: ignore[arg-type]  # all others are
         elif isinstance(message, Bye):
             self.said_bye_by_peer = True
             if message.code == Code.REMOVED:
@@ -432,7 +432,7 @@ class Session:
         plans: list[Plan] = []
         out: list[Message] = []
         wake_at_ms = float("inf")
-        for stream in (self.own_out, self.relay_out):
+        for stream in (self.own_out, self.relay_out) if self.relay_out.is_open else (self.own_out,):
             flow, distance_ms = stream.flow, self.distance_ms
             if not stream.has_more or not flow.has_room(distance_ms):
                 continue
@@ -546,20 +546,21 @@ class Session:
             own, relayed: of each stream, the frames of the first message that is being applied, or is to be; empty: there is none.
         """
         limit_of = self._port.control.limit
-        for incoming, under_way in ((self.own_in, own), (self.relay_in, relayed)):
+        origin, own_in = self.origin, self.own_in
+        for incoming, under_way in ((own_in, own), (self.relay_in, relayed)) if own_in.waiting or self.relay_in.waiting else ():
             if incoming.waiting:
                 frame = incoming.waiting[0][0]
                 limit = limit_of(frame.origin)  # beyond it nothing is applied, as the members agreed
                 if not self._missing(frame) and frame not in under_way and (limit is None or frame.last_seq <= limit):
-                    text = f"{frame.origin}:{frame.first_seq} came from {self.origin}, rests on nothing that is missing, and is not applied"
+                    text = f"{frame.origin}:{frame.first_seq} came from {origin}, rests on nothing that is missing, and is not applied"
                     return Owed(text, (frame.origin, frame.first_seq))
-        if self.own_in.waiting or not self.sends_own or self.origin is None or limit_of(self.origin) is not None:
+        if own_in.waiting or origin is None:
             return None
-        there, here = self.peer_durable.seq(self.origin), self._vv.seq(self.origin)
-        if there <= here:
+        there, here = self.peer_durable.seq(origin), self._vv.seq(origin)
+        if there <= here or not self.sends_own or limit_of(origin) is not None:
             return None
-        text = f"{self.origin} has fsynced its commits up to {there}, and after {here} none comes"
-        return Owed(text, (here, self.own_in.received_messages))
+        text = f"{origin} has fsynced its commits up to {there}, and after {here} none comes"
+        return Owed(text, (here, own_in.received_messages))
 
     def starve(self, text: str) -> None:
         """End the link because of what `owes` has said for too long: the next one begins with what both sides have."""

@@ -39,7 +39,7 @@ class Dice:
 
     def weighted(self, options: Sequence[tuple[T, float]]) -> T:
         """One of several, by weight."""
-        at = self.random() * sum(weight for _, weight in options)
+        at = self.random() * sum([weight for _, weight in options])
         for option, weight in options:
             at -= weight
             if at < 0:

@@ -412,33 +412,40 @@ class Member:
 
     def _pump(self) -> None:
         self._pump_due = False
-        world = self._world
-        if self.drive.is_resting(world.now_ms):
+        world, drive = self._world, self.drive
+        if drive.is_resting(world.now_ms):
             return world.idle()
-        work = self.drive.ready()
-        self.drive.accept(work)
+        work = drive.ready()
+        drive.accept(work)
         if work.is_empty:
             world.idle()
         else:
             self._tell(work)
-            if self.drive.astray:
+            if drive.astray:
                 world.violation(f"{self.region}: a message that came over a link that lives on was forgotten")
-        if self.drive.amnesia is not None and (self.engine.is_full or self.log.is_full):
+        if drive.amnesia is not None:
+            self._begin_anew()
+        if not work.is_empty:
+            if work.steering is not None:
+                self._later(world.dice.pick((0.0, 5.0)), self._steer, work.steering)
+            if work.apply:
+                self._later(self.pace * world.dice.pick((0.0, 0.1, 5.0)), self._apply, work.apply)
+            for job in work.jobs:
+                self._later(self.pace * world.dice.pick((0.1, 1.0, 10.0)), self._do, job)
+        if work.wake_at_ms is not None:
+            self._wake(work.wake_at_ms)
+
+    def _begin_anew(self) -> None:
+        """Go on as another: others know more of this one than it does."""
+        world = self._world
+        if self.engine.is_full or self.log.is_full:
             self._later(100, self.poke)  # there is no room to begin anew
-        elif self.drive.amnesia is not None:
+        else:
             world.rare["told_that_it_ended"] += 1
             self.renew()
             world.auditor.clock_begins_anew(self)
             self.drive.renewed(world.now_ms)
             self.poke()
-        if work.steering is not None:
-            self._later(world.dice.pick((0.0, 5.0)), self._steer, work.steering)
-        if work.apply:
-            self._later(self.pace * world.dice.pick((0.0, 0.1, 5.0)), self._apply, work.apply)
-        for job in work.jobs:
-            self._later(self.pace * world.dice.pick((0.1, 1.0, 10.0)), self._do, job)
-        if work.wake_at_ms is not None:
-            self._wake(work.wake_at_ms)
 
     def _tell(self, work: Work) -> None:
         """Send, close and note what the drive says."""
@@ -473,9 +480,9 @@ class Member:
     def _counted(self, message: Message, data: bytes) -> bytes:
         """Count what is rare about a message that is sent; its bytes without compression."""
         rare = self._world.rare
-        if isinstance(message, CannotRelay):
+        if type(message) is CannotRelay:
             rare["cannot_relay"] += 1
-        elif isinstance(message, Frames):
+        elif type(message) is Frames:
             rare["relayed_frames"] += message.relayed
         if not is_packed(data):
             return data
