@@ -79,8 +79,9 @@ class Watch:
                 self._pages.popleft()
             if not self._pages:
                 self._last = self._then
-                return
-        self._news.set()
+                if len(rows) < WATCH_ROWS_MAX:
+                    return
+        self._news.set()  # the task sees to the rest
 
     def _fill(self, rows: list[Any]) -> None:
         self._pages.extend(encode_rows(rows))

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from crdtkv.errors import OverloadedError
-from crdtkv.node.pages import Watch
+from crdtkv.node.pages import WATCH_ROWS_MAX, Watch
 from crdtkv.transport.answering import Call
 
 
@@ -104,6 +104,22 @@ def test_a_change_is_sent_in_the_turn_that_made_it() -> None:
             watch.notify()
             worker.flush()  # and no task has run meanwhile
         assert watcher.pages == [[], [["x", "t1"]], [["x", "t2"]], [["x", "t3"]]]
+
+    watching(body)
+
+
+def test_of_many_changes_at_once_none_waits_for_the_next() -> None:
+    """Of a frame of more changes than a page is made of, the rest stayed until something else was written: at 50,000 writes a second in
+    frames of 500 a watcher fell seconds behind, and at rest the last changes came with the keepalive."""
+
+    async def body(watch: Watch, watcher: Watcher, feed: Feed, worker: Emitting, task: asyncio.Task[None]) -> None:
+        for _ in range(2 * WATCH_ROWS_MAX + 1):
+            feed.push()
+        watch.notify()
+        worker.flush()
+        while feed.rows:
+            await asyncio.sleep(0)
+        assert [row[-1] for page in watcher.pages for row in page] == [f"t{n}" for n in range(1, 2 * WATCH_ROWS_MAX + 2)]
 
     watching(body)
 
