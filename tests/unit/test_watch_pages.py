@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from crdtkv.errors import OverloadedError
+from crdtkv.node import pages as pages_module
 from crdtkv.node.pages import WATCH_ROWS_MAX, Watch
 from crdtkv.transport.answering import Call
 
@@ -108,9 +109,11 @@ def test_a_change_is_sent_in_the_turn_that_made_it() -> None:
     watching(body)
 
 
-def test_of_many_changes_at_once_none_waits_for_the_next() -> None:
+def test_of_many_changes_at_once_none_waits_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a frame of more changes than a page is made of, the rest stayed until something else was written: at 50,000 writes a second in
     frames of 500 a watcher fell seconds behind, and at rest the last changes came with the keepalive."""
+
+    monkeypatch.setattr(pages_module, "WATCH_KEEPALIVE_S", 3600.0)
 
     async def body(watch: Watch, watcher: Watcher, feed: Feed, worker: Emitting, task: asyncio.Task[None]) -> None:
         for _ in range(2 * WATCH_ROWS_MAX + 1):
