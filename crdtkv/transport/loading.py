@@ -16,6 +16,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
+import threading
 from typing import Final
 
 VARIABLE: Final = "GRPC_EXPERIMENTS"
@@ -23,16 +24,22 @@ POLL_DIRECTLY: Final = "-event_engine_client,-event_engine_listener"
 KNOWN_BELOW: Final = (1, 86)
 """The first release that was not looked at."""
 
+_loading = threading.Lock()
+
 
 def load_grpc() -> None:
-    """Import grpc, as the module says. To be called before anything else imports it; a missing grpc is left for that to report."""
-    if "grpc" in sys.modules or VARIABLE in os.environ or not _has_flags():
-        return
-    os.environ[VARIABLE] = POLL_DIRECTLY
-    try:
-        importlib.import_module("grpc")
-    finally:
-        del os.environ[VARIABLE]
+    """Import grpc, as the module says. To be called before anything else imports it; a missing grpc is left for that to report.
+
+    Any thread, and several at once: programs connect in threads.
+    """
+    with _loading:
+        if "grpc" in sys.modules or VARIABLE in os.environ or not _has_flags():
+            return
+        os.environ[VARIABLE] = POLL_DIRECTLY
+        try:
+            importlib.import_module("grpc")
+        finally:
+            del os.environ[VARIABLE]
 
 
 def _has_flags() -> bool:

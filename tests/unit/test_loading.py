@@ -44,6 +44,28 @@ def test_what_the_user_set_is_left_alone() -> None:
     assert flags_seen("crdtkv.client", GRPC_EXPERIMENTS="event_engine_client") == ["event_engine_client", "event_engine_client"]
 
 
+THREADS = """
+import os, sys, threading
+import crdtkv
+sys.setswitchinterval(1e-6)
+begin = threading.Barrier(8)
+def connect():
+    begin.wait()
+    crdtkv.connect
+threads = [threading.Thread(target=connect) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(os.environ.get("GRPC_EXPERIMENTS"))
+"""
+
+
+def test_threads_that_connect_at_once_load_it_once() -> None:
+    """Each found it not loaded yet, and all but one failed to put the environment back: `crdtkv.connect` raised KeyError."""
+    clean = {name: value for name, value in os.environ.items() if name != loading.VARIABLE}
+    done = subprocess.run([sys.executable, "-c", THREADS], env=clean, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("None\n", "")
+
+
 @pytest.mark.parametrize(("release", "known"), [("1.76.0", True), ("1.85.1", True), ("1.86.0", False), ("2.0.0", False), ("dev", False)])
 def test_a_release_that_was_not_looked_at_keeps_its_own_choice(monkeypatch: pytest.MonkeyPatch, release: str, known: bool) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: release)
