@@ -175,10 +175,10 @@ class Drive:
     # More than thirty attributes would be kept, and looked up, in a plain dict: slower at each turn.
     __slots__ = (
         "_agreed_as_of", "_agreed_with", "_alone", "_applied_by_ms", "_apply_at_ms", "_apply_began_ms", "_applying", "_began_here",
-        "_checked_for", "_debts", "_direct", "_distances", "_durable", "_events", "_groups", "_has_news", "_is_quiet", "_members", "_needs",
-        "_now", "_peers", "_port", "_queue", "_relay_wake_ms", "_remembered", "_rests", "_resubscribe_after_ms", "_resubscribe_at_ms",
-        "_reviewed_as_of", "_served", "_settings", "_sharing", "_snapshot_for", "_tail", "_tried", "_vv", "_wall_ms", "amnesia",
-        "membership", "transfers",
+        "_checked_for", "_debts", "_direct", "_distances", "_durable", "_events", "_groups", "_has_news", "_is_deferred", "_is_quiet",
+        "_members", "_needs", "_now", "_peers", "_port", "_queue", "_relay_wake_ms", "_remembered", "_rests", "_resubscribe_after_ms",
+        "_resubscribe_at_ms", "_reviewed_as_of", "_served", "_settings", "_sharing", "_snapshot_for", "_tail", "_tried", "_vv", "_wall_ms",
+        "amnesia", "membership", "transfers",
     )  # fmt: skip
 
     def __init__(
@@ -220,6 +220,8 @@ class Drive:
         self._apply_began_ms = self._applied_by_ms = now_ms
         self._apply_at_ms = now_ms
         """Nothing is applied before: the replica could not take it."""
+        self._is_deferred = False
+        """It could not take what it was given last."""
 
         self._direct: frozenset[Origin] = frozenset()
         """Origins whose own stream comes over a live link."""
@@ -340,7 +342,7 @@ class Drive:
         """What came of the last `Work.apply`."""
         self._begin(now_ms)
         self._has_news = True
-        group, before = self._end_apply(), self._vv
+        group, before, self._is_deferred = self._end_apply(), self._vv, False
         self._applied_by_ms = self._apply_began_ms
         for arrival in group:
             arrival.session.settle(arrival.relayed, arrival.frames)
@@ -398,7 +400,7 @@ class Drive:
         self._begin(now_ms)
         group = self._end_apply()
         self._queue[:0] = [arrival for arrival in group if not arrival.session.ended]
-        self._apply_at_ms = self._now + self._settings.apply_retry_ms
+        self._apply_at_ms, self._is_deferred = self._now + self._settings.apply_retry_ms, True
 
     def renewed(self, now_ms: float) -> None:
         """The replica goes on under a new origin, as it must after `amnesia`: peers learn it from a new hello."""
@@ -833,7 +835,8 @@ class Drive:
         for arrival in chain(self._applying or (), *self._alone, self._queue):
             first.setdefault((id(arrival.session), arrival.relayed), arrival.frames)
         debts: dict[Link, _Debt] = {}
-        for link, session in live if self._resubscribe_at_ms is None else ():  # else what was dropped is about to be asked for again
+        # What was dropped is about to be asked for again, and what the disk has no room for is given to the replica again.
+        for link, session in live if self._resubscribe_at_ms is None and not self._is_deferred else ():
             own, relayed = (first.get((id(session), False), ()), first.get((id(session), True), ())) if first else ((), ())
             owed = session.owes(own, relayed)
             if owed is None:

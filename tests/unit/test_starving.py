@@ -92,9 +92,16 @@ def test_a_peer_whose_disk_does_not_fsync_starves_nobody() -> None:
     assert not side.closed and EventKind.STARVED not in side.kinds
 
 
-def test_what_the_disk_has_no_room_for_starves_nobody() -> None:
+@pytest.mark.parametrize("is_first_known", [False, True])
+def test_what_the_disk_has_no_room_for_starves_nobody(is_first_known: bool) -> None:
+    """Also where the first message that waits brings nothing new by now: an alarm said that the next one was not applied (simulation,
+    scenario `clears`, seed 1001084)."""
     side = Side()
-    side.drive.receive("eu", Frames(False, (side.eu.write().data,)), 0)
+    frames = [side.eu.write(), side.eu.write()]
+    for frame in frames:
+        side.drive.receive("eu", Frames(False, (frame.data,)), 0)
+    if is_first_known:
+        side.us.apply(frames[:1])
     side.live_on(side.eu.vv(), lambda _frames, now: side.drive.apply_deferred(now))
     assert not side.closed and EventKind.STARVED not in side.kinds
 
