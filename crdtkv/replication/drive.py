@@ -397,10 +397,11 @@ class Drive:
 
         What it holds keeps its credit, so that peers stop sending, and nothing is lost.
         """
+        self._is_deferred = True
         self._begin(now_ms)
         group = self._end_apply()
         self._queue[:0] = [arrival for arrival in group if not arrival.session.ended]
-        self._apply_at_ms, self._is_deferred = self._now + self._settings.apply_retry_ms, True
+        self._apply_at_ms = self._now + self._settings.apply_retry_ms
 
     def renewed(self, now_ms: float) -> None:
         """The replica goes on under a new origin, as it must after `amnesia`: peers learn it from a new hello."""
