@@ -19,7 +19,8 @@ from crdtkv.errors import StoreClosedError
 from crdtkv.pb.v1 import admin_pb2
 from crdtkv.results import Status
 from crdtkv.store.view import FIRST, LAST, records
-from tests.integration.test_node import Regions, until
+from tests.integration.test_node import Regions
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from crdtkv.cli.main import main
 from crdtkv.client.views import NodeSide
 from crdtkv.errors import CrdtkvError, RegionUnavailableError
 from tests.integration.test_audit import settled, under_load
-from tests.integration.test_node import Regions, until
+from tests.integration.test_node import Regions
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ ever once nobody wrote any more, with live links, heartbeats, and no word in the
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,15 +22,7 @@ from crdtkv.replication.drive import Work
 from crdtkv.replication.messages import Frames
 from crdtkv.replication.session import Session
 from crdtkv.store.port import StorePort
-
-DEADLINE_S = 60.0
-
-
-def until(condition: Callable[[], Any], what: str) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"not within {DEADLINE_S:g} s: {what}"
-        time.sleep(0.005)
+from tests.waiting import DEADLINE_S, until
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
@@ -38,20 +38,12 @@ from crdtkv.simulation.checkers import (
     session_guarantees,
 )
 from tests.integration.history_client import KEYS
+from tests.waiting import until
 
 REGIONS = ("us", "eu", "ap")
 CLIENTS = (("a", "us"), ("b", "us"), ("c", "eu"), ("d", "eu"), ("e", "ap"))
-DEADLINE_S = 60.0
 ROOT = Path(__file__).parents[2]
 DISK_BYTES = 160 << 20
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + DEADLINE_S
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {DEADLINE_S:g} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 class ClientProcess:
@@ -178,7 +170,7 @@ class Programme:
         for client in self.clients:
             client.tell("")
         events = [event for client in self.clients for event in client.events()]
-        until(self._are_equal, f"all regions are equal, in episode {number} after {faults}")
+        until(self._are_equal, f"all regions are equal, in episode {number} after {faults}", every_s=0.02)
         self._judge(prefix, events)
 
     def _are_equal(self) -> bool:

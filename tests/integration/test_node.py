@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,18 +30,9 @@ from crdtkv.node import Limits, peers
 from crdtkv.pb.v1 import admin_pb2, admin_pb2_grpc, kv_pb2, kv_pb2_grpc
 from crdtkv.transport import channel_options
 from crdtkv.transport.errors import from_rpc_error
+from tests.waiting import DEADLINE_S, until
 
 REGIONS = ("us", "eu", "ap")
-DEADLINE_S = 60.0
-
-
-def until(condition: Callable[[], Any], what: str = "") -> Any:
-    """Wait until a condition holds; its value."""
-    end = time.monotonic() + DEADLINE_S
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {DEADLINE_S:g} s: {what or condition}"
-        time.sleep(0.005)
-    return value
 
 
 def equal(stores: Sequence[crdtkv.Store]) -> bool:

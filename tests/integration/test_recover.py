@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,9 @@ import pytest
 import crdtkv
 from crdtkv import Settings
 from crdtkv.cli.main import main
+from tests.waiting import until
 
 TRUSTING = Settings(instance_dir="trust")
-DEADLINE_S = 60.0
-
-
-def until(condition: Callable[[], Any], what: str) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"not within {DEADLINE_S:g} s: {what}"
-        time.sleep(0.005)
 
 
 def opened(path: Path) -> crdtkv.Store:

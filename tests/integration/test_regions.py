@@ -19,7 +19,7 @@ import pytest
 import crdtkv
 from crdtkv.cli.main import main
 from crdtkv.errors import CrdtkvError
-from tests.integration.test_node import DEADLINE_S, until
+from tests.waiting import DEADLINE_S, until
 
 
 def free_port() -> int:
