@@ -39,7 +39,6 @@ SAMPLE_MS: Final = 50
 APPLY_MS: Final = 4
 """How long a turn goes on to begin applying what was received: then clients have theirs, and what arrived meanwhile is looked at."""
 ALARMS_MAX: Final = 16
-FAILED: Final = "failed"
 FAILED_TEXT: Final = "failed: a turn of replication failed by a bug, and all links were begun anew: the log has more"
 _NUMBERS: Final = re.compile(r" \d+")
 
@@ -182,7 +181,7 @@ class Replicator:
     def _start_over(self) -> None:
         """A bug must not leave the drive waiting for what was never done: it would replicate no more, and seem well."""
         self._touched = True
-        self.events[FAILED] += 1
+        self.events[Code.FAILED.value] += 1
         if FAILED_TEXT not in self.alarms:
             self.alarms.append(FAILED_TEXT)
         self.drive.start_over(_now_ms())

@@ -413,8 +413,7 @@ class StorageWorker:
                         break
                 tasks, group = self._begin_turn(ident)
                 if self._stopping and not tasks and not group:
-                    self._writer_ended = True
-                    break
+                    return
             next_at = self._run_turn(tasks, group)
             with self._lock:
                 self._turning = 0

@@ -342,7 +342,7 @@ class Drive:
         """What came of the last `Work.apply`."""
         self._begin(now_ms)
         self._has_news = True
-        group, before, self._is_deferred = self._end_apply(), self._vv, False
+        group, before = self._end_apply(), self._vv
         self._applied_by_ms = self._apply_began_ms
         for arrival in group:
             arrival.session.settle(arrival.relayed, arrival.frames)
@@ -397,11 +397,11 @@ class Drive:
 
         What it holds keeps its credit, so that peers stop sending, and nothing is lost.
         """
-        self._is_deferred = True
         self._begin(now_ms)
         group = self._end_apply()
         self._queue[:0] = [arrival for arrival in group if not arrival.session.ended]
         self._apply_at_ms = self._now + self._settings.apply_retry_ms
+        self._is_deferred = True
 
     def renewed(self, now_ms: float) -> None:
         """The replica goes on under a new origin, as it must after `amnesia`: peers learn it from a new hello."""
@@ -460,7 +460,7 @@ class Drive:
         """
         self._begin(now_ms)
         self._has_news, self._agreed_with = True, None
-        self._applying, self._queue, self._alone = None, [], []
+        self._applying, self._queue, self._alone, self._is_deferred = None, [], [], False
         for peer in self._peers.values():
             peer.session.close(Code.FAILED, "replication failed half-way and starts over")
 
@@ -743,7 +743,7 @@ class Drive:
 
     def _end_apply(self) -> tuple[_Arrival, ...]:
         assert self._applying is not None, "nothing was being applied"
-        group, self._applying = self._applying, None
+        group, self._applying, self._is_deferred = self._applying, None, False
         return group
 
     def _forget(self, link: Link, session: Session) -> None:

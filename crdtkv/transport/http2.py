@@ -221,7 +221,7 @@ class Stream(asyncio.BufferedProtocol):
             self._stream_window -= size
         self._unsent = unsent
         if parts:
-            self._transport.write(b"".join(parts))
+            self._write_now(b"".join(parts))
 
     def _send_headers(self, block: bytes, ends: bool) -> None:
         flags = _END_STREAM if ends else 0
