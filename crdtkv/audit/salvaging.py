@@ -19,6 +19,7 @@ from crdtkv.core.clock import HybridClock
 from crdtkv.core.frame import Frame
 from crdtkv.core.replica import Replica
 from crdtkv.errors import ConfigError, CorruptionError
+from crdtkv.storage.engine import HOW_TO_REPLACE
 from crdtkv.storage.lock import DirectoryLock
 from crdtkv.storage.salvage import Segment, examine, fill, give_up_before, hole_texts, reach, rewrite, wanted
 from crdtkv.store.opening import IDENTITY_NAME, open_engine
@@ -63,7 +64,8 @@ def repair_log(directory: Path | str, fetch: Fetch | None = None) -> LogRepair:
         except CorruptionError:
             if engine is None:
                 raise
-            return LogRepair(damage, 0, True, tuple(give_up_before(segments, engine)))
+            first, aside = give_up_before(segments, engine)
+            return LogRepair(damage, 0, first > segments[0].first, tuple(aside))
         kept = [rewrite(segment, frames) for segment, frames in zip(damaged, filled, strict=True)]
         return LogRepair(damage, refilled, False, tuple(kept))
 
@@ -82,6 +84,13 @@ def _fill(
     segments: list[Segment], damaged: list[Segment], own: Origin, engine: tuple[int, VersionVector] | None, fetch: Fetch | None
 ) -> tuple[list[list[Frame]], int]:
     """The frames of each damaged segment with its holes filled, and how many came from the peer. Nothing is written yet."""
+    headless = next((segment for segment in damaged if segment.is_headless), None)
+    if headless is not None:
+        raise CorruptionError(
+            f"{headless.path} is damaged at offset 0, and nothing before it tells what the log had there; {HOW_TO_REPLACE}",
+            path=str(headless.path),
+            offset=0,
+        )
     if fetch is None:
         raise CorruptionError(f"{damaged[0].path} is damaged, and no peer was named: name one that has its frames with --from")
     got = fetch(damaged[0].before)

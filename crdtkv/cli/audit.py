@@ -218,8 +218,10 @@ def _repair_log(data: Path, peer: str | None, tls: tuple[str | None, str | None,
         emit(f"{data}: the log is sound")
     elif done.given_up:
         emit("the log begins behind the damage now: the state engine has all that was before it, peers get it elsewhere")
+    elif done.refilled:
+        emit(f"{counted(done.refilled, 'frame')} filled in from the peer")
     else:
-        emit(f"{done.refilled} frames were filled in from the peer")
+        emit("no frame was missing: the damaged segment was written anew")
     for path in done.kept:
         emit(f"kept: {path}")
     return DONE

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from crdtkv.core.causality import Origin, VersionVector
+from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.core.frame import Frame
 from crdtkv.errors import CorruptionError, StorageError
 from crdtkv.storage.engine import HOW_TO_REPLACE
@@ -53,6 +53,7 @@ class Segment:
         first: the position of its first frame. before: the vector there.
         frames: those that are readable, in order. holes: where some are missing.
         following: the first position of the next segment, and the vector there; None for the last one.
+        is_headless: its header is damaged, and nothing before it tells the vector there: `before` is empty and means nothing.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Segment:
     frames: list[Frame] = field(default_factory=list)
     holes: list[Hole] = field(default_factory=list)
     following: tuple[int, VersionVector] | None = None
+    is_headless: bool = False
 
     @property
     def missing(self) -> int | None:
@@ -98,14 +100,17 @@ def _read(path: Path, previous: Segment | None, *, is_last: bool) -> Segment:
             header = read_header(file, path)
             segment, offset = Segment(path, header.first, header.before, header.begun_ms), header.records_at
         except CorruptionError:
-            if previous is None or previous.holes or not path.stem.isdigit():
+            if not path.stem.isdigit():
                 raise CorruptionError(
-                    f"{path} is damaged at offset 0, and nothing before it tells where it begins; {HOW_TO_REPLACE}",
+                    f"{path} is damaged at offset 0, and its name does not tell at which position it begins; {HOW_TO_REPLACE}",
                     path=str(path),
                     offset=0,
                 ) from None
-            segment, offset = Segment(path, int(path.stem), _after(previous.before, previous.frames), 0), 0
-            segment.holes.append(Hole(0, 0))
+            segment = Segment(path, int(path.stem), EMPTY_VV, 0, holes=[Hole(0, 0)])
+            if previous is None or previous.holes:
+                segment.is_headless = True
+            else:
+                segment.before = _after(previous.before, previous.frames)
             offset = record_after(file, 0, size) or size
         while offset < size:
             damage: Damage | None = None
@@ -260,10 +265,11 @@ def rewrite(segment: Segment, frames: Sequence[Frame], *, first: int | None = No
     return kept
 
 
-def give_up_before(segments: Sequence[Segment], engine: tuple[int, VersionVector]) -> list[Path]:
-    """Drop a log's beginning up to its last hole, which the state engine has all of; where the dropped files stay.
+def give_up_before(segments: Sequence[Segment], engine: tuple[int, VersionVector]) -> tuple[int, list[Path]]:
+    """Drop a log's beginning up to its last hole, which the state engine has all of; where it begins then, and the dropped files.
 
-    The log then begins behind the hole: its floor rises, so a peer that lacks what was there must get it elsewhere.
+    The log then begins behind the hole: its floor rises, so a peer that lacks what was there must get it elsewhere. Where no frame was lost
+    with the header of its first segment, it begins where it did.
 
     Raises:
         CorruptionError: the engine has not got all of it, so what is missing is needed.
@@ -285,7 +291,7 @@ def give_up_before(segments: Sequence[Segment], engine: tuple[int, VersionVector
     if not exact or not before <= vv or first < segment.first or not _continues(before, rest):
         raise CorruptionError(
             f"{segment.path}: the state engine stands at log position {position}, before the damage ends, so what is missing is needed: "
-            "name a peer that has them with --from",
+            + (HOW_TO_REPLACE if any(s.is_headless for s in segments) else "name a peer that has them with --from"),
             path=str(segment.path),
         )
     kept = [rewrite(segment, behind, first=first, before=before)]
@@ -297,7 +303,7 @@ def give_up_before(segments: Sequence[Segment], engine: tuple[int, VersionVector
             raise StorageError(f"cannot move {old.path} aside: {e.strerror or e}", path=str(old.path)) from e
         kept.append(aside)
     OsFiles().sync_directory(segment.path.parent)
-    return kept
+    return first, kept
 
 
 def _continues(before: VersionVector, frames: Iterable[Frame]) -> bool:

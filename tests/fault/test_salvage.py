@@ -95,16 +95,40 @@ def test_a_segment_with_a_damaged_header_or_that_is_gone_is_made_anew(tmp_path: 
         reads_whole(tmp_path / "us", eu, wanted)
 
 
-def test_a_first_segment_without_a_header_is_not_mended_and_says_what_else_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("segment_bytes", [3000, 1 << 20], ids=["many segments", "one segment"])
+@pytest.mark.parametrize("damage", [b"\x00" * 30, b"\x00" * 400], ids=["header", "header and a frame"])
+def test_a_first_segment_without_a_header_is_made_anew_from_the_engine(tmp_path: Path, damage: bytes, segment_bytes: int) -> None:
+    """Nothing before it tells the vector at which it began: it was given up, with a sound engine beside it."""
+    with stores("eu") as (eu,):
+        settings = Settings(log_segment_bytes=segment_bytes, instance_dir="trust", fold_records_max=1)
+        wanted = written(tmp_path / "us", eu, settings)
+        first = segments(tmp_path / "us")[0]
+        harm(first, 0, damage)
+        with pytest.raises(CorruptionError, match=r"damaged at offset 0: not a segment of a commit log\. `crdtkv repair"):
+            crdtkv.open(tmp_path / "us", region="us", settings=SETTINGS)
+        done = repair_log(tmp_path / "us")
+        assert (done.refilled, done.given_up) == (0, len(damage) > 30)
+        assert not repair_log(tmp_path / "us").damage
+        if not done.given_up:
+            reads_whole(tmp_path / "us", eu, wanted)
+            return
+        with crdtkv.open(tmp_path / "us", region="us", settings=SETTINGS) as us:
+            assert (dict(us.scan()), us.digest()) == wanted
+            us.put("after", 1)
+            eu.merge(us.delta_since(eu.vv()))
+            assert eu["after"] == 1 and eu.digest() == us.digest()
+
+
+def test_a_first_segment_without_a_header_that_the_engine_cannot_replace_says_what_else_to_do(tmp_path: Path) -> None:
     """Opening named `crdtkv repair`, and that said nothing of what to do instead."""
     with stores("eu") as (eu,):
         written(tmp_path / "us", eu)
-        first = segments(tmp_path / "us")[0]
-        first.write_bytes(b"")
-        with pytest.raises(CorruptionError, match=r"damaged at offset 0: not a segment of a commit log\. `crdtkv repair"):
-            crdtkv.open(tmp_path / "us", region="us", settings=SETTINGS)
-        with pytest.raises(CorruptionError, match="nothing before it tells where it begins; move the data directory aside"):
+        shutil.rmtree(tmp_path / "us" / "state")
+        harm(segments(tmp_path / "us")[0], 0)
+        before = {path: path.read_bytes() for path in segments(tmp_path / "us")}
+        with pytest.raises(CorruptionError, match="what is missing is needed: move the data directory aside"):
             repair_log(tmp_path / "us", lambda vv: fetch_from(eu, vv))
+        assert {path: path.read_bytes() for path in segments(tmp_path / "us")} == before
 
 
 def test_without_a_peer_the_beginning_goes_if_the_engine_has_it_all(tmp_path: Path) -> None:
