@@ -20,7 +20,7 @@ from crdtkv.simulation.following import COUNTER
 from crdtkv.simulation.member import Member
 from crdtkv.simulation.rules import broken_rule
 from crdtkv.simulation.specification import Commit, Slot
-from crdtkv.simulation.words import entries_in_words, in_words, place_name, seen, short, span
+from crdtkv.simulation.words import entries_in_words, in_words, named, place_name, seen, short, span
 from crdtkv.simulation.world import Outcome
 
 _CUTS: Final = {
@@ -62,13 +62,13 @@ def tell(case: Case) -> Story:
     broken = tuple(f"Broken: {broken_rule(text)}." for text in outcome.violations)
     states = _differences_or_why_not(narrator) if broken else ()
     if not any("it should" in line for line in states):  # else that says it better than the check's own words
-        broken += tuple(f"Found: {short_names(narrator, text)}" for text in outcome.violations)
+        broken += tuple(f"Found: {named(text)}" for text in outcome.violations)
     return Story(outcome, tuple(narrator.lines), broken, states)
 
 
 SHORT: Final = 6
 """A story of so many lines is told as it is."""
-_SPAN: Final = re.compile(r"([a-z0-9]+):(\d+)(?:-(\d+))?")
+_SPAN: Final = re.compile(r"([a-z0-9@-]+):(\d+)(?:-(\d+))?")
 
 
 def gist(story: Story) -> tuple[str, ...]:
@@ -254,10 +254,3 @@ def _state(records: Mapping[bytes, bytes]) -> tuple[dict[Slot, dict[Dot, bytes]]
         else:
             slots[key.decode(), TYPE_NAMES[kind], subkey] = {entry.dot: entry.value for entry in decode_entries(record)}
     return slots, counters
-
-
-def short_names(world: CaseWorld, text: str) -> str:
-    """A message with regions in place of full origins."""
-    for member in world.members:
-        text = text.replace(member.origin, member.region)
-    return text

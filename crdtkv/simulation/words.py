@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from typing import Final
 
-from crdtkv.core.causality import Dot, Origin, VersionVector, region_of
+from crdtkv.core.causality import Dot, Origin, VersionVector
 from crdtkv.core.codec import decode_value
 from crdtkv.errors import CorruptionError
 from crdtkv.simulation.specification import Clear, Expire, Increment, Operation, Remove, Reset, Slot, Write
 
+_AT_FIRST: Final = re.compile(r"@1-0{6}[0-9a-f]{2}\b")
+"""How the id ends that a simulated region begins with. Those that it goes on as are drawn."""
+
+
+def named(text: str) -> str:
+    """A text with the region alone in place of the id that it began with. A later incarnation keeps its whole id."""
+    return _AT_FIRST.sub("", text)
+
 
 def short(dot: Dot) -> str:
-    """A dot by its region: a simulated region has one incarnation."""
-    return f"{region_of(dot.origin)}:{dot.seq}"
+    """A dot, e.g. `us:3` or `us@2-34711ded:1`."""
+    return f"{named(dot.origin)}:{dot.seq}"
 
 
 def span(origin: Origin, first: int, last: int) -> str:
     """Commits of one origin, e.g. `us:3` or `us:3-5`."""
-    return f"{region_of(origin)}:{first}" + (f"-{last}" if last > first else "")
+    return f"{named(origin)}:{first}" + (f"-{last}" if last > first else "")
 
 
 def seen(vv: VersionVector) -> str:
-    """A version vector by regions."""
-    return ", ".join(f"{region_of(origin)}:{seq}" for origin, seq in vv.items()) or "nothing"
+    """A version vector."""
+    return ", ".join(f"{named(origin)}:{seq}" for origin, seq in vv.items()) or "nothing"
 
 
 def place_name(slot: Slot) -> str:

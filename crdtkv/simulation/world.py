@@ -336,8 +336,7 @@ class World:
             self._judge(members)
             self._finished = True
         elif self.now_ms > until_ms:
-            state = "; ".join(f"{m.region} {m.machine.vv()} held {m.machine.replica.held[0]} frozen {m.machine.control.frozen}" for m in up)
-            raise Violation(f"not equal {self.options.quiet_s:.0f} s after everything healed: {state}")
+            raise Violation(f"not equal {self.options.quiet_s:.0f} s after everything healed: {'; '.join(self.differences())}")
         else:
             self.after(SETTLE_MS, self._settle, until_ms)
 
@@ -379,6 +378,35 @@ class World:
             m.machine.vv() == first and not m.machine.replica.purges and m.drive.is_settled and m.log.synced() == m.log.end()
             for m in members
         )
+
+    def differences(self) -> Iterator[str]:
+        """What keeps the core from being equal, in words; of vectors and frozen origins only where they differ."""
+        up = [m for m in self.core if m.is_up]
+        yield from (f"{m.region} is down" for m in self.core if not m.is_up)
+        for what, maps in (
+            ("", {m.region: dict(m.machine.vv().items()) for m in up}),
+            ("frozen ", {m.region: dict(m.machine.control.frozen) for m in up}),
+        ):
+            for origin in sorted({origin for found in maps.values() for origin in found}):
+                places: dict[int | None, list[str]] = {}
+                for region, found in maps.items():
+                    places.setdefault(found.get(origin), []).append(region)
+                if len(places) > 1:
+                    parts = [f"{'nothing' if at is None else at} at {', '.join(regions)}" for at, regions in places.items()]
+                    yield f"{what}{origin} is {' and '.join(parts)}"
+        for m in up:
+            if held := m.machine.replica.held[0]:
+                yield f"{m.region} holds {held} frames back"
+            if not m.drive.is_settled:
+                yield f"{m.region} has messages to send or to take up"
+            if m.machine.replica.purges:
+                yield f"{m.region} has a purge to do"
+            if m.log.synced() != m.log.end():
+                yield f"{m.region} has log records that are not synced"
+        if up and not self.lame:
+            ended = set(up[0].machine.control.show(up[0].machine.vv())) - {m.origin for m in self.core}
+            yield from (f"{origin} has ended and is not closed" for origin in sorted(ended))
+        yield from (f"{self.members[index].region} is still leaving" for index in sorted(self.faults.leaving - self.removed))
 
 
 def simulate(seed: int, scenario: str = "mixed") -> Outcome:

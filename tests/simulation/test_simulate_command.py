@@ -15,11 +15,13 @@ import pytest
 
 from crdtkv.cli import simulate as command
 from crdtkv.cli.main import main
-from crdtkv.simulation import SCENARIOS, invariants, simulate
+from crdtkv.core.causality import VersionVector
+from crdtkv.simulation import SCENARIOS, invariants, simulate, words
 from crdtkv.simulation.case import FAULTS, MODES, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, run_case
 from crdtkv.simulation.rules import broken_rule
 from crdtkv.simulation.shrinking import shrink
 from crdtkv.simulation.story import Story, gist, tell
+from crdtkv.simulation.world import World
 from crdtkv.store.reading import Reader
 from tests.mutants.planting import MUTANTS
 
@@ -79,8 +81,8 @@ def test_switched_off_faults_do_not_happen() -> None:
 
 def test_a_story_names_what_happened() -> None:
     text = "\n".join(tell(Case(seed=6, scenario="crashes", ops=10)).events)
-    for words in ("commits ap:1, having seen nothing: ", "is killed", "starts again", "applies ", "nobody writes any more"):
-        assert words in text
+    for phrase in ("commits ap:1, having seen nothing: ", "is killed", "starts again", "applies ", "nobody writes any more"):
+        assert phrase in text
 
 
 def test_a_long_story_is_told_by_what_concerns_the_wrong_place() -> None:
@@ -101,6 +103,31 @@ def test_a_long_story_is_told_by_what_concerns_the_wrong_place() -> None:
     assert gist(replace(story, states=())) == events, "no place is known to be wrong"
     found = "Found: the join of us and eu: field 'f' of map m holds 1 of us:14; it should hold nothing"
     assert gist(replace(story, states=(), broken=("Broken: invariant 6.", found))) == (*told, last), "the check itself names the place"
+
+
+def test_a_commit_of_a_later_incarnation_is_told_from_one_of_the_first() -> None:
+    """Both were told as `us:1`, and a story of lost disks could not be followed."""
+    vv = VersionVector({"us@1-00000004": 7, "us@2-34711ded": 1, "us@1-fc90714f": 2})
+    assert words.seen(vv) == "us:7, us@1-fc90714f:2, us@2-34711ded:1"
+    assert words.named("us@1-00000004 is 1 at eu") == "us is 1 at eu"
+    commit = "  10.0 ms  us commits us@1-fc90714f:2, having seen nothing: sets register r to 1"
+    event = "  20.0 ms  us applies us@1-fc90714f:1-3, eu:4"
+    story = Story(simulate(1), (commit, event, *["  x"] * 9), (), ("    register r holds nothing; it should hold 1 of us@1-fc90714f:2",))
+    assert event in gist(story)
+
+
+def test_regions_that_are_not_equal_are_told_by_what_differs() -> None:
+    """The whole vectors of all regions were: of a run with many incarnations, six thousand characters."""
+    world = World(3, "relay")
+    assert not world.run().violations
+    assert [*world.differences()] == []
+    first, *others = world.members
+    at = first.machine.own_seq()
+    assert world.clients.probe(first)
+    wanted = f"{first.origin} is {at + 1} at {first.region} and {at} at {', '.join(m.region for m in others)}"
+    assert wanted in [*world.differences()]
+    others[0].stop_for_good()
+    assert f"{others[0].region} is down" in [*world.differences()]
 
 
 def test_every_check_of_the_auditor_has_its_rule() -> None:
