@@ -23,6 +23,7 @@ from crdtkv.storage.files import Space
 from crdtkv.storage.log import FileLog
 from crdtkv.store import Settings, Store, opening
 from tests.fault.test_log_recovery import FaultyDisk
+from tests.waiting import until
 
 SETTINGS = Settings(async_sync_ms=3_600_000, log_segment_bytes=4096, fold_records_max=16)
 """The housekeeping thread does not run: tests call `maintain`."""
@@ -293,13 +294,6 @@ def test_an_engine_without_room_for_the_new_id_gets_it_before_anything_is_writte
     store.close()
     with crdtkv.open(tmp_path / "us", region="us", durability="async", settings=SETTINGS) as again:
         assert again.origin == store.origin and again.get("k") == "after"
-
-
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_node_without_room_is_not_ready_and_takes_what_peers_wrote_once_it_has_some(tmp_path: Path, disk: FaultyDisk) -> None:

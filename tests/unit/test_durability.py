@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from crdtkv.store import Settings, Store
 from crdtkv.store.durability import BackgroundSync
 from crdtkv.store.machine import Machine
 from tests.frames import FrameMaker
+from tests.waiting import until
 
 
 class Time:
@@ -31,13 +30,6 @@ class Time:
 
     def __call__(self) -> float:
         return self.s
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def test_vectors_of_a_machine_are_made_anew_only_when_something_has_changed() -> None:
