@@ -151,7 +151,7 @@ class Control:
 
     *Frozen* is local: this replica takes no more of an origin than a limit says, so that what it reported of it stays true
     until the closing is there. The limit of a closed origin is its F. Which origins are frozen is kept on the disk; limits begin again
-    at what is applied.
+    at what is applied, with a restart and with whatever takes away what they rested on.
     """
 
     def __init__(self, state: State) -> None:
@@ -325,6 +325,10 @@ class Control:
         self.frozen[origin] = limit
         return True
 
+    def begin_limits_again(self, applied: Mapping[Origin, int]) -> None:
+        """Take no more of what is frozen than is applied, and of what is closed than to its end: limits are to be found anew."""
+        self.frozen = {o: applied.get(o, 0) for o in self.frozen if o not in self._closed}
+
     @property
     def has_limits(self) -> bool:
         """Whether anything is frozen or closed."""
@@ -354,12 +358,14 @@ class Control:
 
 class Steering(msgspec.Struct, frozen=True):
     """What `replication.membership` wants done, in this order: origins to freeze (on the disk before anybody is told; with the later
-    incarnations that ended them, as far as that is why), limits to raise, origins to close at their last commit."""
+    incarnations that ended them, as far as that is why), limits to raise, origins to close at their last commit. It was found as of a
+    `Control.version`: by then a report may have counted whose region is known to be removed now."""
 
     freeze: tuple[Origin, ...] = ()
     later: Mapping[Origin, Origin] = msgspec.field(default_factory=dict)
     limits: Mapping[Origin, int] = msgspec.field(default_factory=dict)
     close: Mapping[Origin, int] = msgspec.field(default_factory=dict)
+    version: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.freeze or self.limits or self.close)

@@ -88,10 +88,12 @@ class Held:
         for origin in list(self._waiting):
             self.wake(origin)
         while self._surfaced:
-            frame = self._release(*heappop(self._surfaced))
-            if frame is not None:
+            origin, first = heappop(self._surfaced)
+            frame = self._frames.get(origin, {}).get(first)
+            if frame is not None and not self._is_beyond(frame):  # a limit may have gone down since it was listed
+                self._release(origin, first)
                 yield frame
-                self.wake(frame.origin)
+                self.wake(origin)
 
     def drop(self, origin: Origin) -> None:
         """Hold nothing of an origin any more."""

@@ -353,6 +353,7 @@ class Replica:
         seq = self._vv[self.origin] = self._vv.get(self.origin, 0) + 1
         for delta in deltas:
             self._apply_control(delta, self.origin, seq, hlc)
+        self._begin_limits_again()
         self._rows.append([0, None, *deltas])
         self._template = FrameTemplate(self.cluster, self.shard, self.origin, context, control=True)
         return seq, hlc
@@ -372,6 +373,7 @@ class Replica:
     def agree(self, agreed: Agreed, hashes: Mapping[Origin, bytes]) -> None:
         """Take over the closings and members of a snapshot, after `jump`."""
         self.control.absorb(agreed, hashes)
+        self._begin_limits_again()
         self._context = None
         self._template = None
         self._find_refusal()
@@ -546,15 +548,22 @@ class Replica:
     def freeze(self, origin: Origin, later: Origin | None = None) -> None:
         """Take no more of an origin than is applied, or than what is held rests on. To be flushed before anybody is told."""
         self.control.freeze(origin, self._vv.get(origin, 0), later)
-        for frame in self._held:
-            self._follow(frame)
+        self._begin_limits_again()
+
+    def _begin_limits_again(self) -> None:
+        """Find anew how much is taken of what ends: whose report or frame had raised a limit may be no member any more."""
+        if self.control.frozen:
+            self.control.begin_limits_again(self._vv)
+            for frame in self._held:
+                self._follow(frame)
 
     def _follow(self, frame: Frame) -> None:
         """Take as much of a frozen or closed origin as the writer of a frame had: it is a member, so all will have that much.
 
         (Its report says so too. But one who joins after the closing hears no reports, only frames, the closing's own among them.)
         """
-        if self.control.limit(frame.origin) is None:
+        control = self.control
+        if control.limit(frame.origin) is None and not control.is_removed(region_of(frame.origin)):
             for origin, seq in frame.context.items():
                 self.raise_limit(origin, seq)
 
@@ -656,6 +665,8 @@ class Replica:
         self._stamps[origin] = hlc
         self._keep_hash(frame)
         self.position += 1
+        if frame.is_control:
+            self._begin_limits_again()
         if self._held:
             self._held.drop_covered(origin, frame.first_seq, frame.last_seq)
         frame.release()

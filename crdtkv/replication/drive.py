@@ -316,7 +316,7 @@ class Drive:
                 session.recall(distance_ms)
             self._drop_duplicates(link, peer)
         if kind is Reports:
-            self.membership.receive(session.reports)
+            self.membership.receive(session.reports.reports, session.reports.removals)
             self._agree()
         elif kind not in _NOT_REVIEWED:
             if is_new and session.state is LIVE:

@@ -13,6 +13,12 @@ cannot be reached blocks step 4 and nothing else: until then the origin stays in
 that changes): both then say the same F. A member that nobody counted (it was added at that moment) may have taken more; its report
 says so, all follow, and the origin is closed once more.
 
+A report promises: of what it names its reporter takes no more than it says, but for what another member that *it counts* has
+told. So a closing may rest only on reports of who counts nobody that the driver does not. Reports of a removed region count for
+nothing; so with its reports each member tells by which removals it *goes*: those on its disk, with limits found anew since it heard of
+them, and everything that it froze in the same message. Step 4 waits until all members go by the removals that the driver knows. (Told of
+a freeze, one may well be frozen for a removal that has not come yet.)
+
 Members are this region, those configured, those recorded (`core.control`), those that peers name, and those that have written and were
 not closed; without those removed. A region that is being drained reports, and is reported on, in the same way without being frozen:
 when all have what it has, it may go.
@@ -25,9 +31,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 from typing import Final
 
-from crdtkv.core.causality import Origin, VersionVector, generation_of, region_of
+from crdtkv.core.causality import Dot, Origin, VersionVector, generation_of, region_of
 from crdtkv.core.control import MemberState, Steering
 from crdtkv.replication.messages import ORIGINS_MAX, Reports
 from crdtkv.replication.port import ReplicaPort
@@ -35,8 +42,8 @@ from crdtkv.replication.port import ReplicaPort
 Told = dict[Origin, tuple[int, bool]]
 """Per origin that ends: what a member has fsynced of it, and whether it takes no more."""
 
-
 NO_STEERING: Final = Steering()
+NOTHING: Final[Mapping[Origin, Mapping[Origin, int]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +81,8 @@ class Membership:
         self._configured = tuple(configured)
         self._reports: dict[Origin, Told] = {}
         """By member, its own entry included. Only the latest incarnation of a region counts."""
+        self._removals: dict[Origin, dict[Origin, int]] = {}
+        """By member that reports: by whoever recorded a removal, the last such commit that it goes by, and has fsynced."""
         self._announced: dict[Origin, int] = {}
         """The greatest seq that anybody named, of origins of which not so much was applied at the last `review`; of so many at most."""
         self._last_announced: dict[Origin, VersionVector] = {}
@@ -93,8 +102,14 @@ class Membership:
 
     # -- inputs -----------------------------------------------------------------------------------------------------
 
-    def receive(self, reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]]) -> None:
-        """What a peer knows of what members told. What is told only grows, so it may come late and in any order."""
+    def receive(
+        self, reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]], removals: Mapping[Origin, Mapping[Origin, int]] = NOTHING
+    ) -> None:
+        """What a peer knows of what members told. What is told only grows, so it may come late and in any order.
+
+        Args:
+            removals: by member, the removals that it goes by in what it tells: see `Reports`.
+        """
         own, all_known = self._port.origin, self._reports
         for reporter, told in reports.items():
             if reporter == own or len(all_known) >= ORIGINS_MAX:
@@ -109,6 +124,13 @@ class Membership:
                     known[origin] = (seq, is_frozen) if before is None else (max(before[0], seq), before[1] or is_frozen)
                     self.changes += 1
                 self._note_announced(origin, seq)
+        for reporter, goes_by in removals.items():
+            if reporter != own and reporter in all_known:
+                records = self._removals.setdefault(reporter, {})
+                for by, seq in goes_by.items():
+                    if seq > records.get(by, 0) and (by in records or len(records) < ORIGINS_MAX):
+                        records[by] = seq
+                        self.changes += 1
 
     def announce(self, peer: Origin, vv: VersionVector) -> None:
         """A peer says what it has applied. To be told again, also if that is nothing new, when a closing was applied here."""
@@ -166,8 +188,10 @@ class Membership:
         ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
         freeze = tuple(o for o in ending if control.last(o) is None and o not in control.frozen)
         mine = self._tell(vv, durable, latest, is_handed_over)
-        if mine != self._reports.get(own):
-            self._reports[own] = mine
+        removals = self._recorded_removals()
+        goes_by = _latest_of(removals, durable) if control.frozen.keys() <= mine.keys() else self._removals.get(own, {})
+        if mine != self._reports.get(own) or goes_by != self._removals.get(own, {}):
+            self._reports[own], self._removals[own] = mine, goes_by
             self.changes += 1
         limits, close = {}, {}
         members = self.members(vv)
@@ -179,16 +203,16 @@ class Membership:
             if limit is not None and end > limit:
                 limits[origin] = end
             if self._is_driver(origin, members, latest) and mine.get(origin) == (end, True) and control.last(origin) != end and end > 0:
-                told_by = [self._told_by(latest.get(region), origin) for region in members]
-                if all(told == (end, True) for told in told_by):
+                told_by = [latest.get(region) for region in members]
+                if all(self._told_by(by, origin) == (end, True) and self._goes_by(by, removals) for by in told_by):
                     close[origin] = end
         later = {o: latest[region_of(o)] for o in freeze if latest[region_of(o)] != o}
-        self.steering = Steering(freeze, later, limits, close) if freeze or limits or close else NO_STEERING
+        self.steering = Steering(freeze, later, limits, close, control.version) if freeze or limits or close else NO_STEERING
         self._prune(latest)
         told = {by: dict(told) for by, told in self._reports.items() if told}
         if not told and self.message is None:
             return None
-        message = Reports(told)
+        message = Reports(told, {by: dict(records) for by in told if (records := self._removals.get(by))})
         if message == self.message:
             return self.message
         self.message = message
@@ -222,7 +246,7 @@ class Membership:
         if not control.has_limits and not any(self._reports.values()):
             return vv.origins()
         watched = {*control.frozen, *control.closed, *[o for told in self._reports.values() for o in told]}
-        return vv.origins(), [(o, vv.seq(o), durable.seq(o)) for o in watched]
+        return vv.origins(), [(o, vv.seq(o), durable.seq(o)) for o in watched], _latest_of(self._recorded_removals(), durable)
 
     @property
     def is_at_rest(self) -> bool:
@@ -251,6 +275,15 @@ class Membership:
 
     def _told_by(self, member: Origin | None, origin: Origin) -> tuple[int, bool] | None:
         return None if member is None else self._reports.get(member, {}).get(origin)
+
+    def _recorded_removals(self) -> list[Dot]:
+        """The commits that record who is removed."""
+        return [Dot(Origin(m.origin), m.seq) for m in self._port.control.members.values() if m.is_removed]
+
+    def _goes_by(self, member: Origin | None, removals: Iterable[Dot]) -> bool:
+        """Whether a member has told that it goes by all of these removals: else it may yet follow who is no member any more."""
+        known = {} if member is None else self._removals.get(member, {})
+        return all(known.get(by, 0) >= seq for by, seq in removals)
 
     def _counts(self, reporter: Origin) -> bool:
         return not self._port.control.is_removed(region_of(reporter))
@@ -346,6 +379,7 @@ class Membership:
         for reporter in list(self._reports):
             if not self._counts(reporter) or latest.get(region_of(reporter)) != reporter:
                 del self._reports[reporter]
+                self._removals.pop(reporter, None)
                 self.changes += 1
                 continue
             told = self._reports[reporter]
@@ -399,6 +433,15 @@ class Membership:
 
     def _greatest(self, origin: Origin) -> int:
         return max((told[origin][0] for told in self._reports.values() if origin in told), default=0)
+
+
+def _latest_of(dots: Iterable[Dot], durable: VersionVector) -> dict[Origin, int]:
+    """Per origin the last of these commits that is fsynced."""
+    latest: dict[Origin, int] = {}
+    for origin, seq in dots:
+        if latest.get(origin, 0) < seq <= durable.seq(origin):
+            latest[origin] = seq
+    return latest
 
 
 def _is_former(origin: Origin, latest: Origin, present: frozenset[Origin]) -> bool:

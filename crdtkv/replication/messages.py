@@ -158,6 +158,8 @@ class Reports(Struct, frozen=True, array_like=True, tag="?reports"):
     """By member, by origin that ends: what it has fsynced of that origin, and whether it is frozen there."""
 
     reports: Annotated[dict[Origin, Annotated[dict[Origin, tuple[_Seq, bool]], Meta(max_length=ORIGINS_MAX)]], Meta(max_length=ORIGINS_MAX)]
+    removals: Annotated[dict[Origin, Annotated[dict[Origin, _Seq], Meta(max_length=ORIGINS_MAX)]], Meta(max_length=ORIGINS_MAX)] = {}
+    """By member, by whoever recorded that a region is removed: the last such commit that it has fsynced, and goes by in its reports."""
 
 
 class AskSnapshot(Struct, frozen=True, array_like=True, tag="ask_snapshot"):
@@ -280,9 +282,10 @@ def decode(data: bytes) -> Message:
         for origin in message.kept:
             check_origin(origin)
     elif type(message) is Reports:
-        for reporter, told in message.reports.items():
-            for origin in (reporter, *told):
-                check_origin(origin)
+        for by_origin in (message.reports, message.removals):
+            for reporter, told in by_origin.items():
+                for origin in (reporter, *told):
+                    check_origin(origin)
     return message
 
 

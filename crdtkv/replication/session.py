@@ -30,7 +30,7 @@ the credit, one version vector.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, assert_never
 
 import msgspec
@@ -148,7 +148,7 @@ class Session:
         self.state = OPENING
         self.ended = False
         self.origin: Origin | None = None
-        self.reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]] = {}
+        self.reports: Reports = Reports({})
         """What members told of origins that end, by this peer's last word; see `membership`."""
         self.told: Reports | None = None
         """What this peer was last told of them."""
@@ -752,7 +752,7 @@ class Session:
             case CannotRelay():
                 self._receive_refusal(message)
             case Reports():
-                self.reports = message.reports
+                self.reports = message
                 self._check_own_report(message)
             case AskSnapshot() | Chunk() | ChunkAck() | EndSnapshot() | CannotSnapshot():
                 if SNAPSHOT in self.features:

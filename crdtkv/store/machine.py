@@ -728,10 +728,12 @@ class Machine:
                 self._append(waited, False)
 
     def steer(self, steering: Steering) -> None:
-        """Freeze, raise limits, close. What was closed meanwhile, or is not applied exactly to its end, is left for the next time."""
+        """Freeze, raise limits, close. What was closed meanwhile, or is not applied exactly to its end, is left for the next time, and so
+        are limits if anything was agreed or frozen meanwhile."""
+        is_as_found = steering.version == self.control.version
         if steering.freeze:
             self.freeze(steering.freeze, steering.later)
-        if steering.limits:
+        if steering.limits and is_as_found:
             self.raise_limits(steering.limits)
         ready = {o: n for o, n in steering.close.items() if self.replica.seq(o) == n and self.control.last(o) != n}
         if ready:

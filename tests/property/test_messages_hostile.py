@@ -53,7 +53,10 @@ def test_flipped_cut_and_joined_messages(vv: VersionVector, data: st.DataObject)
             st.sampled_from(
                 [
                     Subscribe(vv),
-                    messages.Reports({Origin("us@1-00000001"): {Origin("eu@1-00000002"): (3, True)}}),
+                    messages.Reports(
+                        {Origin("us@1-00000001"): {Origin("eu@1-00000002"): (3, True)}},
+                        {Origin("us@1-00000001"): {Origin("eu@1-00000002"): 3}},
+                    ),
                     Frames(True, (b"abc", b"")),
                     messages.Heartbeat(1, 2, vv, 3, (vv, "d")),
                 ]

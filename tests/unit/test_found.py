@@ -12,7 +12,7 @@ import pytest
 from crdtkv.core.causality import EMPTY_VV, VersionVector, make_origin
 from crdtkv.core.clock import HybridClock
 from crdtkv.core.codec import encode_value
-from crdtkv.core.control import NOTHING_AGREED, Control, MemberState, close_delta, member_delta
+from crdtkv.core.control import NOTHING_AGREED, Control, MemberState, Steering, close_delta, member_delta
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.install import install
 from crdtkv.core.join import snapshot_of
@@ -354,6 +354,101 @@ def test_a_region_that_was_drained_closed_an_origin_after_all_had_told_that_they
     replica.control.apply(member_delta("eu", MemberState.DRAINING, "", 1), other, 1, 5, b"")
     membership.review(replica.vv(), replica.vv(), {other: ()})
     assert membership.steering.close == ({former: 3} if at == "us" else {})
+
+
+def test_an_origin_was_closed_by_reports_of_who_still_followed_the_removed_region() -> None:
+    """br removed ap, which was away, with two commits that br had not. ca froze ap because br told that it had, and told where it stood;
+    of the removal itself it had not heard. So br closed ap there, and ca then followed the report of ap, which was a member to it.
+    """
+    br, ca, ap, again = ToyReplica("br"), ToyReplica("ca").origin, make_origin("ap", 1, 0), make_origin("ap", 2, 5)
+    br._vv = VersionVector({ap: 3, br.origin: 1})
+    br.control.apply(member_delta("ap", MemberState.REMOVED, "", 1), br.origin, 1, 5, b"")
+    br.control.freeze(ap, 3)
+    membership = Membership(br, ["ap", "br", "ca"])
+    membership.receive({ca: {ap: (3, True)}, again: {ap: (5, True)}})
+    message = membership.review(br.vv(), br.vv(), {ca: ()})
+    assert message is not None and message.removals[br.origin] == {br.origin: 1}
+    assert not membership.steering.close, "ca may take what ap has"
+    membership.receive({ca: {ap: (3, True)}}, {ca: {br.origin: 1}})
+    membership.review(br.vv(), br.vv(), {ca: ()})
+    assert membership.steering.close == {ap: 3}
+
+
+def test_nobody_goes_by_a_removal_that_is_not_on_his_disk_or_before_all_that_he_froze_is() -> None:
+    """What a report promises has to hold after a crash as well, and of all origins in it at once."""
+    ca, br, ap = ToyReplica("ca"), make_origin("br", 2, 5), make_origin("ap", 1, 0)
+    ca._vv = VersionVector({ap: 3, br: 1})
+    ca.control.freeze(ap, 3)
+    ca.control.apply(member_delta("ap", MemberState.REMOVED, "", 1), br, 1, 5, b"")
+    membership = Membership(ca, ["ap", "br", "ca"])
+    for durable, told, goes_by in (
+        ({ap: 3}, {ap: (3, True)}, None),
+        ({ap: 2, br: 1}, None, None),
+        ({ap: 3, br: 1}, {ap: (3, True)}, {br: 1}),
+    ):
+        message = membership.review(ca.vv(), VersionVector(durable), {br: ()})
+        assert (None if message is None else message.reports.get(ca.origin)) == told
+        assert (None if message is None else message.removals.get(ca.origin)) == goes_by
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_who_had_followed_a_region_went_on_with_it_after_having_heard_that_it_is_removed(is_late: bool) -> None:
+    """ca was to take two more commits of ap's former incarnation, as ap had told; then it heard that ap is removed, and told that it goes
+    by that. They waited for something, and came to be applied when that was there: also if the limit was raised only afterwards.
+    """
+    ap, br, ca = machine("ap"), machine("br"), machine("ca")
+    first, more = made(ap, "k", 1), made(ap, "l", 2)
+    ca.apply([first])
+    br.apply([first])
+    br.commit_control([member_delta("ap", MemberState.REMOVED, "", 1)])
+    removal = br.log.find(br.origin, 1)
+    assert removal is not None
+    ca.freeze([ap.origin])
+    found = Steering(limits={ap.origin: 2}, version=ca.control.version)
+    if is_late:
+        ca.apply([removal])
+        ca.steer(found)
+    else:
+        ca.steer(found)
+        ca.apply([removal])
+    ca.apply([more])
+    assert ca.vv().seq(ap.origin) == 1 and ca.replica.held[0] == 1
+    ca.steer(Steering(limits={ap.origin: 2}, version=ca.control.version))
+    assert ca.vv().seq(ap.origin) == 2, "a member had it after all"
+
+
+def test_a_removal_that_became_ready_with_what_was_to_be_followed_came_first() -> None:
+    """Both had waited for one commit of us. What was ready was applied without another look at how much is taken."""
+    us, ap, aa, ca = machine("us"), machine("ap"), machine("aa"), machine("ca")
+    waited_for = made(us, "k", 1)
+    for each in (ap, aa):
+        each.apply([waited_for])
+    aa.commit_control([member_delta("ap", MemberState.REMOVED, "", 1)])
+    removal, rests = aa.log.find(aa.origin, 1), made(ap, "l", 2)
+    assert removal is not None
+    ca.freeze([ap.origin])
+    ca.steer(Steering(limits={ap.origin: 1}, version=ca.control.version))
+    assert ca.apply([removal, rests]).held == 2
+    ca.apply([waited_for])
+    assert ca.vv() == VersionVector({us.origin: 1, aa.origin: 1}) and ca.replica.held[0] == 1
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_what_the_frame_of_a_removed_region_had_seen_was_taken_for_what_members_have(is_removed: bool) -> None:
+    """A frame of ap's next incarnation was held, and not frozen yet: what it rests on is taken only as long as ap is a member."""
+    ap, ca, br = machine("ap"), machine("ca"), machine("br")
+    seen = made(ap, "k", 1)
+    again = Machine(SimulatedLog(), SimulatedEngine(), origin=make_origin("ap", 2, 5), cluster="c", clock=HybridClock(lambda: 2_000))
+    again.apply([seen])
+    rests = made(again, "l", 2)
+    if is_removed:
+        br.commit_control([member_delta("ap", MemberState.REMOVED, "", 1)])
+        removal = br.log.find(br.origin, 1)
+        assert removal is not None
+        ca.apply([removal])
+    ca.freeze([ap.origin])
+    ca.apply([rests, seen])
+    assert ca.vv().seq(ap.origin) == (0 if is_removed else 1)
 
 
 def test_a_log_damaged_before_an_install_amounts_to_what_was_installed() -> None:

@@ -66,6 +66,7 @@ EXAMPLES: list[Message] = [
     Heartbeat(9, 1_700_000_000_000_000, VV, 5, (VV, "d" * 32)),
     HeartbeatReply(9, 1, 2),
     Reports({US: {EU: (7, True), Origin("ap@1-00000003"): (0, False)}}),
+    Reports({US: {EU: (7, True)}}, {US: {EU: 3}}),
     AskSnapshot(0, b""),
     AskSnapshot(7, b"l" * 16),
     Chunk(b"i" * 16, 3, b"data" * 100, b"l" * 16, True),
