@@ -12,7 +12,7 @@ the cleared entries some at a time. The digest is not settled until the purge is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import compress, repeat
 from operator import gt, itemgetter
 
@@ -127,6 +127,9 @@ class Purge(msgspec.Struct, array_like=True, frozen=True):
         return joined
 
 
+Clearing = tuple[Clear, VersionVector, VersionVector]
+"""A clear in progress, what it cleared, and what was present."""
+
 _decode_purge = msgspec.msgpack.Decoder(Purge).decode
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -143,6 +146,10 @@ class Purges:
 
     def __bool__(self) -> bool:
         return bool(self.active)
+
+    def clears(self, start: bytes) -> list[Clearing]:
+        """The clears in progress of the collection whose first slot is `start`, in the order in which they came."""
+        return [(c, VersionVector.from_flat(c.cleared), VersionVector.from_flat(c.present)) for c in self.active[start].clears]
 
     def cleared(self, start: bytes) -> VersionVector | None:
         """What is cleared of the collection whose first slot is `start`."""
@@ -278,8 +285,9 @@ class Applier:
             record = self.state.get(slot)
             if type_code != SlotType.REGISTER and (record is None or expiry is not None):
                 self.heads.count(key, type_code, 1 if record is None else 0, expiry is not None)
-            if record is not None and not self.local:
-                siblings = uncovered(self.entries(slot, record), self.seen)
+            if record is not None:
+                siblings = [] if self.local else uncovered(self.entries(slot, record), self.seen)
+                self._meet_clears(key, type_code, slot, record, siblings)
                 if siblings:
                     entries = sorted([*siblings, mine], key=lambda e: (e.origin, e.seq))
                     self._journal_siblings(key, type_code, subkey, entries)
@@ -372,6 +380,7 @@ class Applier:
             return
         before = self.entries(slot, record)
         survivors = uncovered(before, self.seen)
+        self._meet_clears(key, type_code, slot, record, survivors)
         self._replace(key, type_code, slot, survivors)
         if survivors:
             self._journal_survivors(key, type_code, subkey, survivors)
@@ -406,6 +415,7 @@ class Applier:
         before = self.entries(slot, record)
         survivors = [e for e in before if (e.origin, e.seq) not in named]
         if len(survivors) != len(before):
+            self._meet_clears(key, type_code, slot, record, survivors)
             self._replace(key, type_code, slot, survivors)
             self.changed(key_text, type_code, subkey, _WRITE_KINDS[type_code] if survivors else "expire")
 
@@ -431,8 +441,8 @@ class Applier:
         return bool(self.purges)
 
     def _slice(self, start: bytes, slots_max: int) -> None:
-        clears = [(c, VersionVector.from_flat(c.cleared), VersionVector.from_flat(c.present)) for c in self.purges.active[start].clears]
         key, type_code, _ = split_slot(start)
+        clears = self.purges.clears(start)
         position = min(clear.cursor for clear, _, _ in clears)
         gone = 0
         for done, (slot, record) in enumerate(self.state.scan(position, successor(start))):
@@ -441,15 +451,8 @@ class Applier:
                 self.purges.save(start, Purge(rest))
                 break
             position = slot + b"\x00"
-            entries = survivors = decode_entries(record)
-            for clear, cleared, present in clears:
-                if slot < clear.cursor:
-                    continue  # this clear has been here
-                survivors = [e for e in survivors if not cleared.covers((e.origin, e.seq))]
-                met = [e for e in survivors if present.covers((e.origin, e.seq))]
-                if met:
-                    lost = Update(clear.origin, clear.seq, clear.hlc, "clear", None)
-                    self._journal(key, type_code, split_slot(slot)[2], met, lost, clear.hlc)
+            entries = decode_entries(record)
+            survivors = self._run_clears(key, type_code, slot, entries, clears)
             if len(survivors) != len(entries):
                 self.state.put(slot, encode_entries(survivors) if survivors else None)
                 self._list_expiries(slot, survivors)
@@ -458,6 +461,25 @@ class Applier:
             self.purges.drop(start)
         if gone:
             self.heads.count(key, type_code, -gone)
+
+    def _run_clears(
+        self, key: bytes, type_code: int, slot: bytes, entries: list[Entry], clears: Iterable[Clearing], kept: Collection[Entry] = ()
+    ) -> list[Entry]:
+        """What clears in progress leave of a slot's entries. They are journaled to have lost against those, but for `kept`."""
+        for clear, cleared, present in clears:
+            if slot < clear.cursor:
+                continue  # this clear has been here
+            entries = [e for e in entries if not cleared.covers((e.origin, e.seq))]
+            met = [e for e in entries if present.covers((e.origin, e.seq)) and e not in kept]
+            if met:
+                lost = Update(clear.origin, clear.seq, clear.hlc, "clear", None)
+                self._journal(key, type_code, split_slot(slot)[2], met, lost, clear.hlc)
+        return entries
+
+    def _meet_clears(self, key: bytes, type_code: int, slot: bytes, record: bytes, kept: Collection[Entry]) -> None:
+        """Journal what clears in progress lose against entries that the commit takes away: no slice will find those here any more."""
+        if self.purges.active and (start := slot_of(key, type_code)) in self.purges.active:
+            self._run_clears(key, type_code, slot, decode_entries(record), self.purges.clears(start), kept)
 
     @staticmethod
     def change_kind(type_code: int, present: bool) -> str:

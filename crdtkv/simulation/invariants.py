@@ -119,6 +119,9 @@ class _Followed:
         self.expired = 0
         self.requests_checked: dict[Origin, int] = {}
         self.replayed: dict[bytes, bytes] | None = None
+        self.has_sliced = False
+        """Since it was last rebuilt, a clear went in slices. What that met is journaled as slices and commits take turns, and a replay has
+        turns of its own: each is told, but under another number."""
         self.jumps = 0
         self.before_jump = (-1, EMPTY_VV)
         """Where the log stood at the last install, and what was applied before it."""
@@ -310,6 +313,7 @@ class Auditor:
         """5: the incremental digest is that of the live entries and runs, added up here by itself; the same for all at `vv`."""
         replica = member.machine.replica  # asked itself: the machine would fold first, and hide what a crash before the fold does
         if replica.purges.active:
+            followed.has_sliced = True
             return  # not settled while a clear is in progress
         told, total = replica.digest(), followed.slots.total & DIGEST_MASK
         if told != total:
@@ -558,17 +562,18 @@ class Auditor:
             if now != followed.replayed:
                 where = next(k for k in sorted(now.keys() | followed.replayed.keys()) if now.get(k) != followed.replayed.get(k))
                 must(False, f"{member.region}: replay made {where!r} {now.get(where)!r}, it was {followed.replayed.get(where)!r}")
+        followed.has_sliced = False
         self.check(member)
 
     def clock_begins_anew(self, member: Member) -> None:
         """The replica goes on as another incarnation: its clock may begin anew."""
         self._followed[member.index].mark = member.machine.hlc()
 
-    @staticmethod
-    def _bookkeeping(member: Member) -> dict[bytes, bytes]:
+    def _bookkeeping(self, member: Member) -> dict[bytes, bytes]:
         state = member.machine.replica.state
         member.machine.replica.heads.fold()
-        return {key: record for space in _REPLAYED for key, record in state.scan(space, successor(space))}
+        spaces = [space for space in _REPLAYED if space != JOURNAL_SPACE or not self._followed[member.index].has_sliced]
+        return {key: record for space in spaces for key, record in state.scan(space, successor(space))}
 
     # -- at the end -----------------------------------------------------------------------------------------------
 

@@ -106,6 +106,33 @@ def test_a_sliced_clear_comes_to_what_one_at_once_does() -> None:
         sync(us, eu, ap)
 
 
+@pytest.mark.parametrize("slices", [0, 100])
+@pytest.mark.parametrize("then", ["discarded", "added again", "expired", "discarded here"])
+def test_a_clear_is_told_to_have_lost_also_against_what_goes_before_a_slice_comes_there(slices: int, then: str) -> None:
+    """Slices told of it, and found nothing where a later commit had taken the element away: the clear had lost in silence."""
+    clock = Clock()
+    with filled() as us, store_at(clock, "eu", SLICED) as eu, store_at(Clock(), "ap", SLICED) as ap:
+        sync(us, eu, ap)
+        eu.set("s").add("zz", ttl=1 if then == "expired" else None)
+        ap.merge(eu.delta_since(ap.vv()))
+        us.set("s").clear()
+        ap.merge(us.delta_since(ap.vv()))
+        for _ in range(slices):
+            ap.maintain()
+        if then == "added again":
+            eu.set("s").add("zz")
+        elif then == "expired":
+            clock.ms += 2_000
+            eu.maintain()
+        else:
+            (ap if then == "discarded here" else eu).set("s").discard("zz")
+        ap.merge(eu.delta_since(ap.vv()))
+        purge(ap)
+        told = [c for c in ap.conflicts("s") if c.winner.origin == eu.origin and [lost.kind for lost in c.losers] == ["clear"]]
+        assert [(c.subkey, c.losers[0].origin) for c in told if c.winner.seq == 1] == [("zz", us.origin)]
+        assert ("zz" in ap.set("s")) == (then == "added again")
+
+
 def test_the_digest_settles_and_a_port_gives_none_before() -> None:
     with filled() as store, store_at(Clock(), "eu", AT_ONCE) as other:
         store.set("s").clear()
