@@ -318,7 +318,9 @@ class Session:
         self.quiet = None
         self.relay, self.relay_changed_ms, self.relay_useful_ms = Relay.ASKED, self._now, self._now
         self._was_asked = True
-        self._pending["relay"] = AskRelay(self._port.control.show(self._vv))
+        # By a closing that the peer has not applied it cannot tell that what was closed is here: after a refusal, what it lacked is named.
+        asked = {o: n for o in self.relay_floor if (n := self._vv.seq(o))}
+        self._pending["relay"] = AskRelay(self._port.control.show(self._vv).join(VersionVector(asked)))
         self._event(EventKind.RELAY_ASKED, f"asked {self.origin} to relay")
 
     def end_relay(self) -> None:

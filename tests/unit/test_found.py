@@ -547,6 +547,23 @@ def test_who_was_far_was_never_asked_for_what_it_had_while_those_near_refused() 
     net.run_until(net.is_equal, 5_000)
 
 
+def test_two_that_had_closed_different_origins_refused_each_other_what_would_have_told_them() -> None:
+    """Each has a commit, of a region that is gone, which the other lacks, and which closed an origin; their logs no longer hold those
+    origins' commits. Each leaves what it closed out of its vector, and to the other, which has not heard of that closing, it lacks it: so
+    either's log began too late to relay, for ever. Nor was a snapshot asked for: what the refusal named, each knew to have.
+    """
+    first, second, third, fourth, us, eu = (ToyReplica(region) for region in ("aa", "bb", "cc", "dd", "us", "eu"))
+    ended = [first.write(), second.write()]
+    for at, closer, closed in ((us, third, 0), (eu, fourth, 1)):
+        at.apply([*ended, closer.write()])
+        at.log.reset_floor(VersionVector({first.origin: 1, second.origin: 1}))
+        at.control.apply(close_delta(ended[closed].origin, 1), closer.origin, 1, 5, ended[closed].hash)
+    net = Network([us, eu])
+    net.mesh()
+    net.run_until(lambda: us.vv() == eu.vv(), 5_000)
+    assert len(us.vv()) == 4
+
+
 @pytest.mark.parametrize("donor", ["eu", "ap"])
 def test_what_a_closed_origin_wrote_was_asked_of_nobody_because_no_vector_named_it(donor: str) -> None:
     """A region begins with nothing. eu closed an origin, and its logs no longer hold that one's commits: its frames wait for them here, and
