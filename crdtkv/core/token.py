@@ -7,6 +7,7 @@ on). Reads elsewhere can wait for the vector; only the replica that issued it ca
 from __future__ import annotations
 
 import base64
+from binascii import b2a_base64
 from typing import NamedTuple
 
 import msgspec
@@ -16,6 +17,7 @@ from crdtkv.errors import CorruptionError, InvalidValueError
 
 _VERSION = 1
 _encode = msgspec.msgpack.Encoder().encode
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 class Token(NamedTuple):
@@ -35,7 +37,7 @@ class Token(NamedTuple):
         fields: list[object] = [_VERSION, self.shard, self.owner, self.position, self.vv.flat()]
         if self.seq:
             fields.append(self.seq)
-        return base64.urlsafe_b64encode(_encode(fields)).rstrip(b"=").decode()
+        return b2a_base64(_encode(fields), newline=False).translate(_URL_SAFE).rstrip(b"=").decode()
 
 
 def decode_token(text: str) -> Token:

@@ -127,12 +127,16 @@ class _Batch:
     @property
     def is_quick(self) -> bool:
         """Each of its requests touches a record or two and waits for nothing."""
-        return self.count <= QUICK_ROWS_MAX and self.ops <= QUICK_OPS and not any("durability" in row[3] for row in self.optioned)
+        return (
+            self.count <= QUICK_ROWS_MAX
+            and self.ops <= QUICK_OPS
+            and not (self.optioned and any("durability" in row[3] for row in self.optioned))
+        )
 
     def expired(self, now: float) -> Set[int]:
         """The places of rows that are past their deadlines."""
         waited_ms = (now - self.arrived) * 1000
-        own = [row[3]["deadline_ms"] for row in self.optioned if "deadline_ms" in row[3]]
+        own = self.optioned and [row for row in self.optioned if "deadline_ms" in row[3]]
         if not own and not 0 < self.deadline_ms <= waited_ms:
             return _NONE_LATE
         common = self.deadline_ms or None
@@ -574,9 +578,17 @@ class StorageWorker:
         expired = [batch.expired(now) for batch in group]
         requests: list[Row] = []
         asked = 0
+        wants_status = False
         for batch, late in zip(group, expired, strict=True):
-            requests += [row for at, row in enumerate(batch.rows) if at not in late] if late else batch.rows
-            asked += batch.count - sum(requests_of(batch.rows[at]) for at in late)
+            if late:
+                requests += [row for at, row in enumerate(batch.rows) if at not in late]
+                refused = sum([requests_of(batch.rows[at]) for at in late])
+                self.errors[DeadlineExceededError.code] += refused
+                asked += batch.count - refused
+            else:
+                requests += batch.rows
+                asked += batch.count
+            wants_status = wants_status or "status" in batch.ops
         token: Token | None = None
         position = 0
         replies: list[Any] = []
@@ -590,7 +602,7 @@ class StorageWorker:
                     self.errors.update(executed.errors)
                     failed = sum(executed.errors.values())
                 self.reads += max(0, asked - executed.commits - failed)
-                if self.status is not None and any("status" in batch.ops for batch in group):
+                if wants_status and self.status is not None:
                     status = self.status().to_wire()
                     replies = [[r[0], 0, status] if q[1] == "status" and not r[1] else r for q, r in zip(requests, replies, strict=True)]
             except Exception as e:
@@ -602,9 +614,6 @@ class StorageWorker:
                 failure = as_crdtkv_error(e)
                 self.errors[failure.code] += asked
                 replies = [error_row(row[0], failure) for row in requests]
-        for batch, late in zip(group, expired, strict=True):
-            if late:
-                self.errors[DeadlineExceededError.code] += sum(requests_of(batch.rows[at]) for at in late)
         # What is left, to slice and encode, is for the loop, once the peers have what was written.
         return position, partial(self._deliver, group, expired, replies, token)
 

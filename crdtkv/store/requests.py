@@ -21,7 +21,6 @@ the end of the group, commits them in one step. So a put pays for its own bytes,
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,7 +125,7 @@ class _Group:
         self._ids: list[bytes | None] = []
         self._replies: list[tuple[list[Any], int, int | None]] = []
         """To be filled in when it is: a row, the place of its first put, and how many those of a block are."""
-        self.errors: Counter[str] = Counter()
+        self.errors: dict[str, int] = {}
 
     def answer(self, row: list[Any], request: Sequence[Any]) -> None:
         """Run one request; its reply is filled in now, or when the run is committed."""
@@ -162,7 +161,7 @@ class _Group:
     def refuse(self, row: list[Any], error: CrdtkvError, count: int = 1) -> None:
         """Make a reply say that its request failed, or so many that it answers."""
         row[1:] = FAILED, [error.code, error.message, error.details, error.retryable, error.maybe_applied]
-        self.errors[error.code] += count
+        self.errors[error.code] = self.errors.get(error.code, 0) + count
 
     def ask(self, level: str) -> None:
         """A request wants to be so durable."""
@@ -277,7 +276,7 @@ class _Group:
         """Commit the run and fill in its replies."""
         slots, keys, values, ids, replies = self._slots, self._keys, self._values, self._ids, self._replies
         self._slots, self._keys, self._values, self._ids, self._replies = [], [], [], [], []
-        if self._replica.is_watched or _is_any_repeated(ids):
+        if len(slots) > 1 and (self._replica.is_watched or _is_any_repeated(ids)):
             puts = list(zip(keys, values, ids, strict=True))
             for row, first, count in replies:
                 if count is None:
@@ -289,7 +288,10 @@ class _Group:
                     self._put_alone(reply, *put)
             return
         try:
-            seq, hlc = self._machine.transact_puts(slots, keys, values, ids)
+            if len(slots) == 1:
+                seq, hlc = self._machine.transact_put(slots[0], [DeltaKind.REGISTER_PUT, keys[0], values[0]], ids[0])
+            else:
+                seq, hlc = self._machine.transact_puts(slots, keys, values, ids)
         except REFUSED as e:
             for row, _, count in replies:
                 self.refuse(row, e, count or 1)
