@@ -415,7 +415,9 @@ class Membership:
                 reporter = latest.get(member)
                 told = self._reports.get(reporter, {}) if reporter is not None else {}
                 reports[member] = {o: told[o][0] for o in sorted(watched) if o in told}
-                if member not in waits and any(o not in told or told[o][0] < max(self._greatest(o), origins.get(o, 0)) for o in watched):
+                # Of what is frozen and nobody has anything of, there is nothing to fetch, and not all may ever hear of it.
+                ends = {o: max(self._greatest(o), origins.get(o, 0)) for o in watched}
+                if member not in waits and any(told.get(o, (0,))[0] < n or (o not in told and o == current) for o, n in ends.items()):
                     waits.append(member)
             found.append(
                 Standing(

@@ -356,6 +356,26 @@ def test_a_region_that_was_drained_closed_an_origin_after_all_had_told_that_they
     assert membership.steering.close == ({former: 3} if at == "us" else {})
 
 
+def test_a_drain_waited_for_who_had_never_heard_of_what_was_lost_everywhere() -> None:
+    """The only region that had a commit of what ap had been lost its disk, once others had frozen that origin, at nothing. Of nothing
+    there is nothing to have: it never heard of the origin again, and ap never left.
+    """
+    us, eu, former, present = ToyReplica("us"), make_origin("eu", 2, 5), make_origin("ap", 1, 0), make_origin("ap", 2, 5)
+    us._vv = VersionVector({eu: 1})
+    us.control.freeze(former, 0)
+    us.control.apply(member_delta("ap", MemberState.DRAINING, "", 1), eu, 1, 5, b"")
+    membership = Membership(us, ["ap", "eu", "us"])
+    membership.receive({present: {former: (0, True), present: (0, False)}})
+    for told, waits_for in (({}, ("eu",)), ({present: (0, False)}, ())):
+        membership.receive({eu: told})
+        membership.review(us.vv(), us.vv(), {eu: (), present: ()})
+        standing = next(s for s in membership.standings(us.vv()) if s.region == "ap")
+        assert (standing.waits_for, standing.is_drained) == (waits_for, not waits_for), "whether eu knows of the drain does count"
+    membership.receive({present: {former: (2, True)}})
+    standing = next(s for s in membership.standings(us.vv()) if s.region == "ap")
+    assert standing.waits_for == ("eu", "us")
+
+
 def test_an_origin_was_closed_by_reports_of_who_still_followed_the_removed_region() -> None:
     """br removed ap, which was away, with two commits that br had not. ca froze ap because br told that it had, and told where it stood;
     of the removal itself it had not heard. So br closed ap there, and ca then followed the report of ap, which was a member to it.
