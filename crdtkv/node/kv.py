@@ -197,9 +197,11 @@ class _DirectSession(_ClientSession):
             return
         self._is_going_on = True
         try:
-            self._write()
-            while self._read():
-                self._write()
+            while True:
+                if self._replies or self._outgoing:
+                    self._write()
+                if not self._read():
+                    break
         except (InvalidValueError, DecodeError) as e:
             self._is_read, self._error = True, e
         finally:

@@ -200,7 +200,9 @@ class Replicator:
         if (version := self._port.control.version) != self._recorded_as_of:
             self._recorded_as_of, self._touched = version, True
             self._worker.emit(partial(self._recorded, dict(self._port.control.members)))
-        if not self._links and not self._touched and not self.drive.transfers.holds and not self._port.control.frozen:
+        # First of all: whoever sees it false knows that a later turn will look at what is durable by then.
+        self._worker.is_followed = bool(self._links or self._touched or self.drive.transfers.holds or self._port.control.frozen)
+        if not self._worker.is_followed:
             return None
         drive, now_ms = self.drive, _now_ms()
         if not self._sync and not self._touched and (until_ms := drive.rests_until(now_ms)) is not None:

@@ -185,6 +185,9 @@ class StorageWorker:
         self.occupied = ""
         """Why the store has no time for requests: they wait, up to `HELD_S`, while turns and their tasks go on. Set by `turn`."""
 
+        self.is_followed = True
+        """Somebody is to hear what is durable: a turn is taken when something became so. Set by `turn`."""
+
         # Guarded by `_lock`: what waits for a turn, and whether one is under way.
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
@@ -635,9 +638,12 @@ class StorageWorker:
                 event(logging.CRITICAL, "sync_failed", error=f"{type(e).__name__}: {e}")
                 self._post((self._fail,))
                 return
-            # And a turn, for what is durable now may leave for the peers. Asked for in the loop, it need not wake the writer; and be it
-            # from the midst of a turn (`flush`), which may have looked before.
-            self._post([*(deliver for _, deliver in waiting), self._ask_for_another])
+            results = [deliver for _, deliver in waiting]
+            if self.is_followed:
+                # And a turn, for what is durable now may leave for the peers. Asked for in the loop, it need not wake the writer; and be
+                # it from the midst of a turn (`flush`), which may have looked before.
+                results.append(self._ask_for_another)
+            self._post(results)
 
     def _fail(self) -> None:
         with self._lock:

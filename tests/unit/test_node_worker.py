@@ -761,6 +761,35 @@ def test_a_bug_in_what_is_flushed_ends_neither_the_turn_nor_what_follows() -> No
     run(check)
 
 
+@pytest.mark.parametrize("is_followed", [True, False])
+def test_a_turn_is_taken_for_what_became_durable_if_somebody_is_to_hear_of_it(is_followed: bool) -> None:
+    async def check() -> None:
+        store = FakeStore()
+        store.gate.set()
+        store.disk.set()
+        async with working(store, sync=True) as worker:
+            worker.is_followed = is_followed
+            asked: list[bool] = []
+            ask, loop = worker._ask_for_another, asyncio.get_running_loop()
+            again = asyncio.Event()
+
+            def asks() -> None:
+                asked.append(True)
+                ask()
+                worker.turn = lambda: loop.call_soon_threadsafe(again.set) and None
+
+            worker._ask_for_another = asks  # type: ignore[method-assign]
+            client = Client(worker)
+            client.send(1, op="put")
+            await client.until(1)
+            if is_followed:
+                await again.wait()
+            await worker.run(lambda: None)  # what the syncer had for the loop came before
+            assert bool(asked) == is_followed
+
+    run(check)
+
+
 def test_what_became_durable_in_the_midst_of_a_turn_has_another_one_taken() -> None:
     """The turn had looked at what may leave, then flushed: that another one was asked for was lost, and what could leave by now waited."""
 
