@@ -392,10 +392,11 @@ class Session:
             if calls:
                 self._answered = False
                 self.messages += 1
+                before = self._in_flight.requests
                 rows, deadline_ms = self._rows(calls)
                 now = time.monotonic()
                 self._unanswered.append((rows[-1][0], now))
-                self._waves.sent(sum([call.count for call in calls]), now)
+                self._waves.sent(self._in_flight.requests - before, now)
                 stream.send(kv_pb2.RequestBatch(rows=_encode(rows), deadline_ms=deadline_ms).SerializeToString())
         if self.pending and self._in_flight and not self._answered:
             self._set_pace()
@@ -418,9 +419,10 @@ class Session:
         """The rows of a message, in flight from here on, and the deadline that they share, in ms from now."""
         now = self.loop.time()
         unnamed = [call for call in calls if call.write and not call.is_named]
-        ids = iter(new_request_ids(sum([call.count for call in unnamed])))
-        for call in unnamed:
-            call.name_requests(ids)
+        if unnamed:
+            ids = iter(new_request_ids(sum([call.count for call in unnamed])))
+            for call in unnamed:
+                call.name_requests(ids)
         common = calls[0].deadline
         tolerance = (common - now) * DEADLINE_TOLERANCE
         earliest, latest = common - tolerance, common + tolerance

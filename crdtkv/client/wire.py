@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat
@@ -266,7 +267,7 @@ def gets() -> Block:
 def new_request_ids(count: int) -> list[bytes]:
     """So many ids of their own: 8 bytes of Unix ms, big-endian, then 8 random bytes."""
     now, random = int(time.time() * 1000).to_bytes(8, "big"), os.urandom(8 * count)
-    return [now + random[at : at + 8] for at in range(0, 8 * count, 8)]
+    return list(map(now.__add__, struct.unpack("8s" * count, random)))
 
 
 def _write(op: str, args: list[Any], decode: Decoder, weight: int = 0, durability: str | None = None) -> Call:

@@ -217,8 +217,10 @@ class _DirectSession(_ClientSession):
         while (outgoing or self._replies) and self._stream.can_send:
             if not outgoing:
                 messages, answered = self._take_replies()
-                outgoing.extend((message, 0) for message in messages[:-1])
-                outgoing.append((messages[-1], answered))
+                last = messages.pop()
+                if messages:
+                    outgoing.extend([(message, 0) for message in messages])
+                outgoing.append((last, answered))
             message, answered = outgoing.popleft()
             self._stream.send(message.SerializeToString())
             self._outstanding -= answered
