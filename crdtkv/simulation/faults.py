@@ -224,6 +224,7 @@ class Faults:
         world.auditor.may_have_thawed(member)
         if member.origin == before:
             world.auditor.crashed(member, [m for m in world.members if m is not member])
+            member.drop_copy_beyond()
         else:
             world.rare["new_incarnation"] += 1
             world.auditor.renewed(member)

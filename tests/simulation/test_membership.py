@@ -27,11 +27,6 @@ def test_vectors_stay_as_short_as_the_cluster_however_often_regions_begin_anew(s
         assert len(machine.replica.context()) < len(machines)
 
 
-@pytest.mark.parametrize("seed", [1019609])
-def test_seeds_in_which_an_origin_went_beyond_its_end(seed: int) -> None:
-    assert not World(seed, "members").run().violations
-
-
 def test_what_a_drained_region_acknowledged_is_all_there_and_what_a_removed_one_wrote_later_is_not() -> None:
     met = 0
     for seed in range(41_000, 41_030):

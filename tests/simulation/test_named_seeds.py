@@ -1,0 +1,19 @@
+"""Seeds that once broke an invariant; docs/bugs-found.md tells of each. What they draw changes with the code: the story is kept by a test."""
+
+from __future__ import annotations
+
+import pytest
+
+from crdtkv.simulation.case import Case, run_case
+
+
+@pytest.mark.parametrize(
+    ("seed", "scenario", "ops"),
+    [
+        pytest.param(1019609, "members", None, id="a-removed-region-was-followed-beyond-its-end"),
+        pytest.param(4200070, "members", 1000, id="two-refused-each-other-a-relay"),
+        pytest.param(4401182, "losses", None, id="a-copy-brought-back-what-never-was"),
+    ],
+)
+def test_holds_where_it_once_did_not(seed: int, scenario: str, ops: int | None) -> None:
+    assert run_case(Case(seed=seed, scenario=scenario, ops=ops)).violations == ()
