@@ -184,7 +184,8 @@ class Membership:
                 self._reports[own], self.steering = {}, NO_STEERING
                 return None  # no region has gone on as another, and nothing was told or recorded: there is nothing to agree on
         named = tuple(dict.fromkeys((*vv, *self._reports, *told_of)))
-        latest = self._latest((own, *live, *self._open(named)), named)
+        stopped = self._frozen_elsewhere()
+        latest = self._latest((own, *live, *(o for o in self._open(named) if o not in stopped)), named)
         ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
         freeze = tuple(o for o in ending if control.last(o) is None and o not in control.frozen)
         mine = self._tell(vv, durable, latest, is_handed_over)
@@ -325,8 +326,12 @@ class Membership:
         those that a member has frozen."""
         control = self._port.control
         known = {*vv.origins(), *(o for told in self._reports.values() for o, (seq, _) in told.items() if seq)}
-        told = {o for by, told in self._reports.items() if told and self._counts(by) for o, (_, is_frozen) in told.items() if is_frozen}
+        told = self._frozen_elsewhere()
         return sorted([o for o in known if o in told or control.is_removed(region_of(o)) or _is_former(o, latest[region_of(o)], present)])
+
+    def _frozen_elsewhere(self) -> set[Origin]:
+        """What a member has frozen: it does not go on, also if nobody has anything of it that still lives."""
+        return {o for by, told in self._reports.items() if told and self._counts(by) for o, (_, is_frozen) in told.items() if is_frozen}
 
     def _tell(self, vv: VersionVector, durable: VersionVector, latest: Mapping[str, Origin], is_handed_over: bool) -> Told:
         """What this replica reports: of what is frozen here, of what went beyond its end, and of regions that are drained."""

@@ -198,7 +198,7 @@ class Member:
         self.log, self.engine = log.copy(), engine.copy()
 
     def drop_copy_beyond(self) -> None:
-        """Own commits were lost that nobody had, and it goes on as who it was: other ones get their numbers, so no copy brings them back."""
+        """Own commits were lost that nobody had, and it goes on as who it was: others get their numbers, so no copy brings them back."""
         if self.copy is not None:
             origin, log, _, _ = self.copy
             if origin == self.origin and log.vv().seq(origin) > self.log.vv().seq(origin):

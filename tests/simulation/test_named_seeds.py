@@ -1,4 +1,4 @@
-"""Seeds that once broke an invariant; docs/bugs-found.md tells of each. What they draw changes with the code: the story is kept by a test."""
+"""Seeds that once broke an invariant; docs/bugs-found.md tells of each. What they draw changes with the code: a test keeps the story."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from crdtkv.simulation.case import Case, run_case
         pytest.param(1019609, "members", None, id="a-removed-region-was-followed-beyond-its-end"),
         pytest.param(4200070, "members", 1000, id="two-refused-each-other-a-relay"),
         pytest.param(4401182, "losses", None, id="a-copy-brought-back-what-never-was"),
+        pytest.param(4310046, "churn", 1000, id="who-was-told-of-as-frozen-was-the-latest"),
     ],
 )
 def test_holds_where_it_once_did_not(seed: int, scenario: str, ops: int | None) -> None:

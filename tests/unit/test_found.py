@@ -567,6 +567,19 @@ def test_who_was_far_was_never_asked_for_what_it_had_while_those_near_refused() 
     net.run_until(net.is_equal, 5_000)
 
 
+def test_what_nobody_had_anything_of_was_the_latest_because_its_successor_told_that_it_had_frozen_it() -> None:
+    """Every disk was lost in turn, br's too, which had stopped br@3 by then, and begins at the first generation again. Its reports name
+    br@3, of which nobody had anything, so that nobody froze it, and it counted as the one that may go on: br's reports were for nothing.
+    """
+    ap, br, ended, gone = ToyReplica("ap", generation=6), make_origin("br", 1, 9), make_origin("ap", 5, 0), make_origin("br", 3, 5)
+    ap._vv = VersionVector({ended: 2, br: 1})
+    ap.control.freeze(ended, 2)
+    membership = Membership(ap, ["ap", "br"])
+    membership.receive({br: {ended: (2, True), gone: (0, True)}})
+    membership.review(ap.vv(), ap.vv(), {br: ()})
+    assert membership.steering.close == {ended: 2}
+
+
 def test_two_that_had_closed_different_origins_refused_each_other_what_would_have_told_them() -> None:
     """Each has a commit, of a region that is gone, which the other lacks, and which closed an origin; their logs no longer hold those
     origins' commits. Each leaves what it closed out of its vector, and to the other, which has not heard of that closing, it lacks it: so
