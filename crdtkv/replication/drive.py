@@ -19,7 +19,8 @@ ends when for `relay_linger_ms` it brought nothing but what came by itself as we
 snapshot helps: that is reported.
 
 **What should have come.** All waits above end by something that comes. In case it never does, by a bug: a live link over which something
-is owed that nothing accounts for (`Session.owes`), and that makes no progress for `starved_ms`, is ended, with an alarm. The next one
+is owed that nothing accounts for (`Session.owes`), and that makes no progress for `starved_ms` (and a few round trips, where these take
+longer: one message at a time goes to who is not known to be near), is ended, with an alarm. The next one
 begins with what both sides have. `waits_for` tells people what has been missing for some seconds.
 
 **Amnesia.** Once a peer knows more of this replica than it does itself, `amnesia` says so, and nothing may be committed any
@@ -69,6 +70,9 @@ Link = Hashable
 
 SHORT_BYTES_MAX: Final = 64 << 10
 """So many bytes of frames are applied before anything else is sent: a millisecond or two."""
+STARVED_ROUND_TRIPS: Final = 4
+"""A link owes something for less than so many round trips because it is far or slow: what was asked, acked and sent crosses on its way."""
+
 _NEVER_MS: Final = float("inf")
 # Kinds of messages, as sets of their types: asked of every message.
 _UNANSWERED: Final = frozenset[type[Message]]((Ack, HeartbeatReply))
@@ -845,8 +849,9 @@ class Drive:
             debt = self._debts.get(link)
             if debt is None or debt.owed.mark != owed.mark:
                 debt = _Debt(owed, self._now)
-            if (due := debt.since_ms + self._settings.starved_ms) <= self._now:
-                session.starve(f"{owed.text} for {self._settings.starved_ms / 1000:g} s: this link begins anew")
+            starved_ms = max(self._settings.starved_ms, STARVED_ROUND_TRIPS * (session.round_trip_ms or 0))
+            if (due := debt.since_ms + starved_ms) <= self._now:
+                session.starve(f"{owed.text} for {starved_ms / 1000:.3g} s: this link begins anew")
             else:
                 debts[link] = debt
                 self._wake_for_relay(due)

@@ -14,6 +14,7 @@ from crdtkv.simulation.case import Case, run_case
         pytest.param(4200070, "members", 1000, id="two-refused-each-other-a-relay"),
         pytest.param(4401182, "losses", None, id="a-copy-brought-back-what-never-was"),
         pytest.param(4310046, "churn", 1000, id="who-was-told-of-as-frozen-was-the-latest"),
+        pytest.param(4500525, "removals", None, id="a-slow-region-was-called-starved"),
     ],
 )
 def test_holds_where_it_once_did_not(seed: int, scenario: str, ops: int | None) -> None:

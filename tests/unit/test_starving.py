@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from crdtkv.core.causality import VersionVector
 from crdtkv.core.frame import Frame
-from crdtkv.replication import LAN, Drive, EventKind
+from crdtkv.replication import LAN, LOOPBACK, Drive, EventKind
 from crdtkv.replication.drive import Link
 from crdtkv.replication.messages import Ack, Bye, Frames, Heartbeat
 from tests.toy_replica import Network, ToyReplica
@@ -115,3 +116,16 @@ def test_what_waits_for_another_region_starves_nobody_and_is_told() -> None:
     assert not side.closed and EventKind.STARVED not in side.kinds
     (waits,) = side.drive.waits_for(10.0 * LAN.starved_ms)
     assert waits.startswith(f"commits of {ap.origin} after 0 are missing here, and nobody has brought them for ")
+
+
+def test_who_is_farther_than_anybody_may_starve_has_a_few_round_trips() -> None:
+    """While the round trip is not known one message is on its way, and the next one comes a round trip later: what it brings was told of
+    as fsynced long before (simulation, scenario `removals`, seed 4500525: a region that was forty times as slow)."""
+    net = Network([ToyReplica("us"), ToyReplica("eu")], settings=replace(LOOPBACK, starved_ms=1_000))
+    net.delays[frozenset({"us", "eu"})] = 900.0
+    net.mesh()
+    for _ in range(10):
+        net.write("us")
+        net.run(300)
+    net.run_until(net.is_equal, 10_000)
+    assert EventKind.STARVED not in net.kinds("eu")
