@@ -298,13 +298,14 @@ class Control:
     # -- freezing -------------------------------------------------------------------------------------------------
 
     def freeze(self, origin: Origin, limit: int, later: Origin | None = None) -> None:
-        """Take no more of an origin than up to `limit`. The caller folds and flushes before anybody is told.
+        """Take no more of an origin than up to `limit`; what is frozen already is only told why. The caller folds and flushes before
+        anybody is told.
 
         Args:
             later: the incarnation as which its region went on, if that is why.
         """
-        if origin not in self._closed and origin not in self.frozen:
-            self.frozen[origin] = limit
+        if origin not in self._closed and (origin not in self.frozen or (later is not None and origin not in self.ended_by)):
+            self.frozen.setdefault(origin, limit)
             if later is not None:
                 self.ended_by[origin] = later
             self._state.side_put(FROZEN_SPACE + origin.encode(), b"" if later is None else later.encode())
@@ -358,8 +359,8 @@ class Control:
 
 class Steering(msgspec.Struct, frozen=True):
     """What `replication.membership` wants done, in this order: origins to freeze (on the disk before anybody is told; with the later
-    incarnations that ended them, as far as that is why), limits to raise, origins to close at their last commit. It was found as of a
-    `Control.version`: by then a report may have counted whose region is known to be removed now."""
+    incarnations that ended them, as far as that is why, and again when that becomes known later), limits to raise, origins to close at
+    their last commit. It was found as of a `Control.version`: by then a report may have counted whose region is known to be removed now."""
 
     freeze: tuple[Origin, ...] = ()
     later: Mapping[Origin, Origin] = msgspec.field(default_factory=dict)

@@ -320,7 +320,8 @@ class Drive:
                 session.recall(distance_ms)
             self._drop_duplicates(link, peer)
         if kind is Reports:
-            self.membership.receive(session.reports.reports, session.reports.removals)
+            told = session.reports
+            self.membership.receive(told.reports, told.removals, told.ended_by)
             self._agree()
         elif kind not in _NOT_REVIEWED:
             if is_new and session.state is LIVE:

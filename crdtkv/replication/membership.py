@@ -19,6 +19,10 @@ nothing; so with its reports each member tells by which removals it *goes*: thos
 them, and everything that it froze in the same message. Step 4 waits until all members go by the removals that the driver knows. (Told of
 a freeze, one may well be frozen for a removal that has not come yet.)
 
+What is frozen because its region went on as another incarnation may be alive: whoever met that other one, which wrote nothing, freezes
+what comes after it (a lost disk begins at the first generation again). The living one takes a later incarnation when it is told why it is
+refused; so the reason is kept, and goes round, with the freeze: he who found it may lose his disk.
+
 Members are this region, those configured, those recorded (`core.control`), those that peers name, and those that have written and were
 not closed; without those removed. A region that is being drained reports, and is reported on, in the same way without being frozen:
 when all have what it has, it may go.
@@ -44,6 +48,7 @@ Told = dict[Origin, tuple[int, bool]]
 
 NO_STEERING: Final = Steering()
 NOTHING: Final[Mapping[Origin, Mapping[Origin, int]]] = MappingProxyType({})
+NO_REASONS: Final[Mapping[Origin, Origin]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +88,8 @@ class Membership:
         """By member, its own entry included. Only the latest incarnation of a region counts."""
         self._removals: dict[Origin, dict[Origin, int]] = {}
         """By member that reports: by whoever recorded a removal, the last such commit that it goes by, and has fsynced."""
+        self._ended_by: dict[Origin, Origin] = {}
+        """Why peers have frozen origins that are not closed yet, as they told."""
         self._announced: dict[Origin, int] = {}
         """The greatest seq that anybody named, of origins of which not so much was applied at the last `review`; of so many at most."""
         self._last_announced: dict[Origin, VersionVector] = {}
@@ -103,12 +110,16 @@ class Membership:
     # -- inputs -----------------------------------------------------------------------------------------------------
 
     def receive(
-        self, reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]], removals: Mapping[Origin, Mapping[Origin, int]] = NOTHING
+        self,
+        reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]],
+        removals: Mapping[Origin, Mapping[Origin, int]] = NOTHING,
+        ended_by: Mapping[Origin, Origin] = NO_REASONS,
     ) -> None:
         """What a peer knows of what members told. What is told only grows, so it may come late and in any order.
 
         Args:
             removals: by member, the removals that it goes by in what it tells: see `Reports`.
+            ended_by: why the peer has frozen what its region went on from: see `Reports`.
         """
         own, all_known = self._port.origin, self._reports
         for reporter, told in reports.items():
@@ -131,6 +142,11 @@ class Membership:
                     if seq > records.get(by, 0) and (by in records or len(records) < ORIGINS_MAX):
                         records[by] = seq
                         self.changes += 1
+
+        for origin, later in ended_by.items():
+            if origin not in self._ended_by and len(self._ended_by) < ORIGINS_MAX:
+                self._ended_by[origin] = later
+                self.changes += 1
 
     def announce(self, peer: Origin, vv: VersionVector) -> None:
         """A peer says what it has applied. To be told again, also if that is nothing new, when a closing was applied here."""
@@ -187,7 +203,8 @@ class Membership:
         stopped = self._frozen_elsewhere()
         latest = self._latest((own, *live, *(o for o in self._open(named) if o not in stopped)), named)
         ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
-        freeze = tuple(o for o in ending if control.last(o) is None and o not in control.frozen)
+        unexplained = [o for o in self._ended_by if o in control.frozen and o not in control.ended_by]
+        freeze = (*(o for o in ending if control.last(o) is None and o not in control.frozen), *unexplained)
         mine = self._tell(vv, durable, latest, is_handed_over)
         removals = self._recorded_removals()
         goes_by = _latest_of(removals, durable) if control.frozen.keys() <= mine.keys() else self._removals.get(own, {})
@@ -207,13 +224,18 @@ class Membership:
                 told_by = [latest.get(region) for region in members]
                 if all(self._told_by(by, origin) == (end, True) and self._goes_by(by, removals) for by in told_by):
                     close[origin] = end
-        later = {o: latest[region_of(o)] for o in freeze if latest[region_of(o)] != o}
+        reasons = {o: latest[region_of(o)] if latest.get(region_of(o), o) != o else self._ended_by.get(o) for o in freeze}
+        later = {o: reason for o, reason in reasons.items() if reason is not None}
         self.steering = Steering(freeze, later, limits, close, control.version) if freeze or limits or close else NO_STEERING
         self._prune(latest)
         told = {by: dict(told) for by, told in self._reports.items() if told}
         if not told and self.message is None:
             return None
-        message = Reports(told, {by: dict(records) for by in told if (records := self._removals.get(by))})
+        message = Reports(
+            told,
+            {by: dict(records) for by in told if (records := self._removals.get(by))},
+            {o: control.ended_by[o] for o in mine if o in control.ended_by},
+        )
         if message == self.message:
             return self.message
         self.message = message
@@ -381,6 +403,8 @@ class Membership:
     def _prune(self, latest: Mapping[str, Origin]) -> None:
         """Forget what former incarnations and removed regions told, and what was told of origins that are closed since."""
         control = self._port.control
+        if self._ended_by:
+            self._ended_by = {o: later for o, later in self._ended_by.items() if control.last(o) is None}
         for reporter in list(self._reports):
             if not self._counts(reporter) or latest.get(region_of(reporter)) != reporter:
                 del self._reports[reporter]

@@ -35,7 +35,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from crdtkv.core.causality import SEQ_MAX, Origin, VersionVector, check_origin
+from crdtkv.core.causality import SEQ_MAX, Origin, VersionVector, check_origin, region_of
 from crdtkv.core.clock import STAMP_MAX
 from crdtkv.core.frame import FRAME_BYTES_MAX, HASH_BYTES
 from crdtkv.errors import CorruptionError
@@ -160,6 +160,8 @@ class Reports(Struct, frozen=True, array_like=True, tag="?reports"):
     reports: Annotated[dict[Origin, Annotated[dict[Origin, tuple[_Seq, bool]], Meta(max_length=ORIGINS_MAX)]], Meta(max_length=ORIGINS_MAX)]
     removals: Annotated[dict[Origin, Annotated[dict[Origin, _Seq], Meta(max_length=ORIGINS_MAX)]], Meta(max_length=ORIGINS_MAX)] = {}
     """By member, by whoever recorded that a region is removed: the last such commit that it has fsynced, and goes by in its reports."""
+    ended_by: Annotated[dict[Origin, Origin], Meta(max_length=ORIGINS_MAX)] = {}
+    """Of what is frozen because its region went on as another incarnation: that one. Whoever freezes it as well has to know why."""
 
 
 class AskSnapshot(Struct, frozen=True, array_like=True, tag="ask_snapshot"):
@@ -286,6 +288,9 @@ def decode(data: bytes) -> Message:
             for reporter, told in by_origin.items():
                 for origin in (reporter, *told):
                     check_origin(origin)
+        for origin, later in message.ended_by.items():
+            if region_of(check_origin(origin)) != region_of(check_origin(later)) or origin == later:
+                raise CorruptionError(f"message: {later} is said to have ended {origin}")
     return message
 
 

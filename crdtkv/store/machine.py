@@ -697,9 +697,10 @@ class Machine:
         self.check_writable()
         if self.replica.making:
             self.seal()
-        frozen = list(origins)
+        wanted = list(origins)
+        frozen = [origin for origin in wanted if origin not in self.control.frozen]
         try:
-            for origin in frozen:
+            for origin in wanted:
                 self.replica.freeze(origin, later.get(origin))
             self.log.sync()
             self._fold()

@@ -104,7 +104,7 @@ def test_every_scenario_is_here() -> None:
     assert MUST_MEET.keys() | {"mixed"} == set(SCENARIOS)
 
 
-@pytest.mark.parametrize("first", (20_000, 30_000))
+@pytest.mark.parametrize("first", (20_000, 40_000))
 @pytest.mark.parametrize("scenario", MUST_MEET)
 def test_every_invariant_holds(scenario: str, first: int) -> None:
     met = run_seeds(first, CHUNK, scenario)

@@ -20,10 +20,14 @@ from crdtkv.core.replica import Replica
 from crdtkv.core.state import DictBase
 from crdtkv.core.transfer import Arrival, encode_header, next_link
 from crdtkv.core.types.counter import run_name
-from crdtkv.errors import DiskFullError
+from crdtkv.errors import CorruptionError, DiskFullError
+from crdtkv.replication.hello import refusal
 from crdtkv.replication.membership import Membership
-from crdtkv.replication.messages import ORIGINS_MAX, AskSnapshot, Frames
+from crdtkv.replication.messages import ORIGINS_MAX, AskSnapshot, Frames, Reports
+from crdtkv.replication.messages import decode as decode_message
+from crdtkv.replication.messages import encode as encode_message
 from crdtkv.replication.settings import LOOPBACK
+from crdtkv.replication.status import Code
 from crdtkv.simulation.disk import SimulatedEngine, SimulatedLog, position_of
 from crdtkv.simulation.files import FaultyFiles
 from crdtkv.storage.log import FileLog
@@ -321,6 +325,51 @@ def test_for_whom_an_incarnation_was_frozen_was_forgotten_with_a_restart() -> No
         assert again.is_former(new), "it must take a new incarnation"
     ap.control.thaw(new)
     assert not Control(ap.control._state).ended_by
+
+
+def test_why_an_incarnation_was_frozen_was_lost_with_the_disk_of_who_knew() -> None:
+    """ap had met an incarnation of ca that wrote nothing and lost its disk, and froze the empty one that came after it; br froze that as
+    well, since ap told that it had, and did not know why. ap lost its disk; br refused ca for ever, and could not say what to do.
+    """
+    ap, br, dead, new = ToyReplica("ap"), ToyReplica("br"), make_origin("ca", 2, 5), make_origin("ca", 1, 9)
+    ap._vv = br._vv = VersionVector({new: 1})
+    there, here = Membership(ap, ["ap", "br", "ca"]), Membership(br, ["ap", "br", "ca"])
+    there.review(ap.vv(), ap.vv(), {dead: (), br.origin: ()})
+    ap.control.freeze(new, 1, there.steering.later[new])
+    told = there.review(ap.vv(), ap.vv(), {br.origin: ()})
+    assert told is not None and told.ended_by == {new: dead}
+    for reasons in ({}, told.ended_by):  # an older version tells none
+        here.receive(told.reports, told.removals, reasons)
+        here.review(br.vv(), br.vv(), {ap.origin: ()})
+        assert here.steering.freeze == (new,) and here.steering.later == reasons
+        br.control.freeze(new, 1, here.steering.later.get(new))
+        assert here.is_former(new) == bool(reasons)
+    again = Membership(br, ["ap", "br", "ca"])
+    code, text = refusal(br, new, br.vv(), is_former=again.is_former(new)) or (None, "")
+    assert code is Code.ENDED and "so must whoever was it" in text
+    message = again.review(br.vv(), br.vv(), {})
+    assert message is not None and message.ended_by == {new: dead} and not again.steering.freeze
+    br.control.apply(close_delta(new, 1), br.origin, 1, 5, b"")
+    here.review(br.vv(), br.vv(), {})
+    assert not here._ended_by
+
+
+def test_a_reason_that_is_of_another_region_or_is_the_origin_itself_is_refused() -> None:
+    us, later, other = make_origin("us", 1, 0), make_origin("us", 2, 5), make_origin("eu", 2, 5)
+    assert decode_message(encode_message(Reports({}, {}, {us: later}))) == Reports({}, {}, {us: later})
+    for wrong in (other, us):
+        with pytest.raises(CorruptionError, match="is said to have ended"):
+            decode_message(encode_message(Reports({}, {}, {us: wrong})))
+
+
+def test_a_full_disk_undid_a_freeze_that_was_only_told_why() -> None:
+    us, ap, later = machine("us"), machine("ap"), make_origin("ap", 2, 5)
+    us.apply([made(ap, "k", 1)])
+    us.freeze([ap.origin])
+    us.engine.is_full = True
+    with pytest.raises(DiskFullError):
+        us.freeze([ap.origin], {ap.origin: later})
+    assert us.control.frozen == {ap.origin: 1}
 
 
 def test_what_peers_announced_is_remembered_only_while_it_is_not_here_and_of_so_many_origins() -> None:
