@@ -2,7 +2,8 @@
 
 A removal leaves nothing in the state, so when a write that had not seen it arrives later, only this index knows that
 the two met. It is outside state and digest, and bounded: the oldest go first, and those that every member has seen
-(causally stable) go with the log's prefix that holds them, because no write concurrent with them can still arrive.
+(causally stable) go with the log's prefix that holds them, because no write concurrent with them can still arrive: only a
+region that lost its disk may write without having seen them once more, and what it beats then is not told.
 """
 
 from __future__ import annotations

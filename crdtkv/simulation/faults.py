@@ -177,6 +177,7 @@ class Faults:
         before = member.origin
         self.world.rare["damage_found"] += 1
         self.world.trace("replace", member.index)
+        self.world.auditor.set_back(member)
         member.lose_disk()
         self.world.after(self.dice.between(5, 400), self.restart, member, before)
 
@@ -295,6 +296,7 @@ class Faults:
         member = self._one_up()
         if member is not None:
             member.take_copy()
+            self.world.auditor.copied(member)
             self.world.trace("copy", member.index, member.log.end())
 
     def lose(self) -> None:
@@ -316,6 +318,7 @@ class Faults:
             member.lose_disk()
         else:
             member.roll_back_log(dice.below(member.log.end() + 1))
+        world.auditor.set_back(member, to_copy=kind == "put_back")
         world.rare[kind] += 1
         if member.index in world.removed:
             world.rare["removed_and_forgot_it"] += 1

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector, region_of
 from crdtkv.core.clock import stamp
@@ -85,6 +85,14 @@ def _goes_beyond(one: Member, other: Member) -> bool:
     return any(vv.seq(origin) > closes[-1].seq for origin, closes in other.machine.control.closed.items())
 
 
+class _Copied(NamedTuple):
+    """What goes with a copy of a directory: of `_Followed`, as it was then."""
+
+    replayed: dict[bytes, bytes] | None
+    has_sliced: bool
+    forgotten: tuple[tuple[int, VersionVector], ...]
+
+
 class _RecordKeys(dict[Slot, bytes]):
     """The keys of slots' records."""
 
@@ -123,6 +131,10 @@ class _Followed:
         """Since it was last rebuilt, a clear went in slices. What that met is journaled as slices and commits take turns, and a replay has
         turns of its own: each is told, but under another number."""
         self.jumps = 0
+        self.forgotten: list[tuple[int, VersionVector]] = []
+        """What of the removals was forgotten as stable, and where its log ended then."""
+        self.durable = EMPTY_VV
+        """What it had durably, and may have acknowledged, when it last died."""
         self.before_jump = (-1, EMPTY_VV)
         """Where the log stood at the last install, and what was applied before it."""
         self.checked = EMPTY_VV
@@ -156,6 +168,11 @@ class Auditor:
         """The commits that closed an origin at its present end."""
         self._unsaid: set[Origin] = set()
         """Origins of which every such commit was once on lost disks only, or that came back with more: they may be closed elsewhere."""
+        self._copied: dict[int, _Copied] = {}
+        self._put_back: dict[int, _Copied] = {}
+        """Of whom is to start from one."""
+        self._had_before: dict[str, list[VersionVector]] = {}
+        """By region: what it may have acknowledged whenever its directory was lost or put back: it may write without having seen that."""
         self.removed_regions: set[str] = set()
         self.ends_may_rise = False
         self.siblings_max = 0
@@ -480,6 +497,25 @@ class Auditor:
         which is then done anew."""
         self._followed[member.index].frozen = set(member.machine.control.frozen)
         self._followed[member.index].replayed = None if torn or member.machine.replica.purges else self._bookkeeping(member)
+        self._followed[member.index].durable = member.log.vv_at[member.log.synced()]
+
+    def copied(self, member: Member) -> None:
+        """A copy of its directory was taken: 3 holds of that as well, and it may be of before something was forgotten."""
+        followed = self._followed[member.index]
+        replayed = None if member.machine.replica.purges else self._bookkeeping(member)
+        self._copied[member.index] = _Copied(replayed, followed.has_sliced, tuple(followed.forgotten))
+
+    def set_back(self, member: Member, *, to_copy: bool = False) -> None:
+        """Its directory is not what it was when it died, but the last copy, or less."""
+        self._had_before.setdefault(member.region, []).append(self._followed[member.index].durable)
+        self._put_back.pop(member.index, None)
+        if to_copy:
+            self._put_back[member.index] = self._copied[member.index]
+
+    def forgetting(self, member: Member, stable: VersionVector) -> None:
+        """It forgets the removals that every member has acknowledged."""
+        if stable:
+            self._followed[member.index].forgotten.append((member.log.end(), stable))
 
     def crashed(self, member: Member, others: Iterable[Member]) -> None:
         """7: what the power loss took, nobody else may have."""
@@ -548,6 +584,8 @@ class Auditor:
     def recovered(self, member: Member) -> None:
         """3: replay from whatever batch the engine had kept gives the same state, digest and bookkeeping."""
         followed = self._followed[member.index]
+        if (copied := self._put_back.pop(member.index, None)) is not None:
+            followed.replayed, followed.has_sliced, followed.forgotten = copied.replayed, copied.has_sliced, [*copied.forgotten]
         followed.rebuilt()
         followed.mark = member.machine.hlc()  # what was only absorbed may be lost; that own stamps go up, `committed` sees to
         control, vv = member.machine.control, member.machine.vv()
@@ -636,17 +674,20 @@ class Auditor:
     def _beaten_removals(self, member: Member, vv: VersionVector) -> Iterator[tuple[Dot, tuple[str, str]]]:
         """Removals that a write or increment which is still live had not seen, nor they it; by the order in which they came here.
 
-        A write meets each removal that comes after it; and of those before it, the ones that no other of them had seen.
+        A write meets each removal that comes after it; and of those before it, the ones that no other of them had seen, unless it was
+        made by a region that had had that one on a disk that is gone: then it may have been forgotten here as stable.
         A removal that found nothing to remove lost nothing.
         """
+        forgotten = self._followed[member.index].forgotten
         position: dict[Dot, int] = {}
+        frame_of: dict[Dot, int] = {}
         stretch: dict[Dot, int] = {}  # between two installs: only within one did both come by log, with all that either had seen
         jumps = [at for at, _ in member.log.jumps]
         removals_at: dict[Place, list[tuple[Commit, Operation]]] = {}  # in the order in which they came
         for at, frame in enumerate(self._followed[member.index].order):
             for seq in range(frame.first_seq, frame.last_seq + 1):
                 dot = Dot(frame.origin, seq)
-                position[dot], stretch[dot] = len(position), bisect_right(jumps, at)
+                position[dot], frame_of[dot], stretch[dot] = len(position), at, bisect_right(jumps, at)
         for places, write in self._surviving(vv):
             for place in places:
                 removals = removals_at.get(place)
@@ -660,7 +701,13 @@ class Auditor:
                     seen_by_another = at < met and any(other.past.covers(commit.dot) for other in commits[:met])
                     together = stretch[commit.dot] == stretch.get(write.dot)
                     if together and concurrent(commit, write) and not seen_by_another and self._removed(commit, op):
-                        yield commit.dot, place[:2]
+                        was_forgotten = any(end <= frame_of[write.dot] and stable.covers(commit.dot) for end, stable in forgotten)
+                        if not (was_forgotten and self._has_unlearned(write.dot, commit.dot)):
+                            yield commit.dot, place[:2]
+
+    def _has_unlearned(self, write: Dot, other: Dot) -> bool:
+        """Whether the region that made a write had had another commit before that, durably, on a disk that was lost or put back."""
+        return any(vv.covers(other) and not vv.covers(write) for vv in self._had_before.get(region_of(write.origin), ()))
 
     def _surviving(self, vv: VersionVector) -> Iterator[tuple[tuple[Place, ...], Commit]]:
         """Each live write and increment, with the places where a removal could have met it."""

@@ -405,6 +405,7 @@ class Member:
         # A round that the engine's disk stops half-way is due again, but has changed what replay is compared with.
         if due.position and not self.engine.is_full:
             before = [key for key, _ in self.engine.scan(DEAD_SPACE, successor(DEAD_SPACE))]
+            self._world.auditor.forgetting(self, due.stable)
             retention.run(due)
             self._world.rare["dead_runs_dropped"] += sum(1 for key in before if key not in self.engine.records)
             self._released()

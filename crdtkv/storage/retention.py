@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
+from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 
 ROLLS_PER_AGE: Final = 8
 """The part that is written to is ended so often within `age_ms`: what is kept is at most an eighth older than asked for."""
@@ -25,6 +25,11 @@ class Acknowledgement(NamedTuple):
 
     origin: Origin
     durable: VersionVector
+
+    def own(self) -> VersionVector:
+        """What of it the member's region has made itself, in all its incarnations: an earlier one's last write may be on its way still."""
+        region = region_of(self.origin)
+        return VersionVector({origin: seq for origin, seq in self.durable.items() if region_of(origin) == region})
 
 
 Members = Mapping[str, Acknowledgement | None]
@@ -57,7 +62,7 @@ class Due:
     Attributes:
         position: drop what is before it; 0: nothing.
         stable: what of that every member has acknowledged, all that each had made by then being applied here: so nothing
-            concurrent with it is still to come.
+            concurrent with it is still to come, unless from who loses the disk that he acknowledged it from.
         held_by: the regions for which more is kept than age and size ask for.
         forced: the regions that lack something of what goes: the log is above `bytes_max`.
     """
@@ -81,7 +86,7 @@ def what_is_due(
     position, stable = 0, EMPTY_VV
     forced: tuple[str, ...] = ()
     # A member's write that was concurrent with what it acknowledges may be on its way still: an ack can overtake it.
-    is_settled = all(ack is not None and ack.durable.seq(ack.origin) <= applied.seq(ack.origin) for ack in members.values())
+    is_settled = all(ack is not None and ack.own() <= applied for ack in members.values())
     for part in parts:
         too_large = log_bytes > policy.bytes_max
         if not too_large and log_bytes <= policy.bytes_kept and now_ms - part.ended_ms < policy.age_ms:

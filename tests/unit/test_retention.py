@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import crdtkv
-from crdtkv.core.causality import EMPTY_VV, VersionVector
+from crdtkv.core.causality import EMPTY_VV, VersionVector, make_origin
 from crdtkv.core.types.counter import DEAD_SPACE, SPENT_RUNS_MAX
 from crdtkv.errors import ConfigError, StorageError, TokenExpiredError
 from crdtkv.storage.retention import Acknowledgement, Due, LogPart, RetentionPolicy, is_roll_due, what_is_due
@@ -52,6 +52,15 @@ APPLIED = VersionVector({US: 1000, EU: 5})
 )
 def test_what_is_due(members: dict[str, Acknowledgement | None], log_bytes: int, now_h: int, expected: Due) -> None:
     assert what_is_due(parts(4), log_bytes, members, APPLIED, POLICY, now_h * HOUR) == expected
+
+
+def test_the_last_write_of_an_earlier_incarnation_was_on_its_way_still() -> None:
+    """eu wrote, went on as another incarnation, and acknowledged a removal as that, which has written nothing: what it had written before,
+    concurrently, comes by a slower way. The removal was forgotten by then, and in no journal to have lost."""
+    later = make_origin("eu", 2, 0x33333333)
+    acknowledged = Acknowledgement(later, VersionVector({US: 99, EU: 6}))
+    assert what_is_due(parts(4), 300, {"eu": acknowledged}, APPLIED, POLICY, 26 * HOUR) == Due(20, EMPTY_VV)
+    assert what_is_due(parts(4), 300, {"eu": acknowledged}, APPLIED.advance(EU, 6), POLICY, 26 * HOUR) == Due(20, VersionVector({US: 20}))
 
 
 def test_what_is_written_to_is_ended_eight_times_within_the_age() -> None:
