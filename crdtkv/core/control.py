@@ -260,8 +260,12 @@ class Control:
         return Agreed(dict(sorted(self._closed.items())), dict(sorted(self.members.items())))
 
     def _close(self, origin: Origin, closes: Iterable[Close], hash_of_last: bytes) -> None:
-        known = self._closed.pop(origin, ())
+        known, closes = self._closed.pop(origin, ()), tuple(closes)
         joined = tuple(sorted({*known, *closes}))
+        if known:
+            kept, before, last = self._hashes[origin], known[-1].seq, max(close.seq for close in closes)
+            if before > last or (before == last and kept):
+                hash_of_last = kept  # who closed it had seen less of it than others, or no more
         self._closed[origin] = joined  # at the end: `complete` looks at what was closed last first
         self._shown, self._completed = {}, {}  # new ones: whoever is at it on another thread puts what it finds into those of before
         self._hashes[origin] = hash_of_last

@@ -15,7 +15,7 @@ from crdtkv.core.codec import encode_value
 from crdtkv.core.control import NOTHING_AGREED, Control, MemberState, Steering, close_delta, member_delta
 from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.install import install
-from crdtkv.core.join import snapshot_of
+from crdtkv.core.join import Snapshot, snapshot_of
 from crdtkv.core.replica import Replica
 from crdtkv.core.state import DictBase
 from crdtkv.core.transfer import Arrival, encode_header, next_link
@@ -571,6 +571,37 @@ def made(at: Machine, key: str, value: int) -> Frame:
     frame = at.log.find(at.origin, at.own_seq())
     assert frame is not None
     return frame
+
+
+def test_a_lesser_closing_that_came_later_took_the_last_hash_along() -> None:
+    """A region whose disk was put back closed its former incarnation twice, further on the second time, and where the second closing came
+    first, the first took the hash of the last commit's frame off the record. After a restart nobody knew it: what came beyond that end
+    would have been called a fork, and a snapshot from there damaged.
+    """
+    x, early, late = machine("xx"), machine("aa"), machine("bb")
+    frames = [made(x, "k", 1), made(x, "k", 2)]
+    closings = []
+    for closer, seen in ((early, frames[:1]), (late, frames)):
+        closer.apply(seen)
+        closer.commit_control([close_delta(x.origin, len(seen))])
+        frame = closer.log.find(closer.origin, 1)
+        assert frame is not None
+        closings.append(frame)
+    log, engine = SimulatedLog(), SimulatedEngine()
+    here = machine("us", log, engine)
+    here.apply([*frames, closings[1], closings[0]])
+    assert here.control.last(x.origin) == 2 and x.origin not in here.control.show(here.vv())
+    here.fold()
+    again = machine("us", log, engine).replica
+    assert again.last_hash(x.origin) == (2, frames[-1].hash)
+    assert again.last_hash(x.origin) == here.replica.last_hash(x.origin)
+    snapshot = snapshot_of(again)
+    assert Snapshot.from_bytes(snapshot.to_bytes()) == snapshot
+
+    # A donor that has no more than the lesser end changes it as little.
+    here.control.absorb(early.control.agreed(), {x.origin: frames[0].hash})
+    here.fold()
+    assert machine("us", log, engine).replica.last_hash(x.origin) == (2, frames[-1].hash)
 
 
 def machine(region: str, log: SimulatedLog | None = None, engine: SimulatedEngine | None = None) -> Machine:
