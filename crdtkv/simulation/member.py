@@ -519,6 +519,7 @@ class Member:
             self._noted(past)
         else:
             self.drive.local_commits(self._world.now_ms)
+            self._sync_later()  # a limit that rose let in what was held back
             self.poke()
             self._world.changed(self)
 

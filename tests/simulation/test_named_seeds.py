@@ -18,6 +18,9 @@ from crdtkv.simulation.case import Case, run_case
         pytest.param(1021000, "losses", 1000, id="a-lesser-closing-took-a-hash-along", marks=pytest.mark.soak),
         pytest.param(1033445, "churn", None, id="a-drain-waited-for-what-nobody-has"),
         pytest.param(4500525, "removals", None, id="a-slow-region-was-called-starved"),
+        pytest.param(1017873, "churn", None, id="a-copy-of-before-a-run-was-forgotten"),
+        pytest.param(1000500, "disks", 1000, id="a-removal-was-forgotten-before-a-disk-was-lost"),
+        pytest.param(5100327, "churn", None, id="nobody-synced-what-a-raised-limit-let-in"),
     ],
 )
 def test_holds_where_it_once_did_not(seed: int, scenario: str, ops: int | None) -> None:
