@@ -511,6 +511,8 @@ class Auditor:
         self._put_back.pop(member.index, None)
         if to_copy:
             self._put_back[member.index] = self._copied[member.index]
+        else:
+            self._followed[member.index].forgotten.clear()  # there is nothing left that lacks it, or all is made anew of a whole log
 
     def forgetting(self, member: Member, stable: VersionVector) -> None:
         """It forgets the removals that every member has acknowledged."""
@@ -563,8 +565,9 @@ class Auditor:
         """8: it goes on under an id that nobody has seen, above every one seen; what its disk holds is followed anew."""
         written = any(dot.origin == member.origin for dot in self._history.commits)
         must(not written, f"{member.region} goes on as {member.origin}, which has written")
+        forgotten = self._followed[member.index].forgotten  # by whatever name
         followed = self._followed[member.index] = _Followed()
-        followed.mark = member.machine.hlc()
+        followed.mark, followed.forgotten = member.machine.hlc(), forgotten
 
     def undone(self, member: Member, dots: list[Dot]) -> None:
         """3: commits that found no room: nothing of them is left, here or anywhere, and nothing else has changed."""

@@ -101,6 +101,39 @@ def test_a_removal_that_all_had_is_told_to_have_lost_only_against_who_did_not_lo
         assert len(violations) == 1 and "the removal" in violations[0] and "lost, and the journal does not say so" in violations[0]
 
 
+def test_who_goes_on_as_another_in_its_own_directory_has_forgotten_what_it_had_forgotten() -> None:
+    """ap had forgotten a removal as stable and then, its identity lost, went on as another incarnation with the same state. After that br,
+    whose disk was lost, added the element again: ap cannot tell that the removal lost, no more than if it had kept its name."""
+    world = Staged(1)
+    ap, br = world.members
+    named: list[str] = []
+
+    def cut() -> None:
+        world.network.cut(0, 1)
+        world.network.cut(1, 0)
+
+    def rename() -> None:
+        before = ap.origin
+        world.auditor.crashing(ap)
+        ap.crash(power=False)
+        ap.instance.wipe()
+        world.faults.restart(ap, before)
+        named.extend((before, ap.origin))
+        assert not side(ap, REMOVAL_SPACE)
+
+    violations = world.play(
+        (100, lambda: add(world, ap)),
+        (300, lambda: remove(world, ap)),
+        (1200, lambda: world.forget(ap)),
+        (1250, rename),
+        (1300, cut),
+        (1400, lambda: world.replace(br, Member.lose_disk, to_copy=False)),
+        (1500, lambda: add(world, br)),
+    )
+    assert named[0] != named[1] and ap.reader.size(b"s", SlotType.SET) == 1
+    assert violations == ()
+
+
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_a_copy_of_before_a_run_was_forgotten_brings_it_back_until_it_is_forgotten_again(is_whole: bool) -> None:
     """Forgetting is not logged: it goes to the disk with a fold. A directory that is put back as it was before has the spent run again, as
