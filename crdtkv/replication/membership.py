@@ -234,7 +234,7 @@ class Membership:
         message = Reports(
             told,
             {by: dict(records) for by in told if (records := self._removals.get(by))},
-            {o: control.ended_by[o] for o in mine if o in control.ended_by},
+            self._reasons(told),
         )
         if message == self.message:
             return self.message
@@ -298,6 +298,15 @@ class Membership:
 
     def _told_by(self, member: Origin | None, origin: Origin) -> tuple[int, bool] | None:
         return None if member is None else self._reports.get(member, {}).get(origin)
+
+    def _reasons(self, told: Mapping[Origin, Told]) -> dict[Origin, Origin]:
+        """Why what members tell that they have frozen is, if it is not for a removal: whoever passes a freeze on says why, also if it has
+        not frozen that one itself, to which it has a link, say."""
+        ended_by, heard = self._port.control.ended_by, self._ended_by
+        if not (ended_by or heard):
+            return {}
+        frozen = dict.fromkeys(o for by in told.values() for o, (_, is_frozen) in by.items() if is_frozen)
+        return {o: ended_by[o] if o in ended_by else heard[o] for o in frozen if o in ended_by or o in heard}
 
     def _recorded_removals(self) -> list[Dot]:
         """The commits that record who is removed."""

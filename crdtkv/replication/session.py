@@ -716,6 +716,17 @@ class Session:
                 return self._alarm(Code.AMNESIA, text, theirs=seq, ours=ours)
         return None
 
+    def _check_own_end(self, message: Reports) -> None:
+        """Whether a member that this replica cannot reach has frozen it, since it met another incarnation of the region: what is told of
+        that here, a link to that member would say at its hello. Not if that other one tells something itself: then two run as one region.
+        """
+        own = self._port.origin
+        later = message.ended_by.get(own)
+        if later is not None and later not in message.reports and not self.ended:
+            self.found_amnesia = True
+            text = f"{own} has ended: a member takes no more of it, since it met {later}; it must go on as another incarnation"
+            self._alarm(Code.AMNESIA, text, later=later)
+
     # -- live -------------------------------------------------------------------------------------------------
 
     def _receive_live(self, message: Live) -> None:
@@ -756,6 +767,7 @@ class Session:
             case Reports():
                 self.reports = message
                 self._check_own_report(message)
+                self._check_own_end(message)
             case AskSnapshot() | Chunk() | ChunkAck() | EndSnapshot() | CannotSnapshot():
                 if SNAPSHOT in self.features:
                     self._of_snapshots.append(message)

@@ -354,6 +354,29 @@ def test_why_an_incarnation_was_frozen_was_lost_with_the_disk_of_who_knew() -> N
     assert not here._ended_by
 
 
+def test_a_region_was_frozen_by_one_that_it_cannot_reach_and_nobody_told_it() -> None:
+    """ap has frozen the living us, having met another incarnation of it that wrote nothing; the link between the two is cut for good. br,
+    which has a link to us and so freezes nothing, passed the freeze on, and not why; us went on writing what ap never took.
+    """
+    ap, br, us, dead = make_origin("ap", 1, 0), ToyReplica("br"), ToyReplica("us"), make_origin("us", 2, 5)
+    written = us.write()
+    br.apply([written])
+    here = Membership(br, ["ap", "br", "us"])
+    here.receive({ap: {us.origin: (1, True)}}, {}, {us.origin: dead})
+    told = here.review(br.vv(), br.vv(), {ap: (), us.origin: ()})
+    assert not here.steering and told is not None and told.ended_by == {us.origin: dead}, "who freezes it for this must know why"
+
+    net = Network([us, br])
+    net.mesh()
+    net.run_until(net.is_live, 3_000)
+    drive, (link,) = net.drives["us"], net.drives["us"]._peers
+    alive = Reports({**told.reports, dead: {us.origin: (1, True)}}, {}, told.ended_by)
+    drive.receive(link, encode_message(alive), net.now)
+    assert drive.amnesia is None, "two run as one region: that is for an operator to say"
+    drive.receive(link, encode_message(told), net.now)
+    assert drive.amnesia is not None and "has ended" in drive.amnesia
+
+
 def test_a_reason_that_is_of_another_region_or_is_the_origin_itself_is_refused() -> None:
     us, later, other = make_origin("us", 1, 0), make_origin("us", 2, 5), make_origin("eu", 2, 5)
     assert decode_message(encode_message(Reports({}, {}, {us: later}))) == Reports({}, {}, {us: later})
