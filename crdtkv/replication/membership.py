@@ -254,6 +254,8 @@ class Membership:
         if later is not None and later not in self._present:
             return True
         known = self._incarnations(region_of(origin))
+        if any(self._reports.values()):
+            known = [*known, *self._reported_on(region_of(origin))]
         if not known or (len(known) == 1 and known[0] == origin):
             return False  # as nearly always
         others = [o for o in known if o != origin]
@@ -331,6 +333,12 @@ class Membership:
                 by_region.setdefault(region_of(origin), []).append(origin)
             self._known = frozenset(origins), frozenset(reports), by_region
         return by_region.get(region, ())
+
+    def _reported_on(self, region: str) -> list[Origin]:
+        """Incarnations of a region that members report on while it is drained. One that wrote and told nothing is known by that."""
+        told_of = [o for told in self._reports.values() for o, (_, is_frozen) in told.items() if not is_frozen and region_of(o) == region]
+        stopped = self._frozen_elsewhere() if told_of else ()
+        return [o for o in told_of if o not in stopped]
 
     def _open(self, origins: Iterable[Origin]) -> list[Origin]:
         """Those that may still go on: not closed, not frozen, and not connected (of these one knows)."""

@@ -15,6 +15,7 @@ from crdtkv.simulation.case import Case, run_case
         pytest.param(4401182, "losses", None, id="a-copy-brought-back-what-never-was"),
         pytest.param(4310046, "churn", 1000, id="who-was-told-of-as-frozen-was-the-latest"),
         pytest.param(1020167, "losses", None, id="why-it-was-frozen-was-lost-with-a-disk"),
+        pytest.param(3100021, "churn", None, id="a-drain-waited-for-what-only-reports-named"),
         pytest.param(1021000, "losses", 1000, id="a-lesser-closing-took-a-hash-along", marks=pytest.mark.soak),
         pytest.param(1033445, "churn", None, id="a-drain-waited-for-what-nobody-has"),
         pytest.param(4500525, "removals", None, id="a-slow-region-was-called-starved"),

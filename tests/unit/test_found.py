@@ -377,6 +377,26 @@ def test_a_region_was_frozen_by_one_that_it_cannot_reach_and_nobody_told_it() ->
     assert drive.amnesia is not None and "has ended" in drive.amnesia
 
 
+def test_a_drain_waited_for_an_incarnation_that_only_the_reports_still_named() -> None:
+    """ca is being drained, and all reported on ca@2, which wrote nothing, when it lost its disk. It began at the first generation again;
+    who had met ca@2 had restarted; and each went on to report on ca@2, because the others did: also ca, whose own reports counted for
+    nothing. Nobody told it that it had ended, and neither the drain nor any closing came to an end.
+    """
+    eu, gone, new = ToyReplica("eu"), make_origin("ca", 2, 5), make_origin("ca", 1, 9)
+    eu.control.apply(member_delta("ca", MemberState.DRAINING, "", 1), eu.origin, 1, 5, b"")
+    eu._vv = VersionVector({eu.origin: 1})
+    membership = Membership(eu, ["ap", "ca", "eu"])
+    membership.receive({make_origin("ap", 1, 0): {gone: (0, False)}})
+    membership.review(eu.vv(), eu.vv(), {make_origin("ap", 1, 0): (), new: ()})
+    assert membership.is_former(new), "it must take a new incarnation"
+    later = make_origin("ca", 3, 1)
+    assert not membership.is_former(later) and not membership.is_former(gone)
+    message = membership.review(eu.vv(), eu.vv(), {make_origin("ap", 1, 0): (), later: ()})
+    assert message is not None and message.reports[eu.origin] == {later: (0, False)}
+    membership.receive({make_origin("ap", 2, 0): {gone: (0, True)}})
+    assert not membership.is_former(new), "what has been stopped is no reason"
+
+
 def test_a_reason_that_is_of_another_region_or_is_the_origin_itself_is_refused() -> None:
     us, later, other = make_origin("us", 1, 0), make_origin("us", 2, 5), make_origin("eu", 2, 5)
     assert decode_message(encode_message(Reports({}, {}, {us: later}))) == Reports({}, {}, {us: later})
