@@ -28,7 +28,7 @@ from crdtkv.cluster.control import ClusterError, ClusterNotRunningError
 from crdtkv.cluster.process import STOP_GRACE_S, child_environment
 from crdtkv.cluster.spec import DEFAULT_REGIONS, ClusterSpec, added, check_known, default_delays, without
 from crdtkv.core.causality import check_region
-from crdtkv.errors import ConfigError, CrdtkvError
+from crdtkv.errors import ConfigError, CrdtkvError, RegionRemovedError, RegionUnavailableError
 
 DOWN_TIMEOUT_S: Final = STOP_GRACE_S + 10.0
 
@@ -252,8 +252,14 @@ def add_region(directory: Path, region: str, latency_ms: Mapping[str, float] | f
     running = [str(node["address"]) for node in found.regions.values() if node["state"] == "running"]
     if not running:
         raise ClusterError("no node runs that could record the region: start one with `crdtkv cluster restart`", region=region)
-    with NodeSide(running[0]) as side:
-        side.change_regions("add", (region,))
+    for left, node in enumerate(running, 1 - len(running)):
+        try:
+            with NodeSide(node) as side:
+                side.change_regions("add", (region,))
+            break
+        except (RegionUnavailableError, RegionRemovedError):  # it is being drained, say: another may record it
+            if left == 0:
+                raise
     try:
         address: str = control.call(directory, "add", region=region, latency=latency_ms)
     except ClusterError as e:

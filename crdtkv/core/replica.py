@@ -147,7 +147,7 @@ class Replica:
         self.control = Control(self.state)
         """Closed origins and members. `vv` and everything reckoned with here are *full* vectors; see `control`."""
         self.refusal: CrdtkvError | None = None
-        """Why no writes are taken: the region is drained or removed. (Closings and members' records are still made.)"""
+        """Why no writes are taken: the region is drained or removed. (Closings are still made.)"""
         self._vv = dict(self.control.complete(VersionVector.adopt(self._vv)).items()) if self.control else self._vv
         for closed in self.control.closed:
             if closed not in self._hashes and (kept := self.control.hash_of_closed(closed)) is not None:
@@ -282,6 +282,11 @@ class Replica:
         """What the held frames wait for and is not applied here."""
         return self._held.needs()
 
+    def _is_taken_back(self, deltas: Iterable[Delta]) -> bool:
+        """Whether a record among these ends the drain of this region."""
+        own = [DeltaKind.MEMBER, region_of(self.origin), str(MemberState.ACTIVE)]
+        return isinstance(self.refusal, RegionUnavailableError) and any(delta[:3] == own for delta in deltas)
+
     # -- local commits --------------------------------------------------------------------------------------------
 
     def commit(self, deltas: list[Delta], request_id: bytes | None = None) -> tuple[int, int]:
@@ -345,8 +350,15 @@ class Replica:
         """Make one commit of CLOSE and MEMBER deltas, the only one of its frame; its `(seq, hlc)`.
 
         A CLOSE must be made exactly where its origin has been applied up to its seq.
+
+        Raises:
+            ClockSkewError: as in `commit`.
+            RegionUnavailableError, RegionRemovedError: members are to be recorded, and the region is drained or removed. It may have told
+                that it is ready to go: nobody would wait for what it commits now. That it stays after all, a drained one may record.
         """
         assert not self._rows, "a frame is being made"
+        if self.refusal is not None and any(d[0] == DeltaKind.MEMBER for d in deltas) and not self._is_taken_back(deltas):
+            raise self.refusal
         assert all(d[0] == DeltaKind.MEMBER or self._vv.get(d[1], 0) == d[2] for d in deltas), "a closing covers what it closes"
         context = self.context()  # before the closing takes anything out of it
         hlc = self._first_hlc = self.clock.issue()
@@ -393,7 +405,7 @@ class Replica:
             self.refusal = RegionRemovedError(text, origin=self.origin)
         elif member is not None and member.state == MemberState.DRAINING:
             self.refusal = RegionUnavailableError(
-                f"region {region} is being drained and takes no writes: use another region", region=region
+                f"region {region} is being drained: it takes no writes and no changes of regions; use another region", region=region
             )
 
     def commit_put(self, slot: bytes, delta: Delta, request_id: bytes | None = None) -> tuple[int, int]:

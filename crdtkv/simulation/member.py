@@ -14,7 +14,15 @@ from crdtkv.core.control import Steering
 from crdtkv.core.frame import Frame
 from crdtkv.core.install import Installed
 from crdtkv.core.types.counter import DEAD_SPACE
-from crdtkv.errors import ClockSkewError, CorruptionError, CrdtkvError, DiskFullError, IncompatibleFormatError, RegionRemovedError
+from crdtkv.errors import (
+    ClockSkewError,
+    CorruptionError,
+    CrdtkvError,
+    DiskFullError,
+    IncompatibleFormatError,
+    RegionRemovedError,
+    RegionUnavailableError,
+)
 from crdtkv.replication.backoff import Backoff
 from crdtkv.replication.drive import Drive, Work
 from crdtkv.replication.messages import CannotRelay, Chunk, Frames, Heartbeat, HeartbeatReply, Message, encode, is_packed
@@ -498,9 +506,9 @@ class Member:
         return encode(message)
 
     def record(self, deltas: list[list[object]]) -> bool:
-        """Commit members' records, as an operator would have it; False if a wrong clock refuses it."""
+        """Commit members' records, as an operator would have it; False if a wrong clock refuses it, or the region is about to go."""
         past = self.machine.replica.vv()
-        with contextlib.suppress(ClockSkewError, DiskFullError):
+        with contextlib.suppress(ClockSkewError, DiskFullError, RegionUnavailableError, RegionRemovedError):
             self.machine.commit_control(deltas)
             self._noted(past)
             self._sync()  # the operator is answered once it is on the disk

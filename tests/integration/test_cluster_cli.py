@@ -165,7 +165,10 @@ def test_silent_cuts_heal_too(shell: Shell, kind: str) -> None:
 
 def test_a_region_comes_and_goes(shell: Shell) -> None:
     shell("put", "before", "1", "--region", "us")
-    assert shell("cluster", "add", "sa", "--latency", "2ms").startswith("sa is a member, at 127.0.0.1:")
+    shell("region", "drain", "us", "--region", "eu")
+    assert "us is being drained: it takes no writes and no changes of regions" in shell("region", "add", "sa", "--region", "us", status=3)
+    assert shell("cluster", "add", "sa", "--latency", "2ms").startswith("sa is a member, at 127.0.0.1:"), "another node records it"
+    shell("region", "add", "us", "--region", "eu")
     eventually(lambda: shell.has("sa", "before"), "the newcomer has what was there")
     shell("put", "from sa", "1", "--region", "sa")
     assert "in this cluster already: it has us, eu, ap, sa" in shell("cluster", "add", "sa", status=2)

@@ -18,6 +18,7 @@ from crdtkv.simulation.case import Case, run_case
         pytest.param(3100021, "churn", None, id="a-drain-waited-for-what-only-reports-named"),
         pytest.param(1021000, "losses", 1000, id="a-lesser-closing-took-a-hash-along", marks=pytest.mark.soak),
         pytest.param(1033445, "churn", None, id="a-drain-waited-for-what-nobody-has"),
+        pytest.param(5001079, "members", None, id="a-drained-region-added-another"),
         pytest.param(4500525, "removals", None, id="a-slow-region-was-called-starved"),
         pytest.param(1017873, "churn", None, id="a-copy-of-before-a-run-was-forgotten"),
         pytest.param(1000500, "disks", 1000, id="a-removal-was-forgotten-before-a-disk-was-lost"),

@@ -131,11 +131,28 @@ def test_a_drained_and_a_removed_region_take_no_writes() -> None:
     us.refuse_writes(None)  # it was added again, and others talk to it
     with pytest.raises(RegionUnavailableError, match="is being drained"):
         put(us)
-    control(us, member_delta("us", MemberState.REMOVED, "", 2))
+    eu = replica(EU1)
+    us.receive(control(eu, member_delta("us", MemberState.REMOVED, "", 2)))
     with pytest.raises(RegionRemovedError, match="crdtkv recover export"):
         put(us)
-    control(us, member_delta("us", MemberState.ACTIVE, "", 3))
+    us.receive(control(eu, member_delta("us", MemberState.ACTIVE, "", 3)))
     put(us)
+
+
+def test_a_region_recorded_a_member_after_it_had_told_that_it_is_drained_and_the_record_went_with_it() -> None:
+    """All others had told that they have what it had, so it was removed a moment later. That it stays after all, it may still record."""
+    us, other, taken_back = replica(US), member_delta("ap", MemberState.ACTIVE, "", 2), member_delta("us", MemberState.ACTIVE, "", 2)
+    control(us, member_delta("us", MemberState.DRAINING, "", 1))
+    for changes in ([other], [member_delta("us", MemberState.REMOVED, "", 2)], [other, member_delta("us", MemberState.DRAINING, "", 2)]):
+        before = us.vv()
+        with pytest.raises(RegionUnavailableError, match="no changes of regions; use another region"):
+            control(us, *changes)
+        assert us.vv() == before and not us.making and us.control.members.keys() == {"us"}
+    control(us, taken_back, other)
+    put(us)
+    us.receive(control(replica(EU1), member_delta("us", MemberState.REMOVED, "", 3)))
+    with pytest.raises(RegionRemovedError, match="crdtkv recover export"):
+        control(us, member_delta("us", MemberState.ACTIVE, "", 4))
 
 
 def test_commits_of_a_closed_origin_enter_by_no_door_and_sessions_that_saw_them_end() -> None:
