@@ -219,7 +219,7 @@ def _repair_log(data: Path, peer: str | None, tls: tuple[str | None, str | None,
     elif done.given_up:
         emit("the log begins behind the damage now: the state engine has all that was before it, peers get it elsewhere")
     elif done.refilled:
-        emit(f"{counted(done.refilled, 'frame')} filled in from the peer")
+        emit(f"{counted(done.refilled, 'frame')} {'was' if done.refilled == 1 else 'were'} filled in from the peer")
     else:
         emit("no frame was missing: the damaged segment was written anew")
     for path in done.kept:
