@@ -252,13 +252,13 @@ def add_region(directory: Path, region: str, latency_ms: Mapping[str, float] | f
     running = [str(node["address"]) for node in found.regions.values() if node["state"] == "running"]
     if not running:
         raise ClusterError("no node runs that could record the region: start one with `crdtkv cluster restart`", region=region)
-    for left, node in enumerate(running, 1 - len(running)):
+    for node in running:
         try:
             with NodeSide(node) as side:
                 side.change_regions("add", (region,))
             break
         except (RegionUnavailableError, RegionRemovedError):  # it is being drained, say: another may record it
-            if left == 0:
+            if node is running[-1]:
                 raise
     try:
         address: str = control.call(directory, "add", region=region, latency=latency_ms)

@@ -282,11 +282,6 @@ class Replica:
         """What the held frames wait for and is not applied here."""
         return self._held.needs()
 
-    def _is_taken_back(self, deltas: Iterable[Delta]) -> bool:
-        """Whether a record among these ends the drain of this region."""
-        own = [DeltaKind.MEMBER, region_of(self.origin), str(MemberState.ACTIVE)]
-        return isinstance(self.refusal, RegionUnavailableError) and any(delta[:3] == own for delta in deltas)
-
     # -- local commits --------------------------------------------------------------------------------------------
 
     def commit(self, deltas: list[Delta], request_id: bytes | None = None) -> tuple[int, int]:
@@ -369,6 +364,11 @@ class Replica:
         self._rows.append([0, None, *deltas])
         self._template = FrameTemplate(self.cluster, self.shard, self.origin, context, control=True)
         return seq, hlc
+
+    def _is_taken_back(self, deltas: Iterable[Delta]) -> bool:
+        """Whether a record among these ends the drain of this region."""
+        own = [DeltaKind.MEMBER, region_of(self.origin), str(MemberState.ACTIVE)]
+        return isinstance(self.refusal, RegionUnavailableError) and any(delta[:3] == own for delta in deltas)
 
     def _apply_control(self, delta: Delta, by: Origin, at: int, hlc: int) -> None:
         if delta[0] == DeltaKind.CLOSE:

@@ -320,8 +320,7 @@ class Drive:
                 session.recall(distance_ms)
             self._drop_duplicates(link, peer)
         if kind is Reports:
-            told = session.reports
-            self.membership.receive(told.reports, told.removals, told.ended_by)
+            self.membership.receive(session.reports)
             self._agree()
         elif kind not in _NOT_REVIEWED:
             if is_new and session.state is LIVE:

@@ -32,10 +32,9 @@ Not frozen is an origin to which a link is live: then two nodes run as one regio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
-from types import MappingProxyType
 from typing import Final
 
 from crdtkv.core.causality import Dot, Origin, VersionVector, generation_of, region_of
@@ -47,8 +46,6 @@ Told = dict[Origin, tuple[int, bool]]
 """Per origin that ends: what a member has fsynced of it, and whether it takes no more."""
 
 NO_STEERING: Final = Steering()
-NOTHING: Final[Mapping[Origin, Mapping[Origin, int]]] = MappingProxyType({})
-NO_REASONS: Final[Mapping[Origin, Origin]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,20 +106,10 @@ class Membership:
 
     # -- inputs -----------------------------------------------------------------------------------------------------
 
-    def receive(
-        self,
-        reports: Mapping[Origin, Mapping[Origin, tuple[int, bool]]],
-        removals: Mapping[Origin, Mapping[Origin, int]] = NOTHING,
-        ended_by: Mapping[Origin, Origin] = NO_REASONS,
-    ) -> None:
-        """What a peer knows of what members told. What is told only grows, so it may come late and in any order.
-
-        Args:
-            removals: by member, the removals that it goes by in what it tells: see `Reports`.
-            ended_by: why the peer has frozen what its region went on from: see `Reports`.
-        """
+    def receive(self, message: Reports) -> None:
+        """What a peer knows of what members told. What is told only grows, so it may come late and in any order."""
         own, all_known = self._port.origin, self._reports
-        for reporter, told in reports.items():
+        for reporter, told in message.reports.items():
             if reporter == own or len(all_known) >= ORIGINS_MAX:
                 continue
             if reporter not in all_known:
@@ -135,15 +122,14 @@ class Membership:
                     known[origin] = (seq, is_frozen) if before is None else (max(before[0], seq), before[1] or is_frozen)
                     self.changes += 1
                 self._note_announced(origin, seq)
-        for reporter, goes_by in removals.items():
+        for reporter, goes_by in message.removals.items():
             if reporter != own and reporter in all_known:
                 records = self._removals.setdefault(reporter, {})
                 for by, seq in goes_by.items():
                     if seq > records.get(by, 0) and (by in records or len(records) < ORIGINS_MAX):
                         records[by] = seq
                         self.changes += 1
-
-        for origin, later in ended_by.items():
+        for origin, later in message.ended_by.items():
             if origin not in self._ended_by and len(self._ended_by) < ORIGINS_MAX:
                 self._ended_by[origin] = later
                 self.changes += 1
@@ -202,7 +188,7 @@ class Membership:
         named = tuple(dict.fromkeys((*vv, *self._reports, *told_of)))
         stopped = self._frozen_elsewhere()
         latest = self._latest((own, *live, *(o for o in self._open(named) if o not in stopped)), named)
-        ending = [o for o in self._ending(vv, latest, present) if o not in live and o != own]
+        ending = [o for o in self._ending(vv, latest, stopped) if o not in live and o != own]
         unexplained = [o for o in self._ended_by if o in control.frozen and o not in control.ended_by]
         freeze = (*(o for o in ending if control.last(o) is None and o not in control.frozen), *unexplained)
         mine = self._tell(vv, durable, latest, is_handed_over)
@@ -304,11 +290,8 @@ class Membership:
     def _reasons(self, told: Mapping[Origin, Told]) -> dict[Origin, Origin]:
         """Why what members tell that they have frozen is, if it is not for a removal: whoever passes a freeze on says why, also if it has
         not frozen that one itself, to which it has a link, say."""
-        ended_by, heard = self._port.control.ended_by, self._ended_by
-        if not (ended_by or heard):
-            return {}
-        frozen = dict.fromkeys(o for by in told.values() for o, (_, is_frozen) in by.items() if is_frozen)
-        return {o: ended_by[o] if o in ended_by else heard[o] for o in frozen if o in ended_by or o in heard}
+        known = {**self._ended_by, **self._port.control.ended_by}
+        return {o: known[o] for by in told.values() for o, (_, is_frozen) in by.items() if is_frozen and o in known}
 
     def _recorded_removals(self) -> list[Dot]:
         """The commits that record who is removed."""
@@ -360,13 +343,15 @@ class Membership:
                 ended[region] = origin
         return {**ended, **latest}
 
-    def _ending(self, vv: VersionVector, latest: Mapping[str, Origin], present: frozenset[Origin]) -> list[Origin]:
+    def _ending(self, vv: VersionVector, latest: Mapping[str, Origin], stopped: Set[Origin]) -> list[Origin]:
         """Origins of which something is known, that will not go on: each region's former incarnations, all of a removed one's, and
         those that a member has frozen."""
         control = self._port.control
         known = {*vv.origins(), *(o for told in self._reports.values() for o, (seq, _) in told.items() if seq)}
-        told = self._frozen_elsewhere()
-        return sorted([o for o in known if o in told or control.is_removed(region_of(o)) or _is_former(o, latest[region_of(o)], present)])
+        present = self._present
+        return sorted(
+            [o for o in known if o in stopped or control.is_removed(region_of(o)) or _is_former(o, latest[region_of(o)], present)]
+        )
 
     def _frozen_elsewhere(self) -> set[Origin]:
         """What a member has frozen: it does not go on, also if nobody has anything of it that still lives."""

@@ -496,14 +496,13 @@ class Auditor:
         """3: note what replay must give again, and what must still be frozen; nothing to replay, if it dies half-way through an install,
         which is then done anew."""
         self._followed[member.index].frozen = set(member.machine.control.frozen)
-        self._followed[member.index].replayed = None if torn or member.machine.replica.purges else self._bookkeeping(member)
+        self._followed[member.index].replayed = None if torn else self._bookkeeping(member)
         self._followed[member.index].durable = member.log.vv_at[member.log.synced()]
 
     def copied(self, member: Member) -> None:
         """A copy of its directory was taken: 3 holds of that as well, and it may be of before something was forgotten."""
         followed = self._followed[member.index]
-        replayed = None if member.machine.replica.purges else self._bookkeeping(member)
-        self._copied[member.index] = _Copied(replayed, followed.has_sliced, tuple(followed.forgotten))
+        self._copied[member.index] = _Copied(self._bookkeeping(member), followed.has_sliced, tuple(followed.forgotten))
 
     def set_back(self, member: Member, *, to_copy: bool = False) -> None:
         """Its directory is not what it was when it died, but the last copy, or less."""
@@ -598,9 +597,9 @@ class Auditor:
                 limit is not None and limit <= vv.seq(origin),
                 f"{member.region}: {origin} was frozen, and after a restart is taken up to {limit}",
             )
-        if followed.replayed is not None and not member.machine.replica.purges:
+        if followed.replayed is not None:
             now = self._bookkeeping(member)
-            if now != followed.replayed:
+            if now is not None and now != followed.replayed:
                 where = next(k for k in sorted(now.keys() | followed.replayed.keys()) if now.get(k) != followed.replayed.get(k))
                 must(False, f"{member.region}: replay made {where!r} {now.get(where)!r}, it was {followed.replayed.get(where)!r}")
         followed.has_sliced = False
@@ -610,7 +609,10 @@ class Auditor:
         """The replica goes on as another incarnation: its clock may begin anew."""
         self._followed[member.index].mark = member.machine.hlc()
 
-    def _bookkeeping(self, member: Member) -> dict[bytes, bytes]:
+    def _bookkeeping(self, member: Member) -> dict[bytes, bytes] | None:
+        """What replay must give again; None while a clear goes on, which a replay may have got further with, or less far."""
+        if member.machine.replica.purges:
+            return None
         state = member.machine.replica.state
         member.machine.replica.heads.fold()
         spaces = [space for space in _REPLAYED if space != JOURNAL_SPACE or not self._followed[member.index].has_sliced]

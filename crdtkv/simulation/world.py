@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
 
-from crdtkv.core.causality import Dot, region_of
+from crdtkv.core.causality import Dot, Origin, VersionVector, region_of
 from crdtkv.errors import CorruptionError, CrdtkvError, IncompatibleFormatError, StorageError
 from crdtkv.simulation.clients import Clients, Wandering
 from crdtkv.simulation.clocks import WallClock
@@ -326,13 +326,7 @@ class World:
     def _settle(self, until_ms: float) -> None:
         self.idle()
         members = self.core
-        up = [m for m in members if m.is_up]
-        if (
-            len(up) == len(members)
-            and self._probed >= {m.index for m in members}
-            and self._is_equal()
-            and not self.faults.leaving - self.removed
-        ):
+        if self._probed >= {m.index for m in members} and next(self._unequal(), None) is None:
             self._judge(members)
             self._finished = True
         elif self.now_ms > until_ms:
@@ -369,44 +363,43 @@ class World:
             if (anomaly := self.clients.judge(convergent=convergent)) is not None:
                 raise Violation(anomaly)
 
-    def _is_equal(self) -> bool:
-        members = self.core
-        first, shown = members[0].machine.vv(), members[0].machine.control.show(members[0].machine.vv())
-        if not self.lame and not {m.origin for m in members} >= set(shown):
-            return False  # what has ended is still being closed
-        return all(
-            m.machine.vv() == first and not m.machine.replica.purges and m.drive.is_settled and m.log.synced() == m.log.end()
-            for m in members
-        )
-
-    def differences(self) -> Iterator[str]:
-        """What keeps the core from being equal, in words; of vectors and frozen origins only where they differ."""
+    def _unequal(self) -> Iterator[str]:
+        """What keeps the core from being equal, in words; nothing if it is. Of vectors only where they differ."""
         up = [m for m in self.core if m.is_up]
         yield from (f"{m.region} is down" for m in self.core if not m.is_up)
-        for what, maps in (
-            ("", {m.region: dict(m.machine.vv().items()) for m in up}),
-            ("frozen ", {m.region: dict(m.machine.control.frozen) for m in up}),
-        ):
-            for origin in sorted({origin for found in maps.values() for origin in found}):
-                places: dict[int | None, list[str]] = {}
-                for region, found in maps.items():
-                    places.setdefault(found.get(origin), []).append(region)
-                if len(places) > 1:
-                    parts = [f"{'nothing' if at is None else at} at {', '.join(regions)}" for at, regions in places.items()]
-                    yield f"{what}{origin} is {' and '.join(parts)}"
-        for m in up:
-            if held := m.machine.replica.held[0]:
-                yield f"{m.region} holds {held} frames back"
-            if not m.drive.is_settled:
-                yield f"{m.region} has messages to send or to take up"
-            if m.machine.replica.purges:
-                yield f"{m.region} has a purge to do"
-            if m.log.synced() != m.log.end():
-                yield f"{m.region} has log records that are not synced"
+        yield from _apart("", {m.region: m.machine.vv() for m in up})
         if up and not self.lame:
             ended = set(up[0].machine.control.show(up[0].machine.vv())) - {m.origin for m in self.core}
             yield from (f"{origin} has ended and is not closed" for origin in sorted(ended))
+        for m in up:
+            if m.machine.replica.purges:
+                yield f"{m.region} has a purge to do"
+            if not m.drive.is_settled:
+                yield f"{m.region} has messages to take up"
+            if m.log.synced() != m.log.end():
+                yield f"{m.region} has log records that are not synced"
         yield from (f"{self.members[index].region} is still leaving" for index in sorted(self.faults.leaving - self.removed))
+
+    def differences(self) -> Iterator[str]:
+        """What keeps the core from being equal, and what may be why."""
+        up = [m for m in self.core if m.is_up]
+        yield from self._unequal()
+        yield from _apart("frozen ", {m.region: m.machine.control.frozen for m in up})
+        yield from (f"{m.region} holds {held} frames back" for m in up if (held := m.machine.replica.held[0]))
+
+
+def _apart(what: str, found: Mapping[str, VersionVector | Mapping[Origin, int]]) -> Iterator[str]:
+    """Where regions have different seqs of an origin, in words."""
+    if len(found) < 2 or all(seqs == next(iter(found.values())) for seqs in found.values()):
+        return  # as nearly always
+    maps = {region: dict(seqs.items()) for region, seqs in found.items()}
+    for origin in sorted({origin for seqs in maps.values() for origin in seqs}):
+        places: dict[int | None, list[str]] = {}
+        for region, seqs in maps.items():
+            places.setdefault(seqs.get(origin), []).append(region)
+        if len(places) > 1:
+            parts = [f"{'nothing' if at is None else at} at {', '.join(regions)}" for at, regions in places.items()]
+            yield f"{what}{origin} is {' and '.join(parts)}"
 
 
 def simulate(seed: int, scenario: str = "mixed") -> Outcome:

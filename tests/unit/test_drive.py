@@ -23,6 +23,7 @@ from crdtkv.replication.messages import (
     Heartbeat,
     HeartbeatReply,
     Hello,
+    Reports,
     Subscribe,
     encode,
 )
@@ -860,7 +861,7 @@ def test_a_closing_says_for_whom_it_waits() -> None:
     us.apply([frame])
     us.control.freeze(frame.origin, 1)
     drive = net.drives["us"]
-    drive.membership.receive({net.replicas["ap"].origin: {frame.origin: (1, True)}})
+    drive.membership.receive(Reports({net.replicas["ap"].origin: {frame.origin: (1, True)}}))
     drive.tick(1_000)
     standing = next(s for s in drive.membership.standings(us.vv()) if s.region == "eu")
     assert standing.waits_for == ("eu",) and standing.reports["us"] == {frame.origin: 1}, "eu itself has not told"

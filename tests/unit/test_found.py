@@ -339,7 +339,7 @@ def test_why_an_incarnation_was_frozen_was_lost_with_the_disk_of_who_knew() -> N
     told = there.review(ap.vv(), ap.vv(), {br.origin: ()})
     assert told is not None and told.ended_by == {new: dead}
     for reasons in ({}, told.ended_by):  # an older version tells none
-        here.receive(told.reports, told.removals, reasons)
+        here.receive(Reports(told.reports, told.removals, reasons))
         here.review(br.vv(), br.vv(), {ap.origin: ()})
         assert here.steering.freeze == (new,) and here.steering.later == reasons
         br.control.freeze(new, 1, here.steering.later.get(new))
@@ -362,7 +362,7 @@ def test_a_region_was_frozen_by_one_that_it_cannot_reach_and_nobody_told_it() ->
     written = us.write()
     br.apply([written])
     here = Membership(br, ["ap", "br", "us"])
-    here.receive({ap: {us.origin: (1, True)}}, {}, {us.origin: dead})
+    here.receive(Reports({ap: {us.origin: (1, True)}}, {}, {us.origin: dead}))
     told = here.review(br.vv(), br.vv(), {ap: (), us.origin: ()})
     assert not here.steering and told is not None and told.ended_by == {us.origin: dead}, "who freezes it for this must know why"
 
@@ -386,14 +386,14 @@ def test_a_drain_waited_for_an_incarnation_that_only_the_reports_still_named() -
     eu.control.apply(member_delta("ca", MemberState.DRAINING, "", 1), eu.origin, 1, 5, b"")
     eu._vv = VersionVector({eu.origin: 1})
     membership = Membership(eu, ["ap", "ca", "eu"])
-    membership.receive({make_origin("ap", 1, 0): {gone: (0, False)}})
+    membership.receive(Reports({make_origin("ap", 1, 0): {gone: (0, False)}}))
     membership.review(eu.vv(), eu.vv(), {make_origin("ap", 1, 0): (), new: ()})
     assert membership.is_former(new), "it must take a new incarnation"
     later = make_origin("ca", 3, 1)
     assert not membership.is_former(later) and not membership.is_former(gone)
     message = membership.review(eu.vv(), eu.vv(), {make_origin("ap", 1, 0): (), later: ()})
     assert message is not None and message.reports[eu.origin] == {later: (0, False)}
-    membership.receive({make_origin("ap", 2, 0): {gone: (0, True)}})
+    membership.receive(Reports({make_origin("ap", 2, 0): {gone: (0, True)}}))
     assert not membership.is_former(new), "what has been stopped is no reason"
 
 
@@ -425,7 +425,7 @@ def test_what_peers_announced_is_remembered_only_while_it_is_not_here_and_of_so_
     us._vv = VersionVector({ap: 3})
     assert {s.region: s.announced for s in membership.standings(us.vv())}["ap"] == {ap: 7}
     for number in range(ORIGINS_MAX):
-        membership.receive({eu: {make_origin("zz", 1, number): (1, False)}})
+        membership.receive(Reports({eu: {make_origin("zz", 1, number): (1, False)}}))
     assert len(membership._announced) == ORIGINS_MAX
     membership.announce(eu, VersionVector({eu: 6, ap: 8}))
     assert membership._announced[ap] == 8 and eu not in membership._announced
@@ -440,7 +440,7 @@ def test_a_region_that_was_drained_closed_an_origin_after_all_had_told_that_they
     replica._vv = VersionVector({former: 3})
     replica.control.freeze(former, 3)
     membership = Membership(replica, ["eu", "us"])
-    membership.receive({other: {former: (3, True)}})
+    membership.receive(Reports({other: {former: (3, True)}}))
     membership.review(replica.vv(), replica.vv(), {other: ()})
     assert membership.steering.close == ({former: 3} if at == "eu" else {})
     replica.control.apply(member_delta("eu", MemberState.DRAINING, "", 1), other, 1, 5, b"")
@@ -457,13 +457,13 @@ def test_a_drain_waited_for_who_had_never_heard_of_what_was_lost_everywhere() ->
     us.control.freeze(former, 0)
     us.control.apply(member_delta("ap", MemberState.DRAINING, "", 1), eu, 1, 5, b"")
     membership = Membership(us, ["ap", "eu", "us"])
-    membership.receive({present: {former: (0, True), present: (0, False)}})
+    membership.receive(Reports({present: {former: (0, True), present: (0, False)}}))
     for told, waits_for in (({}, ("eu",)), ({present: (0, False)}, ())):
-        membership.receive({eu: told})
+        membership.receive(Reports({eu: told}))
         membership.review(us.vv(), us.vv(), {eu: (), present: ()})
         standing = next(s for s in membership.standings(us.vv()) if s.region == "ap")
         assert (standing.waits_for, standing.is_drained) == (waits_for, not waits_for), "whether eu knows of the drain does count"
-    membership.receive({present: {former: (2, True)}})
+    membership.receive(Reports({present: {former: (2, True)}}))
     standing = next(s for s in membership.standings(us.vv()) if s.region == "ap")
     assert standing.waits_for == ("eu", "us")
 
@@ -477,11 +477,11 @@ def test_an_origin_was_closed_by_reports_of_who_still_followed_the_removed_regio
     br.control.apply(member_delta("ap", MemberState.REMOVED, "", 1), br.origin, 1, 5, b"")
     br.control.freeze(ap, 3)
     membership = Membership(br, ["ap", "br", "ca"])
-    membership.receive({ca: {ap: (3, True)}, again: {ap: (5, True)}})
+    membership.receive(Reports({ca: {ap: (3, True)}, again: {ap: (5, True)}}))
     message = membership.review(br.vv(), br.vv(), {ca: ()})
     assert message is not None and message.removals[br.origin] == {br.origin: 1}
     assert not membership.steering.close, "ca may take what ap has"
-    membership.receive({ca: {ap: (3, True)}}, {ca: {br.origin: 1}})
+    membership.receive(Reports({ca: {ap: (3, True)}}, {ca: {br.origin: 1}}))
     membership.review(br.vv(), br.vv(), {ca: ()})
     assert membership.steering.close == {ap: 3}
 
@@ -661,7 +661,7 @@ def test_a_region_put_back_to_before_a_closing_waited_for_ever() -> None:
     eu._vv = VersionVector({before: 7, make_origin("us", 2, 0): 1})
     eu.control.apply(close_delta(before, 7), make_origin("us", 2, 0), 1, 5, b"h" * 16)
     membership = Membership(eu, ["us", "eu"])
-    membership.receive({after: {before: (1, True)}})
+    membership.receive(Reports({after: {before: (1, True)}}))
     message = membership.review(eu.vv(), eu.vv(), {after: ()})
     assert message is not None and message.reports[eu.origin][before] == (7, True), "it must be told where that one ends"
     membership.announce(after, VersionVector({before: 7}))
@@ -698,7 +698,7 @@ def test_what_nobody_had_anything_of_was_the_latest_because_its_successor_told_t
     ap._vv = VersionVector({ended: 2, br: 1})
     ap.control.freeze(ended, 2)
     membership = Membership(ap, ["ap", "br"])
-    membership.receive({br: {ended: (2, True), gone: (0, True)}})
+    membership.receive(Reports({br: {ended: (2, True), gone: (0, True)}}))
     membership.review(ap.vv(), ap.vv(), {br: ()})
     assert membership.steering.close == {ended: 2}
 
