@@ -45,11 +45,13 @@ class Removals:
     Concurrent removals stand side by side: a write may have seen the one that came later here, and not the other.
     """
 
-    __slots__ = ("_index", "_limit", "_state")
+    __slots__ = ("_index", "_limit", "_state", "evicted")
 
     def __init__(self, state: State, limit: int = REMOVALS_MAX) -> None:
         self._state = state
         self._limit = limit
+        self.evicted = 0
+        """Slots that went for want of room, since the start."""
         loaded = [(k, _decode(v)) for k, v in state.scan(REMOVAL_SPACE, bytes([REMOVAL_SPACE[0] + 1]))]
         loaded.sort(key=lambda item: (item[1][-1].hlc, item[0]))
         # Ordered: taking the oldest of a plain dict costs a walk over all that were taken before.
@@ -80,6 +82,7 @@ class Removals:
         if len(self._index) > self._limit:
             oldest = next(iter(self._index))
             self._drop(oldest)
+            self.evicted += 1
 
     def drop_stable(self, stable: VersionVector) -> int:
         """Forget removals that every member has applied; of how many slots that was. O(index)."""

@@ -208,7 +208,8 @@ class Replica:
             (self._requests, other._requests),
         ):
             for name in getattr(type(mine), "__slots__", None) or vars(its):
-                if name not in ("_state", "_log_time", "frozen", "ended_by"):  # what is frozen is decided here, not by the log
+                # What is frozen is decided here, not by the log; and what went for want of room has gone here.
+                if name not in ("_state", "_log_time", "frozen", "ended_by", "evicted"):
                     setattr(mine, name, getattr(its, name))
         self.control.version = max(version, other.control.version) + 1
         self._vv.clear()
@@ -274,9 +275,9 @@ class Replica:
         return self._removals.get(slot)
 
     @property
-    def remembered(self) -> tuple[int, int]:
-        """Of how many slots removals are in the index, and how many request ids in the window."""
-        return len(self._removals), len(self._requests)
+    def remembered(self) -> tuple[int, int, int]:
+        """Of how many slots removals are in the index, or went for want of room; how many request ids are in the window."""
+        return len(self._removals), self._removals.evicted, len(self._requests)
 
     def held_needs(self) -> VersionVector:
         """What the held frames wait for and is not applied here."""

@@ -141,6 +141,7 @@ METRICS: Final[Mapping[str, tuple[Described, ...]]] = {
         Described("crdtkv_conflict_journal_records", "gauge", "Conflicts that the journal keeps"),
         Described("crdtkv_conflict_journal_bytes", "gauge", "The same in bytes"),
         Described("crdtkv_conflict_journal_trimmed", "counter", "Conflicts that the journal no longer has"),
+        Described("crdtkv_removals_evicted", "counter", "Removals forgotten for want of room: conflicts with them are told elsewhere only"),
     ),
     "Log": (
         Described("crdtkv_log_bytes", "gauge", "Size of the commit log"),
@@ -326,6 +327,7 @@ def _of_store(moment: Moment) -> dict[str, Any]:
         "crdtkv_fold_step_seconds": store.fold_steps,
         "crdtkv_disk_full": store.full,
         "crdtkv_removals": store.removals,
+        "crdtkv_removals_evicted": store.removals_evicted,
         "crdtkv_request_ids": store.requests,
         "crdtkv_clears": store.clears,
         "crdtkv_snapshot_staged_chunks": store.staged_chunks,

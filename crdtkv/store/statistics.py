@@ -31,7 +31,7 @@ class StoreStatistics:
         digest: if it is at hand: nothing waits for the engine, and no clear is in progress. None: not at hand.
         conflicts: ever recorded here, by rule. journal_records, journal_bytes, journal_trimmed: kept of them, and no longer.
         held_frames, held_bytes: received, waiting for what they rest on.
-        removals, requests: slots in the index of removals; ids in the window of requests.
+        removals, removals_evicted, requests: slots in the index of removals; that went for want of room; ids in the window of requests.
         clears: collections whose elements are being removed.
         log_segments, log_bytes, log_start, log_end, log_synced: of the log; the last three are positions.
         kept_for: other regions → whether the log is kept for them beyond age and size.
@@ -55,6 +55,7 @@ class StoreStatistics:
     held_frames: int
     held_bytes: int
     removals: int
+    removals_evicted: int
     requests: int
     clears: int
     log_segments: int
@@ -93,7 +94,7 @@ def statistics(store: Store) -> StoreStatistics:
         state = replica.state
         at_hand = state.has_digest and not replica.purges and not state.pending and not state.is_folding and not replica.making
         staged = None if machine.snapshots is None else machine.snapshots.staged
-        removals, requests = replica.remembered
+        removals, evicted, requests = replica.remembered
         held_frames, held_bytes = replica.held
         return StoreStatistics(
             origin=machine.origin,
@@ -109,6 +110,7 @@ def statistics(store: Store) -> StoreStatistics:
             held_frames=held_frames,
             held_bytes=held_bytes,
             removals=removals,
+            removals_evicted=evicted,
             requests=requests,
             clears=len(replica.purges.active),
             log_segments=len(log.parts()) + 1,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,14 +41,20 @@ def _row(mutant: Mutant, starts: int) -> str:
     return f"| `{mutant.name}` | {mutant.trap} | `{mutant.file.removeprefix('crdtkv/')}` | {by} | {seeds} |"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Write docs/mutants.md.")
     parser.add_argument("--starts", type=int, default=3, help="how often each hunt by the simulations is begun anew")
     starts = parser.parse_args().starts
     with ThreadPoolExecutor(2) as pool:
-        rows = list(pool.map(lambda mutant: _row(mutant, starts), MUTANTS))
+        try:
+            rows = list(pool.map(lambda mutant: _row(mutant, starts), MUTANTS))
+        except KeyboardInterrupt:  # the hunts under way have heard it too, and clear their copies away
+            pool.shutdown(cancel_futures=True)
+            print(f"stopped: {PAGE.name} is as it was", file=sys.stderr)
+            return 130
     PAGE.write_text(HEAD + "\n".join(rows) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

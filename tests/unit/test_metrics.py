@@ -141,6 +141,16 @@ def test_disk_and_memory_are_told(node: crdtkv.Node, store: crdtkv.Store) -> Non
     assert found["crdtkv_state_digest"] == int(digest[:12], 16)
 
 
+def test_removals_that_went_for_want_of_room_are_counted() -> None:
+    with crdtkv.open(region="us", settings=crdtkv.Settings(removals_max=2)) as store:
+        for i in range(5):
+            store.put(f"k{i}", i)
+            store.delete(f"k{i}")
+        with crdtkv.Node(store, metrics=LOOPBACK) as node:
+            found = series(scrape(node))
+    assert (found["crdtkv_removals"], found["crdtkv_removals_evicted_total"]) == (2, 3)
+
+
 def test_spent_counter_runs_are_counted_once_a_minute(store: crdtkv.Store) -> None:
     store.counter("c").increment()
     store.counter("c").reset()

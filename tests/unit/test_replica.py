@@ -288,11 +288,13 @@ def test_the_index_of_removals_forgets_the_oldest_and_the_stable() -> None:
     for n in range(1, 6):
         removals.note(b"d%d" % n, Removal(US, n, n, "delete"), {US: n - 1})
     assert len(removals) == 3 and removals.get(b"d1") == () and removals.get(b"d5")[0].seq == 5
+    assert removals.evicted == 2
     removals.note(b"d5", Removal(EU, 1, 9, "delete"), {})
     assert {r.origin for r in removals.get(b"d5")} == {US, EU}, "concurrent removals stand side by side"
     removals.note(b"d5", Removal(AP, 1, 10, "delete"), {US: 5, EU: 1})
     assert [r.origin for r in removals.get(b"d5")] == [AP], "one that has seen them takes their place"
     assert removals.drop_stable(VersionVector({US: 3})) == 1 and len(removals) == 2
+    assert removals.evicted == 2, "what is stable is not missed"
     state.begin_fold(lambda _: {})
     state.end_fold()
     again = Removals(State(base, lambda *_: True), 3)
