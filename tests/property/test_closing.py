@@ -46,6 +46,7 @@ class Closers(Fleet):
         """Ended incarnations that are being closed, with their F."""
 
     def step(self, what: str, where: object, count: int) -> None:
+        self.tell_ends()
         match what, where:
             case "renew", int(one):
                 self.renew(one)
@@ -59,6 +60,12 @@ class Closers(Fleet):
             case _:
                 super().step(what, where, count)
         self.check()
+
+    def tell_ends(self) -> None:
+        """Limits begin again with each control frame, and members go on telling where they froze."""
+        for replica in self.replicas:
+            for origin, end in self.ends.items():
+                replica.raise_limit(origin, end)
 
     def commit(self, who: int, count: int) -> None:
         before = len(self.logs[who])
@@ -87,8 +94,6 @@ class Closers(Fleet):
             for replica in self.replicas:
                 replica.control.freeze(origin, replica.seq(origin))
             self.ends[origin] = max(replica.seq(origin) for replica in self.replicas)
-            for replica in self.replicas:
-                replica.raise_limit(origin, self.ends[origin])
             return
         replica = self.replicas[one]
         ready = [o for o, end in self.ends.items() if replica.seq(o) == end and o not in replica.control.closed]
@@ -112,9 +117,7 @@ class Closers(Fleet):
         assert replica.vv() == old.vv() and replica.control.agreed() == old.control.agreed()
         for origin in replica.vv():
             assert replica.last_hash(origin) == old.last_hash(origin)
-        for origin, limit in old.control.frozen.items():
-            assert replica.control.frozen[origin] == replica.seq(origin)
-            replica.raise_limit(origin, limit)
+        assert replica.control.frozen == {origin: replica.seq(origin) for origin in old.control.frozen}
         self.replicas[one] = replica
 
     def check(self) -> None:
@@ -136,6 +139,7 @@ class Closers(Fleet):
         """Everybody hears everything, and what has ended is closed."""
         for _ in range(50):
             before = [r.vv() for r in self.replicas]
+            self.tell_ends()
             for sender in range(REGIONS):
                 for receiver in range(REGIONS):
                     self.deliver(sender, receiver, len(self.pool))
