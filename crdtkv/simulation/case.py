@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from crdtkv.simulation.options import REGIONS, SCENARIOS, Options
-from crdtkv.simulation.world import Outcome, World
+from crdtkv.simulation.world import Outcome, World, without_collection
 
 FAULTS: Final = ("absences", "clocks", "connections", "crashes", "cuts", "disks", "slow", "truncations")
 """Kinds of faults that can be switched off: regions that are away until nobody has the log that they lack, wrong, drifting and jumping
@@ -101,4 +101,5 @@ class CaseWorld(World):
 
 def run_case(case: Case) -> Outcome:
     """Run one case."""
-    return CaseWorld(case).run()
+    with without_collection():
+        return CaseWorld(case).run()
