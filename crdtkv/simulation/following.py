@@ -17,7 +17,7 @@ from crdtkv.core.codec import SLOT_SPACE, TYPE_CODES, TYPE_NAMES, SlotType, slot
 from crdtkv.core.state import hash_record
 from crdtkv.core.types.base import decode_entries
 from crdtkv.core.types.counter import Run, decode_run, run_name
-from crdtkv.simulation.specification import Live
+from crdtkv.simulation.specification import Live, Slot
 
 if TYPE_CHECKING:
     from crdtkv.core.replica import Replica
@@ -30,6 +30,13 @@ WHOLE_EVERY: Final = 32
 
 parts_of = lru_cache(maxsize=1 << 14)(split_slot)
 """Key, type and subkey of a slot."""
+
+
+@lru_cache(maxsize=1 << 14)
+def name_of(slot: bytes) -> Slot:
+    """A slot's record key in the words of the specification."""
+    key, kind, subkey = parts_of(slot)
+    return key.decode(), TYPE_NAMES[kind], subkey
 
 
 @lru_cache(maxsize=1 << 14)
@@ -81,7 +88,7 @@ class FollowedSlots:
 
     def _reset(self) -> None:
         self.records: dict[bytes, bytes] = {}
-        self.live: dict[bytes, tuple[Live, ...]] = {}
+        self.live: dict[Slot, tuple[Live, ...]] = {}
         self.runs: dict[bytes, Run] = {}
         self.amounts: dict[str, dict[bytes, int]] = {}
         self.total = 0
@@ -187,9 +194,9 @@ class FollowedSlots:
 
     def _show(self, slot: bytes, live: tuple[Live, ...]) -> None:
         if live:
-            self.live[slot] = live
+            self.live[name_of(slot)] = live
         else:
-            self.live.pop(slot, None)
+            self.live.pop(name_of(slot), None)
         expiries = tuple([write.expiry for write in live if write.expiry is not None])
         if expiries:
             self.expiries[slot] = expiries

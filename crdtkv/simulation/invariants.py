@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector, region_of
 from crdtkv.core.clock import stamp
-from crdtkv.core.codec import TYPE_CODES, TYPE_NAMES, slot_of, successor
+from crdtkv.core.codec import TYPE_NAMES, successor
 from crdtkv.core.frame import Frame, peek
 from crdtkv.core.heads import HEAD_SPACE, head_key
 from crdtkv.core.join import Snapshot, join, snapshot_of
@@ -33,7 +33,7 @@ from crdtkv.core.removals import REMOVAL_SPACE
 from crdtkv.core.transfer import Arrival
 from crdtkv.core.types.counter import DEAD_SPACE, Run, run_name
 from crdtkv.replication.messages import Ack, AskRelay, Chunk, Frames, Heartbeat, Hello, Message, Subscribe
-from crdtkv.simulation.following import COUNTER, DIGEST_MASK, FollowedSlots, Head, counts, live_in, parts_of, run_in
+from crdtkv.simulation.following import COUNTER, DIGEST_MASK, FollowedSlots, Head, counts, live_in, name_of, parts_of, run_in
 from crdtkv.simulation.specification import (
     Clear,
     Commit,
@@ -68,12 +68,6 @@ class Violation(AssertionError):
     """An invariant does not hold."""
 
 
-def name_of(slot: bytes) -> Slot:
-    """A slot's record key in the words of the specification."""
-    key, kind, subkey = parts_of(slot)
-    return key.decode(), TYPE_NAMES[kind], subkey
-
-
 def must(holds: bool, text: str) -> None:
     if not holds:
         raise Violation(text)
@@ -91,14 +85,6 @@ class _Copied(NamedTuple):
     replayed: dict[bytes, bytes] | None
     has_sliced: bool
     forgotten: tuple[tuple[int, VersionVector], ...]
-
-
-class _RecordKeys(dict[Slot, bytes]):
-    """The keys of slots' records."""
-
-    def __missing__(self, slot: Slot) -> bytes:
-        found = self[slot] = slot_of(slot[0].encode(), TYPE_CODES[slot[1]], slot[2])
-        return found
 
 
 class _Followed:
@@ -153,8 +139,6 @@ class Auditor:
         self._ends: dict[tuple[Origin, int], bytes] = {}
         """The hash of each frame that was seen anywhere, by its last commit."""
         self._digests: dict[VersionVector, int] = {}
-        self._states: dict[VersionVector, tuple[dict[bytes, tuple[Live, ...]], dict[str, int]]] = {}
-        self._record_keys = _RecordKeys()
         self._removals: dict[tuple[Dot, Operation], bool] = {}
         """Whether there was anything to remove."""
         self._stamps: dict[Origin, int] = {}
@@ -175,7 +159,6 @@ class Auditor:
         """By region: what it may have acknowledged whenever its directory was lost or put back: it may write without having seen that."""
         self.removed_regions: set[str] = set()
         self.ends_may_rise = False
-        self.siblings_max = 0
 
     def watch(self, member: Member) -> None:
         """Begin to follow a replica."""
@@ -280,28 +263,19 @@ class Auditor:
             run = slots.runs.get(slot)
             if run is not None and not run.base_seq <= run.seq <= vv.seq(run_name(parts_of(slot)[2])[0]):
                 raise Violation(f"{member.region}: {run} of {run_name(parts_of(slot)[2])[0]} is not covered by {vv}")
-        wanted, counters = self._wanted(vv, followed.checked)
+        wanted, counters = self._history.state(vv, followed.checked)
         if wanted != slots.live:
             self._differ(f"{member.region} at {vv}", vv, slots.live, wanted)
         if counters != (counted := slots.counters()):
             self._differ_in_counters(f"{member.region} at {vv}", counted, counters)
         slots.live = wanted.copy()  # the same objects: what does not change is equal at a glance next time
 
-    def _wanted(self, vv: VersionVector, since: VersionVector | None = None) -> tuple[dict[bytes, tuple[Live, ...]], dict[str, int]]:
-        """What the specification says of a vector, by the keys of records."""
-        found = self._states.get(vv)
-        if found is None:
-            slots, counters = self._history.state(vv, since)
-            found = self._states[vv] = dict(zip(map(self._record_keys.__getitem__, slots), slots.values(), strict=True)), counters
-            self.siblings_max = max([self.siblings_max, *map(len, slots.values())])
-        return found
-
     @staticmethod
-    def _differ(what: str, vv: VersionVector, found: Mapping[bytes, tuple[Live, ...]], wanted: Mapping[bytes, tuple[Live, ...]]) -> None:
-        where = next(s for s in sorted(wanted.keys() | found.keys()) if wanted.get(s) != found.get(s))
-        uncovered = [str(write.dot) for write in found.get(where, ()) if not vv.covers(write.dot)]
+    def _differ(what: str, vv: VersionVector, found: Mapping[Slot, tuple[Live, ...]], wanted: Mapping[Slot, tuple[Live, ...]]) -> None:
+        slot = next(s for s in sorted(wanted.keys() | found.keys()) if wanted.get(s) != found.get(s))
+        here, there = found.get(slot, ()), wanted.get(slot, ())
+        uncovered = [str(write.dot) for write in here if not vv.covers(write.dot)]
         because = f", {uncovered} not even covered" if uncovered else ""
-        slot, here, there = name_of(where), found.get(where, ()), wanted.get(where, ())
         holds, should = (entries_in_words(slot, {write.dot: write.value for write in live}, str) for live in (here, there))
         if holds == should:  # they differ in a stamp or an expiry
             holds, should = str(here), str(there)
@@ -314,8 +288,8 @@ class Auditor:
 
     def _compare(self, what: str, vv: VersionVector, records: Mapping[bytes, bytes]) -> None:
         """5, 6: any records against the specification."""
-        wanted, counters = self._wanted(vv)
-        found = {slot: live_in(record) for slot, record in records.items() if parts_of(slot)[1] != COUNTER}
+        wanted, counters = self._history.state(vv)
+        found = {name_of(slot): live_in(record) for slot, record in records.items() if parts_of(slot)[1] != COUNTER}
         if wanted != found:
             self._differ(what, vv, found, wanted)
         counted: dict[str, int] = {}
@@ -426,14 +400,14 @@ class Auditor:
             judged = sorted({*changed, *slots.expiries})
         for slot in judged:
             if parts_of(slot)[1] != COUNTER:
-                live = slots.live.get(slot, ())
+                live = slots.live.get(name_of(slot), ())
                 wanted, shown = read(live, now_ms), reader.entry(slot)
                 told = None if shown is None else shown.dot
                 if told != (wanted and wanted.dot):
                     should = "nothing" if wanted is None else wanted.dot
                     raise Violation(f"{member.region}: {place_name(name_of(slot))} shows {told or 'nothing'}; it should show {should}")
         if counters := {parts_of(slot)[0] for slot in changed if slot in slots.runs}:
-            wanted_of = self._wanted(vv)[1]
+            wanted_of = self._history.state(vv).counters
             for key in sorted(counters):
                 value, reads = wanted_of.get(key.decode()), reader.counter(key)
                 if value is not None and reads != value:
@@ -539,7 +513,6 @@ class Auditor:
     def _forget(self, dots: list[Dot]) -> None:
         """These commits never were."""
         self._history.forget(dots)
-        self._states.clear()
         self._removals.clear()
         for dot in dots:
             if (request_id := self._requests.pop(dot, None)) is not None:
@@ -670,7 +643,7 @@ class Auditor:
 
     def _beaten_writes(self, vv: VersionVector) -> Iterator[tuple[Slot, Dot, Dot]]:
         """Each live write that is not read: its slot, its dot, and that of the one that is."""
-        for slot, live in self._history.state(vv)[0].items():
+        for slot, live in self._history.state(vv).slots.items():
             if slot[1] != "set" or len({write.expiry for write in live}) > 1:
                 chosen = max(live, key=lambda write: (write.hlc, write.dot.origin))
                 for write in beaten(live):
@@ -716,7 +689,7 @@ class Auditor:
 
     def _surviving(self, vv: VersionVector) -> Iterator[tuple[tuple[Place, ...], Commit]]:
         """Each live write and increment, with the places where a removal could have met it."""
-        for slot, live in self._history.state(vv)[0].items():
+        for slot, live in self._history.state(vv).slots.items():
             for write in live:
                 places = (slot, slot[:2]) if slot[1] in ("set", "map") else (slot,)
                 yield places, self._history.commits[write.dot]

@@ -13,7 +13,8 @@ This knows nothing of entries, runs, frames, clears in slices or journals, and s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from crdtkv.core.causality import Dot, VersionVector
@@ -76,18 +77,26 @@ class Live(NamedTuple):
     expiry: int | None
 
 
-State = tuple[dict[Slot, tuple[Live, ...]], dict[str, int]]
-"""Live writes per slot, value per counter; only where there is any."""
+class State(NamedTuple):
+    """Live writes per slot, value per counter; only where there is any. Not to be changed."""
+
+    slots: dict[Slot, tuple[Live, ...]]
+    counters: dict[str, int]
 
 
 class History:
-    """Every commit ever made, by dot; and by slot, counter and collection, so that looking is cheap."""
+    """Every commit ever made, by dot; and by slot, counter and collection, so that looking is cheap.
+
+    Attributes:
+        siblings_max: the most writes that were live in one slot of any state that was asked for.
+    """
 
     def __init__(self) -> None:
         self.commits: dict[Dot, Commit] = {}
         self.at: dict[Place, list[tuple[Commit, Operation]]] = {}
         self.slots: dict[Slot, None] = {}  # as ordered sets
         self.counters: dict[str, None] = {}
+        self.siblings_max = 0
         self._live: dict[tuple[Slot, tuple[Dot, ...]], tuple[Live, ...]] = {}
         self._counted: dict[tuple[str, tuple[Dot, ...]], tuple[int, int]] = {}
         self._states: dict[VersionVector, State] = {}
@@ -109,8 +118,8 @@ class History:
         for dot in dots:
             for operation in self.commits.pop(dot).operations:
                 self.at[place_of(operation)] = [pair for pair in self.at[place_of(operation)] if pair[0].dot != dot]
-        self._states.clear()
-        self._increments.clear()
+        for vv in [vv for vv in self._states if any(vv.covers(dot) for dot in dots)]:
+            del self._states[vv], self._increments[vv]
         self._live.clear()
         self._counted.clear()
 
@@ -152,100 +161,73 @@ class History:
         """
         found = self._states.get(vv)
         if found is None:
-            before = self._increments.get(since) if since is not None and since <= vv else None
-            if before is not None:
-                assert since is not None
-                slots, amounts = self._continued(dict(self._states[since][0]), dict(before), self._between(since, vv))
+            if since is not None and since in self._states and since <= vv:
+                slots, amounts = self._continued(since, self._between(since, vv))
             else:
                 slots = {slot: live for slot in self.slots if (live := self.live(vv, slot))}
                 amounts = {key: live_amounts(self.seen(vv, (key, "counter"))) for key in self.counters}
             self._increments[vv] = amounts
-            found = self._states[vv] = slots, {key: sum(each.values()) for key, each in amounts.items() if each}
+            found = self._states[vv] = State(slots, {key: sum(each.values()) for key, each in amounts.items() if each})
+            self.siblings_max = max([self.siblings_max, *map(len, slots.values())])
         return found
 
     def _between(self, since: VersionVector, vv: VersionVector) -> list[Commit]:
         """The commits that one vector covers and another does not."""
-        dots = (Dot(origin, seq) for origin, last in vv.pairs() for seq in range(since.seq(origin) + 1, last + 1))
+        dots = [Dot(origin, seq) for origin, last in vv.beyond(since).items() for seq in range(since.seq(origin) + 1, last + 1)]
         return [self.commits[dot] for dot in dots if dot in self.commits]
 
-    @staticmethod
-    def _continued(
-        slots: dict[Slot, tuple[Live, ...]], amounts: dict[str, dict[Dot, int]], new: list[Commit]
-    ) -> tuple[dict[Slot, tuple[Live, ...]], dict[str, dict[Dot, int]]]:
-        """The comprehensions of `live_writes` and `live_amounts`, where what was live before some commits is known.
+    def _continued(self, since: VersionVector, new: list[Commit]) -> tuple[dict[Slot, tuple[Live, ...]], dict[str, dict[Dot, int]]]:
+        """The state of a vector with some commits that come after it, whose past it covers.
 
         Commits are applied after everything in their past. So none of the former ones supersedes one of the new ones, and what
         they had superseded stays so: it is enough to hold what was live, and what is new, against the new ones.
         """
-        touched: dict[Slot, None] = {}
-        collections: set[tuple[str, str]] = set()
-        counters: dict[str, None] = {}
-        for commit in new:
-            for op in commit.operations:
-                if isinstance(op, _OF_A_SLOT):
-                    touched[op.slot] = None
-                elif isinstance(op, Clear):
-                    collections.add((op.key, op.type))
-                else:
-                    counters[op.key] = None
-        if collections:
-            touched.update(dict.fromkeys(slot for slot in slots if slot[:2] in collections))
+        slots, amounts = self._states[since].slots.copy(), self._increments[since].copy()
         at: dict[Place, list[tuple[Commit, Operation]]] = {}
         for commit in new:
             for op in commit.operations:
                 at.setdefault(place_of(op), []).append((commit, op))
+        touched: dict[Slot, None] = {}
+        for place in at:
+            if len(place) == 3:
+                touched[place] = None
+            elif place[1] == "counter":
+                amounts[place[0]] = live_amounts(at[place], amounts.get(place[0], {}))
+            else:
+                touched.update(dict.fromkeys([slot for slot in slots if slot[:2] == place]))
         for slot in touched:
-            seen = [*at.get(slot, ()), *at.get(slot[:2], ())]
-            named = {dot for _, op in seen if isinstance(op, Expire) for dot in op.dots}
-            superseding = [commit for commit, op in seen if isinstance(op, _SUPERSEDING)]
-            held = [*slots.get(slot, ()), *(Live(c.dot, c.hlc, op.value, op.expiry) for c, op in seen if isinstance(op, Write))]
-            live = tuple(sorted(w for w in held if w.dot not in named and not any(c.past.covers(w.dot) for c in superseding)))
+            live = live_writes([*at.get(slot, ()), *at.get(slot[:2], ())], slots.get(slot, ()))
             if live:
                 slots[slot] = live
             else:
                 slots.pop(slot, None)
-        for key in counters:
-            seen = at[key, "counter"]
-            resets = [commit for commit, op in seen if isinstance(op, Reset)]
-            each = {**amounts.get(key, {}), **{commit.dot: op.amount for commit, op in seen if isinstance(op, Increment)}}
-            amounts[key] = {dot: amount for dot, amount in each.items() if not any(reset.past.covers(dot) for reset in resets)}
         return slots, amounts
 
 
 def place_of(operation: Operation) -> Place:
     """What an operation acts on: a slot, a whole collection, or a counter."""
-    match operation:
-        case Write(slot=slot) | Remove(slot=slot) | Expire(slot=slot):
-            return slot
-        case Clear(key=key, type=kind):
-            return key, kind
-        case Increment(key=key) | Reset(key=key):
-            return key, "counter"
+    if isinstance(operation, _OF_A_SLOT):
+        return operation.slot
+    return operation.key, operation.type if isinstance(operation, Clear) else "counter"
 
 
 # -- the specification proper ---------------------------------------------------------------------------------
 
 
-def live_writes(seen: list[tuple[Commit, Operation]]) -> tuple[Live, ...]:
-    """A slot: the writes that nothing visible has superseded."""
+def live_writes(seen: list[tuple[Commit, Operation]], before: tuple[Live, ...] = ()) -> tuple[Live, ...]:
+    """A slot: the writes that nothing visible has superseded. `before`: what was live before any of it was done."""
     named = {dot for _, op in seen if isinstance(op, Expire) for dot in op.dots}
     # The latest first: one of them has seen nearly every write.
     superseding = [commit.past for commit, op in reversed(seen) if isinstance(op, _SUPERSEDING)]
-    return tuple(
-        sorted(
-            Live(commit.dot, commit.hlc, op.value, op.expiry)
-            for commit, op in seen
-            if isinstance(op, Write) and commit.dot not in named and not any(past.covers(commit.dot) for past in superseding)
-        )
-    )
+    writes = [*before, *[Live(commit.dot, commit.hlc, op.value, op.expiry) for commit, op in seen if isinstance(op, Write)]]
+    return tuple(sorted([w for w in writes if w.dot not in named and not any(past.covers(w.dot) for past in superseding)]))
 
 
-def live_amounts(seen: list[tuple[Commit, Operation]]) -> dict[Dot, int]:
-    """A counter: the increments that no visible reset had seen."""
+def live_amounts(seen: list[tuple[Commit, Operation]], before: Mapping[Dot, int] = MappingProxyType({})) -> dict[Dot, int]:
+    """A counter: the increments that no visible reset had seen. `before`: those that counted before any of it was done."""
     resets = [commit.past for commit, op in reversed(seen) if isinstance(op, Reset)]
-    return {
-        commit.dot: op.amount for commit, op in seen if isinstance(op, Increment) and not any(past.covers(commit.dot) for past in resets)
-    }
+    amounts = {**before, **{commit.dot: op.amount for commit, op in seen if isinstance(op, Increment)}}
+    return {dot: amount for dot, amount in amounts.items() if not any(past.covers(dot) for past in resets)} if resets else amounts
 
 
 def live_increments(seen: list[tuple[Commit, Operation]]) -> tuple[int, int]:

@@ -191,7 +191,7 @@ class World:
         except Exception as e:  # whatever the product raises where nothing may be raised is a finding
             where = traceback.extract_tb(e.__traceback__)[-1]
             self.violations.append(f"{type(e).__name__}: {e} ({where.name}, line {where.lineno})")
-        self.rare["three_siblings"] = int(self.auditor.siblings_max >= 3)
+        self.rare["three_siblings"] = int(self.history.siblings_max >= 3)
         self.trace("end", self.violations)
         rare = {name: count for name, count in sorted(self.rare.items()) if count}
         regions = tuple(dict.fromkeys(member.region for member in self.members))
