@@ -8,7 +8,7 @@ whenever a replica was rebuilt, everything is looked at anew, and must be what t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +37,13 @@ def name_of(slot: bytes) -> Slot:
     """A slot's record key in the words of the specification."""
     key, kind, subkey = parts_of(slot)
     return key.decode(), TYPE_NAMES[kind], subkey
+
+
+@lru_cache(maxsize=1 << 14)
+def collection_of(slot: bytes) -> bytes:
+    """What the slots of its collection begin with."""
+    key, kind, _ = parts_of(slot)
+    return slot_of(key, kind)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -83,58 +90,51 @@ class FollowedSlots:
         self._overlay: dict[bytes, bytes | None] = {}
         self._cleared: Mapping[bytes, VersionVector] = {}
         self._looks = 0
-        self._is_partial = True
-        self._reset()
-
-    def _reset(self) -> None:
+        self._is_rebuilt = True
         self.records: dict[bytes, bytes] = {}
         self.live: dict[Slot, tuple[Live, ...]] = {}
         self.runs: dict[bytes, Run] = {}
         self.amounts: dict[str, dict[bytes, int]] = {}
         self.total = 0
         self.heads: dict[bytes, Head] = {}
-        self.expiries: dict[bytes, tuple[int, ...]] = {}
+        self.expiries: dict[bytes, list[int]] = {}
         self._instants: list[int] | None = None
         """All of them, in order; None: to be made anew."""
 
-    def forget(self) -> None:
+    def rebuilt(self) -> None:
         """The replica was rebuilt: look at everything next time."""
-        self._is_partial = True
+        self._is_rebuilt = True
 
     def follow(self, member: Member, *, wholly: bool = False) -> list[bytes]:
         """Look; returns the slots that have changed since the last look. `wholly`: at everything, whatever may have changed."""
         replica = member.machine.replica
         overlay, touched = replica.state.waiting(), member.engine.take_touched()
         self._looks += 1
-        if self._is_partial or wholly or self._looks > max(WHOLE_EVERY, len(self.records) // 4):
-            self._looks = 0
+        if self._is_rebuilt or wholly or self._looks > max(WHOLE_EVERY, len(self.records) // 4):
+            self._looks, self._is_rebuilt = 0, False
             changed = self._look_at_everything(replica)
-        elif overlay == self._overlay and not touched:
-            changed = []
+        elif touched or overlay != self._overlay:
+            changed = self._look_at({slot for slot, _ in overlay.items() ^ self._overlay.items()}.union(touched), replica)
         else:
-            get, known = replica.state.get, self.records.get
-            before = self._overlay
-            candidates = {slot for slot, record in overlay.items() if slot not in before or before[slot] != record}
-            candidates.update(slot for slot in before if slot not in overlay)
-            candidates.update(touched)
-            changed = sorted([slot for slot in candidates if slot[:1] == SLOT_SPACE and get(slot) != known(slot)])
-            for slot in changed:
-                self._put(slot, get(slot))
+            changed = []
         self._overlay = overlay
         self._follow_clears(replica, changed)
         return changed
 
+    def _look_at(self, slots: set[bytes], replica: Replica) -> list[bytes]:
+        """Slots that may have changed; among them, what is none. Returns those that have."""
+        get, known = replica.state.get, self.records.get
+        found = [(slot, record) for slot in slots if slot.startswith(SLOT_SPACE) and (record := get(slot)) != known(slot)]
+        found.sort()
+        for slot, record in found:
+            self._put(slot, record)
+        return [slot for slot, _ in found]
+
     def _look_at_everything(self, replica: Replica) -> list[bytes]:
         before, found = self.records, dict(replica.state.scan(SLOT_SPACE, successor(SLOT_SPACE)))
         changed = [slot for slot in {**before, **found} if before.get(slot) != found.get(slot)]
-        if self._is_partial:
-            self._reset()
-            self._cleared, self._is_partial = {}, False
-            for slot, record in found.items():
-                self._put(slot, record)
-        else:
-            for slot in changed:
-                self._put(slot, found.get(slot))
+        for slot in changed:
+            self._put(slot, found.get(slot))
         assert self._adds_up(found), "what was followed is not what is there"
         return changed
 
@@ -146,11 +146,11 @@ class FollowedSlots:
         concerned = changed
         if before != self._cleared:
             collections = before.keys() | self._cleared.keys()
-            concerned = [slot for slot in self.records if slot_of(*parts_of(slot)[:2]) in collections]
+            concerned = [slot for slot in self.records if collection_of(slot) in collections]
             concerned += [slot for slot in changed if slot not in self.records]
         for slot in concerned:
             if parts_of(slot)[1] != COUNTER:
-                record, cleared = self.records.get(slot), self._cleared.get(slot_of(*parts_of(slot)[:2]))
+                record, cleared = self.records.get(slot), self._cleared.get(collection_of(slot))
                 live = () if record is None else live_in(record)
                 self._show(slot, live if cleared is None else tuple([write for write in live if not cleared.covers(write.dot)]))
 
@@ -162,18 +162,18 @@ class FollowedSlots:
     def _put(self, slot: bytes, record: bytes | None) -> None:
         key, kind, subkey = parts_of(slot)
         before = self.records.pop(slot, None)
-        if kind == SlotType.COUNTER:
-            self._put_run(slot, key, run_name(subkey), before, record)
-        else:
-            if before is not None:
-                self.total -= share_of(slot, before)
-            if record is not None:
-                self.total += share_of(slot, record)
-            self._show(slot, () if record is None else live_in(record))
-            if kind != SlotType.REGISTER:
-                self._head(key).slots[TYPE_NAMES[kind] == "map"] += (record is not None) - (before is not None)
         if record is not None:
             self.records[slot] = record
+        if kind == COUNTER:
+            self._put_run(slot, key, run_name(subkey), before, record)
+            return
+        if before is not None:
+            self.total -= share_of(slot, before)
+        if record is not None:
+            self.total += share_of(slot, record)
+        self._show(slot, () if record is None else live_in(record))
+        if kind != SlotType.REGISTER and (before is None) != (record is None):
+            self._head(key).slots[kind == SlotType.MAP] += 1 if before is None else -1
 
     def _put_run(self, slot: bytes, key: bytes, name: tuple[Origin, int], before: bytes | None, record: bytes | None) -> None:
         amounts = self.amounts.setdefault(key.decode(), {})
@@ -197,7 +197,7 @@ class FollowedSlots:
             self.live[name_of(slot)] = live
         else:
             self.live.pop(name_of(slot), None)
-        expiries = tuple([write.expiry for write in live if write.expiry is not None])
+        expiries = [write.expiry for write in live if write.expiry is not None]
         if expiries:
             self.expiries[slot] = expiries
         elif self.expiries.pop(slot, None) is None:
@@ -219,7 +219,3 @@ class FollowedSlots:
         if self._instants is None:
             self._instants = sorted([instant for instants in self.expiries.values() for instant in instants])
         return bisect_right(self._instants, now_ms)
-
-    def keys_of(self, slots: Iterable[bytes]) -> set[bytes]:
-        """The keys of some slots."""
-        return {parts_of(slot)[0] for slot in slots}

@@ -95,7 +95,7 @@ class _Followed:
 
     def rebuilt(self) -> None:
         """The replica was rebuilt from its disk, or changed back: nothing that was followed of its state counts."""
-        self.slots.forget()
+        self.slots.rebuilt()
         self.checked = EMPTY_VV
         self.requests_checked.clear()
         self.ends_judged = None
@@ -344,7 +344,7 @@ class Auditor:
         """3: the bookkeeping beside the state: heads count slots and name runs."""
         heads, wanted = member.machine.replica.heads, followed.slots.heads
         heads.fold()
-        for key in sorted(followed.slots.keys_of(changed)):
+        for key in sorted({parts_of(slot)[0] for slot in changed}):
             head, should = heads.get(key), wanted.get(key) or Head()
             told = ([0, 0], set()) if head is None else ([head.set_slots, head.map_slots], set(head.runs))
             exists = member.machine.replica.state.side_get(head_key(key)) is not None
