@@ -114,7 +114,9 @@ class FollowedSlots:
             self._looks, self._is_rebuilt = 0, False
             changed = self._look_at_everything(replica)
         elif touched or overlay != self._overlay:
-            changed = self._look_at({slot for slot, _ in overlay.items() ^ self._overlay.items()}.union(touched), replica)
+            before = self._overlay
+            put = [slot for slot, record in overlay.items() if slot not in before or before[slot] is not record]
+            changed = self._look_at({*put, *(before.keys() - overlay.keys()), *touched}, replica)
         else:
             changed = []
         self._overlay = overlay
