@@ -10,6 +10,7 @@ Which region a session turns to is decided by `Routing`: the seam for regions th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 
 from crdtkv.core.causality import EMPTY_VV, Dot, VersionVector
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 Fill = Callable[[Transaction], tuple[list[Delta], tuple[Operation, ...]]]
 
+covered_by = lru_cache(maxsize=64)(token_vv)
+"""What a token covers. A session that waits shows the same one again."""
 SESSIONS: Final = 4
 RECORDED: Final = ("seen/0", "seen/1", "seen/2")
 """Registers that only recorded transactions use, without a lifetime: their histories can be judged from outside."""
@@ -66,7 +69,7 @@ class Session:
 
     def seen(self, member: Member) -> VersionVector:
         """What its token covers, as this replica understands it."""
-        return EMPTY_VV if self.token is None else member.machine.control.complete(token_vv(self.token))
+        return EMPTY_VV if self.token is None else member.machine.control.complete(covered_by(self.token))
 
     def learn(self, member: Member) -> None:
         """It has read from, or written to, a replica: all that is applied there is seen."""

@@ -39,7 +39,6 @@ from crdtkv.simulation.specification import (
     Clear,
     Commit,
     History,
-    Increment,
     Live,
     Operation,
     Place,
@@ -84,6 +83,17 @@ def _goes_beyond(one: Member, other: Member) -> bool:
     """Whether one replica has more of an origin than where another has closed it."""
     vv = one.machine.vv()
     return any(vv.seq(origin) > closes[-1].seq for origin, closes in other.machine.control.closed.items())
+
+
+class _Arrival(NamedTuple):
+    """How a commit came to a replica by log."""
+
+    position: int
+    """Among all the commits that did."""
+    frame: int
+    """The position of its frame."""
+    stretch: int
+    """After so many installs: only within one stretch did two come by log with all that either had seen."""
 
 
 class _Copied(NamedTuple):
@@ -273,7 +283,7 @@ class Auditor:
             run = slots.runs.get(slot)
             if run is not None and not run.base_seq <= run.seq <= vv.seq(run_name(parts_of(slot)[2])[0]):
                 raise Violation(f"{member.region}: {run} of {run_name(parts_of(slot)[2])[0]} is not covered by {vv}")
-        wanted, counters = self._history.state(vv, followed.checked)
+        wanted, counters, _ = self._history.state(vv, followed.checked)
         if wanted != slots.live:
             self._differ(f"{member.region} at {vv}", vv, slots.live, wanted)
         if counters != (counted := slots.counters()):
@@ -298,7 +308,7 @@ class Auditor:
 
     def _compare(self, what: str, vv: VersionVector, records: Mapping[bytes, bytes]) -> None:
         """5, 6: any records against the specification."""
-        wanted, counters = self._history.state(vv)
+        wanted, counters, _ = self._history.state(vv)
         found = {name_of(slot): live_in(record) for slot, record in records.items() if parts_of(slot)[1] != COUNTER}
         if wanted != found:
             self._differ(what, vv, found, wanted)
@@ -625,17 +635,15 @@ class Auditor:
         """10: each update that lost against one it had not seen is in the journal of whoever applied both by log, unless trimmed: then it
         is counted. What came by a snapshot was judged where it came by log; `_check_some_journal` sees to that."""
         journal = member.machine.replica.journal
-        counts = journal.counts
-        kept = sum(1 for _ in journal.records())
-        must(sum(counts.by_rule.values()) == journal.total == counts.first + kept, f"{member.region}: the journal counts {counts}")
+        counts, records = journal.counts, list(journal.records())
+        must(sum(counts.by_rule.values()) == journal.total == counts.first + len(records), f"{member.region}: the journal counts {counts}")
         if counts.first:
             return
-        losers = self._losers_told(member)
-        by_log = {(f.origin, seq): None for f in self._followed[member.index].order for seq in range(f.first_seq, f.last_seq + 1)}
+        losers, came = self._losers_in(records), self._came_by_log(member)
         for slot, lost, won in self._beaten_writes(vv):
-            if lost in by_log and won in by_log:
+            if lost in came and won in came:
                 must(lost in losers, f"{member.region}: {lost} lost at {place_name(slot)}, and the journal does not say so")
-        for removal, (key, kind) in self._beaten_removals(member, vv):
+        for removal, (key, kind) in self._beaten_removals(member, vv, came):
             told = any(TYPE_NAMES[r.type_code] == kind and r.key == key.encode() for r in losers.get(removal, ()))
             must(told, f"{member.region}: the removal {removal} at {key} ({kind}) lost, and the journal does not say so")
 
@@ -643,14 +651,14 @@ class Auditor:
         """10: each write that lost is in the journal of at least one region, if none has been trimmed, and no disk was lost."""
         if any(member.machine.replica.journal.counts.first for member in members):
             return
-        losers = {dot for member in members for dot in self._losers_told(member)}
+        losers = {dot for member in members for dot in self._losers_in(member.machine.replica.journal.records())}
         for slot, lost, _ in self._beaten_writes(vv):
             must(lost in losers, f"{lost} lost at {place_name(slot)}, and the journal does not say so anywhere")
 
     @staticmethod
-    def _losers_told(member: Member) -> dict[Dot, list[Record]]:
+    def _losers_in(records: Iterable[Record]) -> dict[Dot, list[Record]]:
         losers: dict[Dot, list[Record]] = {}
-        for record in member.machine.replica.journal.records():
+        for record in records:
             for update in record.losers:
                 losers.setdefault(Dot(update.origin, update.seq), []).append(record)
         return losers
@@ -663,39 +671,44 @@ class Auditor:
                 for write in beaten(live):
                     yield slot, write.dot, chosen.dot
 
-    def _beaten_removals(self, member: Member, vv: VersionVector) -> Iterator[tuple[Dot, tuple[str, str]]]:
-        """Removals that a write or increment which is still live had not seen, nor they it; by the order in which they came here.
+    def _came_by_log(self, member: Member) -> dict[Dot, _Arrival]:
+        """How each commit came to a replica, but for those that a snapshot brought."""
+        came: dict[Dot, _Arrival] = {}
+        jumps = [at for at, _ in member.log.jumps]
+        for at, frame in enumerate(self._followed[member.index].order):
+            stretch = bisect_right(jumps, at)
+            for seq in range(frame.first_seq, frame.last_seq + 1):
+                came[Dot(frame.origin, seq)] = _Arrival(len(came), at, stretch)
+        return came
+
+    def _beaten_removals(self, member: Member, vv: VersionVector, came: Mapping[Dot, _Arrival]) -> Iterator[tuple[Dot, tuple[str, str]]]:
+        """Removals that a write or increment which is still live had not seen, nor they it.
 
         A write meets each removal that comes after it; and of those before it, the ones that no other of them had seen, unless it was
         made by a region that had had that one on a disk that is gone: then it may have been forgotten here as stable.
         A removal that found nothing to remove lost nothing.
         """
         forgotten = self._followed[member.index].forgotten
-        position: dict[Dot, int] = {}
-        frame_of: dict[Dot, int] = {}
-        stretch: dict[Dot, int] = {}  # between two installs: only within one did both come by log, with all that either had seen
-        jumps = [at for at, _ in member.log.jumps]
-        removals_at: dict[Place, list[tuple[Commit, Operation]]] = {}  # in the order in which they came
-        for at, frame in enumerate(self._followed[member.index].order):
-            for seq in range(frame.first_seq, frame.last_seq + 1):
-                dot = Dot(frame.origin, seq)
-                position[dot], frame_of[dot], stretch[dot] = len(position), at, bisect_right(jumps, at)
+        removals_at: dict[Place, list[tuple[Commit, Operation]]] = {}
         for places, write in self._surviving(vv):
+            if (here := came.get(write.dot)) is None:
+                continue
             for place in places:
                 removals = removals_at.get(place)
                 if removals is None:
-                    removals = [(c, op) for c, op in self._history.seen(vv, place) if isinstance(op, _REMOVING) and c.dot in position]
-                    removals.sort(key=lambda removal: position[removal[0].dot])
-                    removals_at[place] = removals
-                commits = [commit for commit, _ in removals]
-                met = sum(position[commit.dot] < position.get(write.dot, -1) for commit in commits)
-                for at, (commit, op) in enumerate(removals):
-                    seen_by_another = at < met and any(other.past.covers(commit.dot) for other in commits[:met])
-                    together = stretch[commit.dot] == stretch.get(write.dot)
-                    if together and concurrent(commit, write) and not seen_by_another and self._removed(commit, op):
-                        was_forgotten = any(end <= frame_of[write.dot] and stable.covers(commit.dot) for end, stable in forgotten)
-                        if not (was_forgotten and self._has_unlearned(write.dot, commit.dot)):
-                            yield commit.dot, place[:2]
+                    done = self._history.at.get(place, ())
+                    removals = removals_at[place] = [(c, op) for c, op in done if isinstance(op, _REMOVING) and c.dot in came]
+                for commit, op in removals:
+                    there = came[commit.dot]
+                    if there.stretch != here.stretch or not concurrent(commit, write) or not self._removed(commit, op):
+                        continue
+                    if there.position < here.position:
+                        earlier = [other for other, _ in removals if came[other.dot].position < here.position]
+                        if any(other.past.covers(commit.dot) for other in earlier):
+                            continue
+                    was_forgotten = any(end <= here.frame and stable.covers(commit.dot) for end, stable in forgotten)
+                    if not (was_forgotten and self._has_unlearned(write.dot, commit.dot)):
+                        yield commit.dot, place[:2]
 
     def _has_unlearned(self, write: Dot, other: Dot) -> bool:
         """Whether the region that made a write had had another commit before that, durably, on a disk that was lost or put back."""
@@ -703,16 +716,14 @@ class Auditor:
 
     def _surviving(self, vv: VersionVector) -> Iterator[tuple[tuple[Place, ...], Commit]]:
         """Each live write and increment, with the places where a removal could have met it."""
-        for slot, live in self._history.state(vv).slots.items():
+        state = self._history.state(vv)
+        for slot, live in state.slots.items():
             for write in live:
                 places = (slot, slot[:2]) if slot[1] in ("set", "map") else (slot,)
                 yield places, self._history.commits[write.dot]
-        for key in self._history.counters:
-            seen = self._history.seen(vv, (key, "counter"))
-            resets = [commit.past for commit, op in seen if isinstance(op, Reset)]
-            for commit, op in seen:
-                if isinstance(op, Increment) and not any(past.covers(commit.dot) for past in resets):
-                    yield ((key, "counter"),), commit
+        for key, amounts in state.increments.items():
+            for dot in amounts:
+                yield ((key, "counter"),), self._history.commits[dot]
 
     def _removed(self, commit: Commit, operation: Operation) -> bool:
         """Whether there was something to remove: judged once, for all replicas."""

@@ -78,10 +78,11 @@ class Live(NamedTuple):
 
 
 class State(NamedTuple):
-    """Live writes per slot, value per counter; only where there is any. Not to be changed."""
+    """Live writes per slot, value per counter, both only where there is any; and the increments that count. Not to be changed."""
 
     slots: dict[Slot, tuple[Live, ...]]
     counters: dict[str, int]
+    increments: dict[str, dict[Dot, int]]
 
 
 class History:
@@ -100,7 +101,6 @@ class History:
         self._live: dict[tuple[Slot, tuple[Dot, ...]], tuple[Live, ...]] = {}
         self._counted: dict[tuple[str, tuple[Dot, ...]], tuple[int, int]] = {}
         self._states: dict[VersionVector, State] = {}
-        self._increments: dict[VersionVector, dict[str, dict[Dot, int]]] = {}
 
     def record(self, commit: Commit) -> None:
         """Note a commit when it is made."""
@@ -119,7 +119,7 @@ class History:
             for operation in self.commits.pop(dot).operations:
                 self.at[place_of(operation)] = [pair for pair in self.at[place_of(operation)] if pair[0].dot != dot]
         for vv in [vv for vv in self._states if any(vv.covers(dot) for dot in dots)]:
-            del self._states[vv], self._increments[vv]
+            del self._states[vv]
         self._live.clear()
         self._counted.clear()
 
@@ -130,8 +130,8 @@ class History:
 
     def last_stamp(self, vv: VersionVector) -> int:
         """The highest stamp of a commit that a vector covers: those of one origin go up."""
-        commits = self.commits
-        return max((commits[dot].hlc for dot in map(Dot._make, vv.pairs()) if dot in commits), default=0)
+        last = map(self.commits.get, map(Dot._make, vv.pairs()))
+        return max([commit.hlc for commit in last if commit is not None], default=0)
 
     # The same commits are visible at many replicas and for many steps: each combination is judged once.
 
@@ -161,13 +161,13 @@ class History:
         """
         found = self._states.get(vv)
         if found is None:
-            if since is not None and since in self._states and since <= vv:
-                slots, amounts = self._continued(since, self._between(since, vv))
+            before = self._states.get(since) if since is not None and since <= vv else None
+            if since is not None and before is not None:
+                slots, amounts = self._continued(before, self._between(since, vv))
             else:
                 slots = {slot: live for slot in self.slots if (live := self.live(vv, slot))}
                 amounts = {key: live_amounts(self.seen(vv, (key, "counter"))) for key in self.counters}
-            self._increments[vv] = amounts
-            found = self._states[vv] = State(slots, {key: sum(each.values()) for key, each in amounts.items() if each})
+            found = self._states[vv] = State(slots, {key: sum(each.values()) for key, each in amounts.items() if each}, amounts)
             self.siblings_max = max([self.siblings_max, *map(len, slots.values())])
         return found
 
@@ -176,13 +176,14 @@ class History:
         dots = [Dot(origin, seq) for origin, last in vv.beyond(since).items() for seq in range(since.seq(origin) + 1, last + 1)]
         return [self.commits[dot] for dot in dots if dot in self.commits]
 
-    def _continued(self, since: VersionVector, new: list[Commit]) -> tuple[dict[Slot, tuple[Live, ...]], dict[str, dict[Dot, int]]]:
-        """The state of a vector with some commits that come after it, whose past it covers.
+    @staticmethod
+    def _continued(before: State, new: list[Commit]) -> tuple[dict[Slot, tuple[Live, ...]], dict[str, dict[Dot, int]]]:
+        """What is live, and which increments count, in a state with some commits that come after it.
 
         Commits are applied after everything in their past. So none of the former ones supersedes one of the new ones, and what
         they had superseded stays so: it is enough to hold what was live, and what is new, against the new ones.
         """
-        slots, amounts = self._states[since].slots.copy(), self._increments[since].copy()
+        slots, amounts = before.slots.copy(), before.increments.copy()
         at: dict[Place, list[tuple[Commit, Operation]]] = {}
         for commit in new:
             for op in commit.operations:

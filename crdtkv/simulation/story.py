@@ -225,7 +225,7 @@ def differences(world: CaseWorld) -> list[str]:
             lines.append(f"{member.region} is down.")
             continue
         vv = member.machine.vv()
-        wanted_slots, wanted_counters = world.history.state(vv)
+        wanted_slots, wanted_counters, _ = world.history.state(vv)
         found_slots, found_counters = _state(snapshot_of(member.machine.replica).slots)
         wanted = {slot: {live.dot: live.value for live in writes} for slot, writes in wanted_slots.items()}
         wrong = [

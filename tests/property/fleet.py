@@ -98,7 +98,7 @@ class Fleet:
 
     def is_as_specified(self, snapshot: Snapshot) -> bool:
         """Whether a state is what the specification says of its version vector."""
-        slots, counters = self.history.state(snapshot.vv)
+        slots, counters, _ = self.history.state(snapshot.vv)
         wanted = {slot_of(key.encode(), TYPE_CODES[kind], subkey): live for (key, kind, subkey), live in slots.items()}
         return (wanted, counters) == contents(snapshot)
 

@@ -185,7 +185,7 @@ class Stores(RuleBasedStateMachine):
     @invariant()
     def every_store_shows_what_its_vector_says(self) -> None:
         for store in getattr(self, "stores", ()):
-            slots, counters = self.history.state(store.vv())
+            slots, counters, _ = self.history.state(store.vv())
             visible = self._visible(store.vv())
             for key in KEYS:
                 assert sorted(store.types(key)) == sorted(visible[key])
@@ -214,7 +214,7 @@ class Stores(RuleBasedStateMachine):
 
     def _visible(self, vv: VersionVector) -> dict[str, list[str]]:
         """The types that are at each key."""
-        slots, counters = self.history.state(vv)
+        slots, counters, _ = self.history.state(vv)
         found = {key: {slot[1] for slot in slots if slot[0] == key} for key in KEYS}
         for key in counters:
             found[key].add("counter")
