@@ -9,7 +9,7 @@
     7  nothing leaves or is acknowledged before it is durable         `sending`, `crashed`
     8  vectors, clock, seq and base_seq never decrease, and the clock follows    `_check_clock`, `_check_runs`, `committed`
     9  ties by the stored (hlc, origin); what is read                 `_check_reads`
-    10 what was acknowledged is everywhere; what lost is in the journal    `quiescent`, `_check_journal`
+    10 what was acknowledged is everywhere; what lost is in the journal    `quiescent`, `losses`
     11 healed and idle, all vectors become equal                      `quiescent`
 
 States are judged by `specification`, and hashed here anew; of the production code only records are decoded. The order
@@ -18,38 +18,25 @@ of the checks is that of blame: what goes wrong first is said first.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crdtkv.core.causality import EMPTY_VV, Dot, Origin, VersionVector, region_of
 from crdtkv.core.clock import stamp
-from crdtkv.core.codec import TYPE_NAMES, successor
+from crdtkv.core.codec import successor
 from crdtkv.core.frame import Frame, peek
 from crdtkv.core.heads import HEAD_SPACE, head_key
 from crdtkv.core.join import Snapshot, join, snapshot_of
-from crdtkv.core.journal import JOURNAL_SPACE, Record
+from crdtkv.core.journal import JOURNAL_SPACE
 from crdtkv.core.removals import REMOVAL_SPACE
 from crdtkv.core.transfer import Arrival
 from crdtkv.core.types.counter import DEAD_SPACE, Run, run_name
 from crdtkv.replication.messages import Ack, AskRelay, Chunk, Frames, Heartbeat, Hello, Message, Subscribe
 from crdtkv.simulation.following import COUNTER, DIGEST_MASK, FollowedSlots, Head, counts, live_in, name_of, parts_of, run_in
-from crdtkv.simulation.specification import (
-    Clear,
-    Commit,
-    History,
-    Live,
-    Operation,
-    Place,
-    Remove,
-    Reset,
-    Slot,
-    beaten,
-    concurrent,
-    place_of,
-    read,
-)
+from crdtkv.simulation.losses import Losses
+from crdtkv.simulation.rules import Violation, must
+from crdtkv.simulation.specification import Commit, History, Live, Slot, read
 from crdtkv.simulation.words import entries_in_words, place_name
 
 if TYPE_CHECKING:
@@ -59,7 +46,6 @@ _REPLAYED: Final = (HEAD_SPACE, REMOVAL_SPACE, JOURNAL_SPACE, DEAD_SPACE)
 """Bookkeeping that replay must give again to the byte: a function of the log, but for what was forgotten as stable, which is flushed."""
 _PROMISING: Final = frozenset[type[Message]]((Ack, AskRelay, Chunk, Frames, Heartbeat, Hello, Subscribe))
 """Messages that say what is applied, or durable."""
-_REMOVING: Final = (Remove, Clear, Reset)
 _STAMPS_AT_ONCE: Final = 1_000
 """More stamps than one step issues: how far the clock's mark may go ahead of the bound by counting."""
 
@@ -70,30 +56,10 @@ def last_in(frame: bytes) -> int:
     return peek(frame)[1]
 
 
-class Violation(AssertionError):
-    """An invariant does not hold."""
-
-
-def must(holds: bool, text: str) -> None:
-    if not holds:
-        raise Violation(text)
-
-
 def _goes_beyond(one: Member, other: Member) -> bool:
     """Whether one replica has more of an origin than where another has closed it."""
     vv = one.machine.vv()
     return any(vv.seq(origin) > closes[-1].seq for origin, closes in other.machine.control.closed.items())
-
-
-class _Arrival(NamedTuple):
-    """How a commit came to a replica by log."""
-
-    position: int
-    """Among all the commits that did."""
-    frame: int
-    """The position of its frame."""
-    stretch: int
-    """After so many installs: only within one stretch did two come by log with all that either had seen."""
 
 
 class _Copied(NamedTuple):
@@ -149,6 +115,7 @@ class Auditor:
 
     def __init__(self, history: History, *, max_skew_ms: int, sync: bool) -> None:
         self._history = history
+        self._losses = Losses(history)
         self._max_skew_ms = max_skew_ms
         self._sync = sync
         self._followed: dict[int, _Followed] = {}
@@ -156,8 +123,6 @@ class Auditor:
         self._ends: dict[tuple[Origin, int], bytes] = {}
         """The hash of each frame that was seen anywhere, by its last commit."""
         self._digests: dict[VersionVector, int] = {}
-        self._removals: dict[tuple[Dot, Operation], bool] = {}
-        """Whether there was anything to remove."""
         self._stamps: dict[Origin, int] = {}
         self._requests: dict[Dot, bytes] = {}
         self._requests_of: dict[Origin, dict[int, bytes]] = {}
@@ -174,8 +139,6 @@ class Auditor:
         """Of whom is to start from one."""
         self._joined: tuple[Snapshot, Snapshot] | None = None
         """Of which two states the join was last judged."""
-        self._had_before: dict[str, list[VersionVector]] = {}
-        """By region: what it may have acknowledged whenever its directory was lost or put back: it may write without having seen that."""
         self.removed_regions: set[str] = set()
         self.ends_may_rise = False
 
@@ -504,7 +467,7 @@ class Auditor:
 
     def set_back(self, member: Member, *, to_copy: bool = False) -> None:
         """Its directory is not what it was when it died, but the last copy, or less."""
-        self._had_before.setdefault(member.region, []).append(self._followed[member.index].durable)
+        self._losses.went_back(member.region, self._followed[member.index].durable)
         self._put_back.pop(member.index, None)
         if to_copy:
             self._put_back[member.index] = self._copied[member.index]
@@ -537,7 +500,7 @@ class Auditor:
     def _forget(self, dots: list[Dot]) -> None:
         """These commits never were."""
         self._history.forget(dots)
-        self._removals.clear()
+        self._losses.forget()
         for dot in dots:
             if (request_id := self._requests.pop(dot, None)) is not None:
                 del self._requests_of[dot.origin][dot.seq]
@@ -625,117 +588,9 @@ class Auditor:
             vv = member.machine.vv()
             missing = [str(dot) for dot in sorted(acknowledged) if not vv.covers(dot)]
             must(not missing, f"{member.region} lacks what was acknowledged: {missing[:5]}")
-            self._check_journal(member, vv)
+            followed = self._followed[member.index]
+            self._losses.check(member, followed.order, followed.forgotten)
         if judges_all:
-            self._check_some_journal(members, first.vv())
+            self._losses.check_together(members)
         for member in members[1:]:
             self.check_join(members[0], member)
-
-    def _check_journal(self, member: Member, vv: VersionVector) -> None:
-        """10: each update that lost against one it had not seen is in the journal of whoever applied both by log, unless trimmed: then it
-        is counted. What came by a snapshot was judged where it came by log; `_check_some_journal` sees to that."""
-        journal = member.machine.replica.journal
-        counts, records = journal.counts, list(journal.records())
-        must(sum(counts.by_rule.values()) == journal.total == counts.first + len(records), f"{member.region}: the journal counts {counts}")
-        if counts.first:
-            return
-        losers, came = self._losers_in(records), self._came_by_log(member)
-        for slot, lost, won in self._beaten_writes(vv):
-            if lost in came and won in came:
-                must(lost in losers, f"{member.region}: {lost} lost at {place_name(slot)}, and the journal does not say so")
-        for removal, (key, kind) in self._beaten_removals(member, vv, came):
-            told = any(TYPE_NAMES[r.type_code] == kind and r.key == key.encode() for r in losers.get(removal, ()))
-            must(told, f"{member.region}: the removal {removal} at {key} ({kind}) lost, and the journal does not say so")
-
-    def _check_some_journal(self, members: Sequence[Member], vv: VersionVector) -> None:
-        """10: each write that lost is in the journal of at least one region, if none has been trimmed, and no disk was lost."""
-        if any(member.machine.replica.journal.counts.first for member in members):
-            return
-        losers = {dot for member in members for dot in self._losers_in(member.machine.replica.journal.records())}
-        for slot, lost, _ in self._beaten_writes(vv):
-            must(lost in losers, f"{lost} lost at {place_name(slot)}, and the journal does not say so anywhere")
-
-    @staticmethod
-    def _losers_in(records: Iterable[Record]) -> dict[Dot, list[Record]]:
-        losers: dict[Dot, list[Record]] = {}
-        for record in records:
-            for update in record.losers:
-                losers.setdefault(Dot(update.origin, update.seq), []).append(record)
-        return losers
-
-    def _beaten_writes(self, vv: VersionVector) -> Iterator[tuple[Slot, Dot, Dot]]:
-        """Each live write that is not read: its slot, its dot, and that of the one that is."""
-        for slot, live in self._history.state(vv).slots.items():
-            if slot[1] != "set" or len({write.expiry for write in live}) > 1:
-                chosen = max(live, key=lambda write: (write.hlc, write.dot.origin))
-                for write in beaten(live):
-                    yield slot, write.dot, chosen.dot
-
-    def _came_by_log(self, member: Member) -> dict[Dot, _Arrival]:
-        """How each commit came to a replica, but for those that a snapshot brought."""
-        came: dict[Dot, _Arrival] = {}
-        jumps = [at for at, _ in member.log.jumps]
-        for at, frame in enumerate(self._followed[member.index].order):
-            stretch = bisect_right(jumps, at)
-            for seq in range(frame.first_seq, frame.last_seq + 1):
-                came[Dot(frame.origin, seq)] = _Arrival(len(came), at, stretch)
-        return came
-
-    def _beaten_removals(self, member: Member, vv: VersionVector, came: Mapping[Dot, _Arrival]) -> Iterator[tuple[Dot, tuple[str, str]]]:
-        """Removals that a write or increment which is still live had not seen, nor they it.
-
-        A write meets each removal that comes after it; and of those before it, the ones that no other of them had seen, unless it was
-        made by a region that had had that one on a disk that is gone: then it may have been forgotten here as stable.
-        A removal that found nothing to remove lost nothing.
-        """
-        forgotten = self._followed[member.index].forgotten
-        removals_at: dict[Place, list[tuple[Commit, Operation]]] = {}
-        for places, write in self._surviving(vv):
-            if (here := came.get(write.dot)) is None:
-                continue
-            for place in places:
-                removals = removals_at.get(place)
-                if removals is None:
-                    done = self._history.at.get(place, ())
-                    removals = removals_at[place] = [(c, op) for c, op in done if isinstance(op, _REMOVING) and c.dot in came]
-                for commit, op in removals:
-                    there = came[commit.dot]
-                    if there.stretch != here.stretch or not concurrent(commit, write) or not self._removed(commit, op):
-                        continue
-                    if there.position < here.position:
-                        earlier = [other for other, _ in removals if came[other.dot].position < here.position]
-                        if any(other.past.covers(commit.dot) for other in earlier):
-                            continue
-                    was_forgotten = any(end <= here.frame and stable.covers(commit.dot) for end, stable in forgotten)
-                    if not (was_forgotten and self._has_unlearned(write.dot, commit.dot)):
-                        yield commit.dot, place[:2]
-
-    def _has_unlearned(self, write: Dot, other: Dot) -> bool:
-        """Whether the region that made a write had had another commit before that, durably, on a disk that was lost or put back."""
-        return any(vv.covers(other) and not vv.covers(write) for vv in self._had_before.get(region_of(write.origin), ()))
-
-    def _surviving(self, vv: VersionVector) -> Iterator[tuple[tuple[Place, ...], Commit]]:
-        """Each live write and increment, with the places where a removal could have met it."""
-        state = self._history.state(vv)
-        for slot, live in state.slots.items():
-            for write in live:
-                places = (slot, slot[:2]) if slot[1] in ("set", "map") else (slot,)
-                yield places, self._history.commits[write.dot]
-        for key, amounts in state.increments.items():
-            for dot in amounts:
-                yield ((key, "counter"),), self._history.commits[dot]
-
-    def _removed(self, commit: Commit, operation: Operation) -> bool:
-        """Whether there was something to remove: judged once, for all replicas."""
-        found = self._removals.get((commit.dot, operation))
-        if found is None:
-            found = self._removals[commit.dot, operation] = self._had_something(commit, operation)
-        return found
-
-    def _had_something(self, commit: Commit, operation: Operation) -> bool:
-        if isinstance(operation, Reset):
-            return self._history.counter(commit.past, operation.key)[0] > 0
-        if isinstance(operation, Clear):
-            return any(self._history.live(commit.past, s) for s in self._history.slots if s[:2] == place_of(operation))
-        assert isinstance(operation, Remove)
-        return bool(self._history.live(commit.past, operation.slot))

@@ -9,6 +9,16 @@ import re
 from typing import Final, NamedTuple
 
 
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+def must(holds: bool, text: str) -> None:
+    """Raise a `Violation` unless something holds. Where a step's checks are many, the message is made only if it is needed: by `raise`."""
+    if not holds:
+        raise Violation(text)
+
+
 class Rule(NamedTuple):
     """An invariant: its number in the design (None: it is about the run itself), and what it says."""
 

@@ -31,11 +31,12 @@ from crdtkv.simulation.clocks import WallClock
 from crdtkv.simulation.dice import Dice
 from crdtkv.simulation.faults import Faults
 from crdtkv.simulation.filed_log import LogBroke
-from crdtkv.simulation.invariants import Auditor, Violation
+from crdtkv.simulation.invariants import Auditor
 from crdtkv.simulation.lives import Life
 from crdtkv.simulation.member import Member
 from crdtkv.simulation.network import Network
 from crdtkv.simulation.options import REGIONS, Options, draw
+from crdtkv.simulation.rules import Violation
 from crdtkv.simulation.specification import Commit, History
 from crdtkv.simulation.workload import Workload
 

@@ -16,7 +16,7 @@ import pytest
 from crdtkv.cli import simulate as command
 from crdtkv.cli.main import main
 from crdtkv.core.causality import VersionVector
-from crdtkv.simulation import SCENARIOS, invariants, simulate, words
+from crdtkv.simulation import SCENARIOS, invariants, losses, simulate, words
 from crdtkv.simulation.case import FAULTS, MODES, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, run_case
 from crdtkv.simulation.rules import broken_rule
 from crdtkv.simulation.shrinking import shrink
@@ -132,8 +132,9 @@ def test_regions_that_are_not_equal_are_told_by_what_differs() -> None:
 
 def test_every_check_of_the_auditor_has_its_rule() -> None:
     """A message that a new check brings must be given a rule, or shrinking could take one defect for another."""
-    tree = ast.parse(Path(invariants.__file__).read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("must", "Violation")]
+    trees = [ast.parse(Path(module.__file__).read_text(encoding="utf-8")) for module in (invariants, losses)]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [call for call in calls if getattr(call.func, "id", "") in ("must", "Violation")]
     messages = [call.args[-1] for call in calls if not isinstance(call.args[-1], ast.Name)]
     assert len(messages) > 35
     for message in messages:
