@@ -387,7 +387,7 @@ class Session:
         now, wake_at_ms = self._now, self._heard_ms + self._dead_after_ms
         ack_ms, beat_ms, reply = self._ack.due_ms, self._heartbeat_at_ms, self._reply
         ack_due, grant_due = ack_ms <= now + TIMER_MS, self.own_in.grant_due or self.relay_in.grant_due
-        has_streams = self.relay_out.is_open or self.own_out.seq < self._tail.last_seq
+        has_streams = self.relay_out.is_open or self.own_out.has_more
         if not (has_streams or ack_due or beat_ms <= now or reply or grant_due or self._pending or out):
             if ack_ms < wake_at_ms:
                 wake_at_ms = ack_ms
@@ -446,10 +446,9 @@ class Session:
                 continue
             plans.append(plan)
             if plan.refused is not None:
-                if plan.relayed or not self.own_out.needs_snapshot:
-                    # Of closed origins the peer need not hear, if it has them.
-                    lacks = VersionVector.adopt(plan.refused.beyond(self.peer_vv))
-                    out.append(CannotRelay(lacks, own=not plan.relayed))
+                # Of closed origins the peer need not hear, if it has them.
+                lacks = VersionVector.adopt(plan.refused.beyond(self.peer_vv))
+                out.append(CannotRelay(lacks, own=not plan.relayed))
             elif plan.frames:
                 out.append(Frames(plan.relayed, tuple(frame.data for frame in plan.frames)))
                 if stream.has_more_after(plan):
@@ -486,7 +485,7 @@ class Session:
             if plan.relayed:
                 self.relay_out.accept(plan, self._now)
                 continue
-            if plan.refused is not None and not self.own_out.needs_snapshot:
+            if plan.refused is not None:
                 text = f"{self.origin} lacks own commits up to {plan.refused.seq(self._port.origin)} that the log no longer has"
                 self._event(EventKind.NEEDS_SNAPSHOT, text)
             self.own_out.accept(plan, self._now)

@@ -67,7 +67,8 @@ class OwnStream:
 
     @property
     def has_more(self) -> bool:
-        return self.seq < self._tail.last_seq
+        """Whether there is something to plan: of what was refused there is nothing, until the peer has more of it by another way."""
+        return self.seq < self._tail.last_seq and not self.needs_snapshot
 
     def has_more_after(self, plan: Plan) -> bool:
         """Whether something is left to be sent once `plan` is."""
@@ -109,7 +110,6 @@ class OwnStream:
         if plan.refused is not None:
             self.needs_snapshot = True
             return
-        self.needs_snapshot = False
         self._cursor = plan.cursor
         if plan.frames:
             self.seq = plan.frames[-1].last_seq
