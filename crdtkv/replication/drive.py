@@ -179,8 +179,8 @@ class Drive:
     # More than thirty attributes would be kept, and looked up, in a plain dict: slower at each turn.
     __slots__ = (
         "_agreed_as_of", "_agreed_with", "_alone", "_applied_by_ms", "_apply_at_ms", "_apply_began_ms", "_applying", "_began_here",
-        "_checked_for", "_debts", "_direct", "_distances", "_durable", "_events", "_groups", "_has_news", "_is_deferred", "_is_quiet",
-        "_members", "_needs", "_now", "_peers", "_port", "_queue", "_relay_wake_ms", "_remembered", "_rests", "_resubscribe_after_ms",
+        "_checked_for", "_debts", "_direct", "_distances", "_durable", "_events", "_groups", "_is_deferred", "_is_quiet",
+        "_members", "_needs", "_news", "_news_agreed", "_news_reviewed", "_now", "_peers", "_port", "_queue", "_relay_wake_ms", "_remembered", "_rests", "_resubscribe_after_ms",
         "_resubscribe_at_ms", "_reviewed_as_of", "_served", "_settings", "_sharing", "_snapshot_for", "_tail", "_tried", "_vv", "_wall_ms",
         "amnesia", "membership", "transfers",
     )  # fmt: skip
@@ -241,8 +241,11 @@ class Drive:
         self._relay_wake_ms: float | None = None
         self._resubscribe_at_ms: float | None = None
         self._resubscribe_after_ms = settings.resubscribe_ms
-        self._has_news = True
-        """Something came that `_agree` and `_review` look at, since a `tick` at which both found nothing to do, nor to wait for."""
+        self._news = 1
+        """Counts what comes that `_agree` or `_review` look at."""
+        self._news_agreed = self._news_reviewed = 0
+        """How much it was when `_agree` found nothing to do, and at the last `_review`: until more comes, the one would find nothing again,
+        and the other nothing before the time that it named."""
         self._is_quiet = False
         """The last `ready` had nothing to do, and nothing came since: `_rests` is the deadline of every link."""
         self._began_here = False
@@ -277,7 +280,7 @@ class Drive:
         self._begin(now_ms)
         peer = self._peers.pop(link, None)
         if peer is not None:
-            self._has_news = True
+            self._news += 1
             self._forget(link, peer.session)
             if not peer.session.ended:
                 self._events.append(Event(EventKind.CLOSED, peer.session.origin, reason, {"code": "disconnected"}))
@@ -295,13 +298,13 @@ class Drive:
         try:
             message = session.packing.decode(data) if isinstance(data, bytes) else data
         except CorruptionError as e:
-            self._has_news = True
+            self._news += 1
             session.receive_garbage(e, self._now)
             return
         session.receive(message, self._now)
         kind = type(message)
         if not (kind in _NO_NEWS and session.peer_vv is vv and session.peer_durable is durable and session.state is before):
-            self._has_news = True
+            self._news += 1
         if kind in _UNANSWERED and session.quiet is not None and not self._events:
             self._rests, self._is_quiet = rests, rests is not None  # nothing came of it
             return
@@ -325,7 +328,7 @@ class Drive:
         elif kind not in _NOT_REVIEWED:
             if is_new and session.state is LIVE:
                 self._agree()
-            if self._has_news:
+            if self._news_reviewed != self._news:
                 self._review()
 
     def _brings_more(self, frames: Sequence[Frame]) -> bool:
@@ -345,7 +348,7 @@ class Drive:
     def applied(self, result: Applied, now_ms: float) -> None:
         """What came of the last `Work.apply`."""
         self._begin(now_ms)
-        self._has_news = True
+        self._news += 1
         group, before = self._end_apply(), self._vv
         self._applied_by_ms = self._apply_began_ms
         for arrival in group:
@@ -368,7 +371,7 @@ class Drive:
         ready. Else, with several links in the group and content to blame, each link's frames are tried alone first.
         """
         self._begin(now_ms)
-        self._has_news = True
+        self._news += 1
         group = self._end_apply()
         self._refresh()
         links = list(dict.fromkeys(arrival.link for arrival in group))
@@ -402,6 +405,7 @@ class Drive:
         What it holds keeps its credit, so that peers stop sending, and nothing is lost.
         """
         self._begin(now_ms)
+        self._news += 1
         group = self._end_apply()
         self._queue[:0] = [arrival for arrival in group if not arrival.session.ended]
         self._apply_at_ms = self._now + self._settings.apply_retry_ms
@@ -412,7 +416,8 @@ class Drive:
         self._begin(now_ms)
         self.amnesia, self._began_here, self._agreed_with = None, True, None
         self._tail = OwnTail(self._port, self._settings, self._now)
-        self._vv, self._has_news = self._port.vv(), True
+        self._vv = self._port.vv()
+        self._news += 1
         for peer in self._peers.values():
             peer.session.close(Code.RENEWED, "this replica has a new origin")
 
@@ -443,19 +448,20 @@ class Drive:
         for peer in self._peers.values():
             peer.session.tick(self._now)
             if peer.session.ended:
-                self._has_news = True
+                self._news += 1
         has_changed = self._agreed_as_of != (self._port.control.version, len(self._port.control.frozen))
-        has_news = self._has_news or has_changed
-        if has_changed or (has_news and not self._is_agreed()):
+        if has_changed or (self._news_agreed != self._news and not self._is_agreed()):
             self._agree()
         self.transfers.tick(self._now)
         if self._resubscribe_at_ms is not None and self._resubscribe_at_ms <= self._now:
             self._resubscribe_at_ms = None
+            self._news += 1
             for peer in self._peers.values():
                 if peer.session.own_in.waiting or peer.session.relay_in.waiting:
                     peer.session.resubscribe()
-        if has_news:
-            self._has_news = not self._review() or self._reviewed_as_of is None
+        is_due = self._relay_wake_ms is not None and self._relay_wake_ms <= self._now
+        if self._news_reviewed != self._news or is_due or self._snapshot_for:  # `transfers` has its own times to ask for a snapshot at
+            self._review()
 
     def start_over(self, now_ms: float) -> None:
         """An input, or the doing of what `ready` said, failed half-way by a bug: nobody knows what was sent and what taken in.
@@ -463,7 +469,8 @@ class Drive:
         All links end, and the next ones begin with what is applied at either side, so nothing is lost by it.
         """
         self._begin(now_ms)
-        self._has_news, self._agreed_with = True, None
+        self._news += 1
+        self._agreed_with = None
         self._applying, self._queue, self._alone, self._is_deferred = None, [], [], False
         for peer in self._peers.values():
             peer.session.close(Code.FAILED, "replication failed half-way and starts over")
@@ -592,7 +599,7 @@ class Drive:
         for link, ready in work.readies.items():
             self._peers[link].session.accept(ready)
         for closed in work.closed:
-            self._has_news = True
+            self._news += 1
             self._forget(closed.link, self._peers.pop(closed.link).session)
         if work.closed:
             self._review()
@@ -662,14 +669,18 @@ class Drive:
         self._tail.refresh(self._now)
         vv, durable = self._port.vv(), self._port.durable_vv()
         if vv is not self._vv or durable is not self._durable:
-            self._vv, self._durable, self._has_news = vv, durable, True
+            self._vv, self._durable = vv, durable
+            self._news += 1
         for peer in self._peers.values():
             peer.session.advance(vv, durable, self._now)
 
     def _agree(self) -> None:
         """Look anew at what ends and who is a member; tell the peers, and end links to whoever was removed."""
         control, membership, vv = self._port.control, self.membership, self._vv
-        self._agreed_as_of, self._agreed_with = (control.version, len(control.frozen)), None
+        if self._agreed_as_of != (as_of_control := (control.version, len(control.frozen))):
+            self._agreed_as_of = as_of_control
+            self._news += 1
+        self._agreed_with = None
         durable, is_draining = self._port.durable_vv(), bool(control.members) and membership.is_draining
         sessions: list[Session] = []
         peers: list[object] = []
@@ -684,13 +695,12 @@ class Drive:
         # This is asked at every tick, and most of them change nothing that matters here.
         is_known = as_of == self._reviewed_as_of
         if is_known and membership.present is self._checked_for:
-            self._agreed_with = (len(vv), sessions) if membership.is_at_rest else None
-            return
+            return self._note_agreed(sessions)
         self._checked_for = membership.present
         for session in sessions:
             session.check_removed()
         if is_known and all(session.state is LIVE for session in sessions):
-            return
+            return self._note_agreed(sessions)
         live = {s.origin: s.peer_members for s in sessions if s.state is LIVE and s.origin is not None}
         told = membership.message
         message = membership.review(vv, durable, live, is_handed_over=not is_draining or self._is_handed_over())
@@ -700,6 +710,12 @@ class Drive:
             for peer in self._peers.values():
                 if peer.session.told is not message:
                     peer.session.tell(message)
+        return None
+
+    def _note_agreed(self, sessions: list[Session]) -> None:
+        """`_agree` found nothing to do, and would find nothing to do again."""
+        self._news_agreed = self._news
+        self._agreed_with = (len(self._vv), sessions) if self.membership.is_at_rest else None
 
     def _is_agreed(self) -> bool:
         """Whether `_agree` would find what it found the last time, as it does in most clusters at most ticks."""
@@ -711,6 +727,7 @@ class Drive:
         for session in sessions:
             assert session.origin is not None
             self.membership.announce(session.origin, session.peer_vv)
+        self._news_agreed = self._news
         return True
 
     def _is_handed_over(self) -> bool:
@@ -789,9 +806,10 @@ class Drive:
 
     # -- relays -----------------------------------------------------------------------------------------------
 
-    def _review(self) -> bool:
-        """Find what does not come by itself; ask for it, go on to the next peer, or end what is no longer needed. Whether nothing is
-        missing, and nothing is being brought: then time alone changes nothing."""
+    def _review(self) -> None:
+        """Find what does not come by itself; ask for it, go on to the next peer, or end what is no longer needed. Until something comes,
+        another look before `_relay_wake_ms` would find the same; it need not be taken while `_news` is what it is now."""
+        self._news_reviewed = self._news
         direct: list[Origin] = []
         rests, vv = not self._needs and not self._snapshot_for, self._vv
         for peer in self._peers.values():
@@ -810,7 +828,6 @@ class Drive:
             self._look_for_needs()
         elif self._debts:
             self._debts = {}
-        return rests  # so it is nearly always, and this is asked at every tick
 
     def _look_for_needs(self) -> None:
         """The part of `_review` for when something is missing, or on its way."""
