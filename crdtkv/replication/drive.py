@@ -681,16 +681,19 @@ class Drive:
             self._agreed_as_of = as_of_control
             self._news += 1
         self._agreed_with = None
-        durable, is_draining = self._port.durable_vv(), bool(control.members) and membership.is_draining
-        sessions: list[Session] = []
-        peers: list[object] = []
-        for link, peer in self._peers.items():
-            session = peer.session
-            if session.state is LIVE:
-                assert session.origin is not None
-                membership.announce(session.origin, session.peer_vv)
-                sessions.append(session)
-                peers += (link, session.origin, session.peer_members, session.peer_durable if is_draining else None)
+        sessions = [peer.session for peer in self._peers.values() if peer.session.state is LIVE]
+        live: dict[Origin, Sequence[str]] = {}
+        for session in sessions:
+            assert session.origin is not None
+            membership.announce(session.origin, session.peer_vv)
+            live[session.origin] = session.peer_members
+        durable = self._port.durable_vv()
+        if membership.is_plain(live):
+            membership.review(vv, durable, live)
+            self._reviewed_as_of = None
+            return self._note_agreed(sessions)
+        is_draining = bool(control.members) and membership.is_draining
+        peers = [(s, s.origin, s.peer_members, s.peer_durable if is_draining else None) for s in sessions]
         as_of = self._agreed_as_of, self._port.origin, membership.changes, membership.rests_on(vv, durable), peers
         # This is asked at every tick, and most of them change nothing that matters here.
         is_known = as_of == self._reviewed_as_of

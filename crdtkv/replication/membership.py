@@ -179,12 +179,10 @@ class Membership:
                     self._met[region_of(origin)] = origin
         if not self._last_announced.keys() <= present:
             self._last_announced = {peer: told for peer, told in self._last_announced.items() if peer in present}
+        if self.is_plain(live):
+            self._reports[own], self.steering = {}, NO_STEERING
+            return None
         told_of = list(chain.from_iterable(self._reports.values()))
-        if not (told_of or control.has_limits or control.members or self.message):
-            known = {own, *live, *vv.origins(), *self._reports}
-            if len(set(map(region_of, known))) == len(known):
-                self._reports[own], self.steering = {}, NO_STEERING
-                return None  # no region has gone on as another, and nothing was told or recorded: there is nothing to agree on
         named = tuple(dict.fromkeys((*vv, *self._reports, *told_of)))
         stopped = self._frozen_elsewhere()
         latest = self._latest((own, *live, *(o for o in self._open(named) if o not in stopped)), named)
@@ -226,6 +224,15 @@ class Membership:
             return self.message
         self.message = message
         return message
+
+    def is_plain(self, live: Iterable[Origin]) -> bool:
+        """No region was ever another incarnation than now, and nothing was told or recorded: there is nothing to agree on, as in most
+        clusters at most times, and of these peers that are connected none has ended."""
+        control = self._port.control
+        if control.has_limits or control.members or self.message or any(self._reports.values()):
+            return False
+        known = {self._port.origin, *live, *self._port.vv().origins(), *self._reports, *self._met.values()}
+        return len(set(map(region_of, known))) == len(known)
 
     def is_former(self, origin: Origin) -> bool:
         """Whether its region is known to have been, and no longer to be, an incarnation that is not older: then it is not the latest.
