@@ -30,7 +30,6 @@ dialled again; what was lost is then a need like any other, of an origin that no
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import Final, NamedTuple
@@ -179,10 +178,10 @@ class Drive:
     # More than thirty attributes would be kept, and looked up, in a plain dict: slower at each turn.
     __slots__ = (
         "_agreed_as_of", "_agreed_with", "_alone", "_applied_by_ms", "_apply_at_ms", "_apply_began_ms", "_applying", "_began_here",
-        "_checked_for", "_debts", "_direct", "_distances", "_durable", "_events", "_groups", "_is_deferred", "_is_quiet",
-        "_members", "_needs", "_news", "_news_agreed", "_news_reviewed", "_now", "_peers", "_port", "_queue", "_relay_wake_ms", "_remembered", "_rests", "_resubscribe_after_ms",
-        "_resubscribe_at_ms", "_reviewed_as_of", "_served", "_settings", "_sharing", "_snapshot_for", "_tail", "_tried", "_vv", "_wall_ms",
-        "amnesia", "membership", "transfers",
+        "_checked_for", "_debts", "_direct", "_distances", "_durable", "_events", "_groups", "_is_deferred", "_is_quiet", "_members",
+        "_needs", "_news", "_news_agreed", "_news_reviewed", "_now", "_peers", "_port", "_queue", "_relay_wake_ms", "_remembered",
+        "_rests", "_resubscribe_after_ms", "_resubscribe_at_ms", "_reviewed_as_of", "_served", "_settings", "_sharing", "_snapshot_for",
+        "_tail", "_tried", "_vv", "_wall_ms", "amnesia", "membership", "transfers",
     )  # fmt: skip
 
     def __init__(
@@ -635,9 +634,10 @@ class Drive:
     @property
     def astray(self) -> list[Link]:
         """Links that live on, and brought messages that were not dealt with and wait nowhere: none, for whoever judges. O(what waits)."""
-        waiting: Mapping[int, int] = {}
-        if self._applying or self._alone or self._queue:
-            waiting = Counter(id(arrival.session) for arrival in chain(self._applying or (), *self._alone, self._queue))
+        waiting: dict[int, int] = {}
+        if not self.is_settled:
+            for arrival in chain(self._applying or (), *self._alone, self._queue):
+                waiting[id(arrival.session)] = waiting.get(id(arrival.session), 0) + 1
         found = []
         for link, peer in self._peers.items():  # written out: a simulation asks at every turn, and at most of them there is nothing
             session = peer.session

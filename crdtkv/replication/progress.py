@@ -126,9 +126,11 @@ class OwnTail:
 
     def refresh(self, now_ms: float) -> bool:
         """Take in what was released since; whether there was an own frame in it."""
-        log, origin, released = self._port.log, self._port.origin, self._port.released()
-        before = self.last_seq
-        if self._position < released and (at_hand := min(released, log.at_hand())) > self._position:
+        released = self._port.released()
+        if self._position >= released:
+            return False
+        log, origin, before = self._port.log, self._port.origin, self.last_seq
+        if (at_hand := min(released, log.at_hand())) > self._position:
             self._begin_at(at_hand, now_ms)
         while self._position < released:
             try:

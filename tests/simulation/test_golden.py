@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import crdtkv.simulation
+from crdtkv.replication.drive import Drive
+from crdtkv.replication.membership import Membership
 from crdtkv.simulation import SCENARIOS, simulate
 from tests.simulation.golden import PATH, SEEDS
 
@@ -32,6 +34,21 @@ def test_the_trace_is_the_one_that_was_committed(scenario: str) -> None:
         "this run is another one than that committed. If the change was meant to alter what is sent, committed or drawn, renew them: "
         "python -m tests.simulation.golden. If not, or if they differ only on this Python, something is not drawn from the seed."
     )
+
+
+@pytest.mark.parametrize("scenario", sorted(GOLDEN))
+def test_what_the_drive_does_not_look_at_has_nothing_to_say(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drive that looks at needs and members at each tick, whatever came, and at the latter as if something had ended."""
+    tick = Drive.tick
+
+    def tick_and_look(drive: Drive, now_ms: float) -> None:
+        drive._news += 1
+        drive._agreed_with = None
+        tick(drive, now_ms)
+
+    monkeypatch.setattr(Drive, "tick", tick_and_look)
+    monkeypatch.setattr(Membership, "is_plain", lambda membership, live: False)
+    assert simulate(SEEDS[0], scenario).trace_sha256 == GOLDEN[scenario][str(SEEDS[0])]
 
 
 @pytest.mark.parametrize("path", sorted(Path(crdtkv.simulation.__file__).parent.rglob("*.py")), ids=lambda path: path.name)
