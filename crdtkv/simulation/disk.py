@@ -159,7 +159,7 @@ class SimulatedEngine:
         self._touched: dict[bytes, None] = {}
 
     def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        return [self.records.get(key) for key in keys]
+        return list(map(self.get, keys))
 
     def write(self, batch: Mapping[bytes, bytes | None]) -> None:
         if self.is_full:

@@ -78,7 +78,7 @@ class Live(NamedTuple):
 
 
 class State(NamedTuple):
-    """Live writes per slot, value per counter, both only where there is any; and the increments that count. Not to be changed."""
+    """Live writes per slot; per counter its value, and the increments that count. Only where there are any. Not to be changed."""
 
     slots: dict[Slot, tuple[Live, ...]]
     counters: dict[str, int]
@@ -163,46 +163,50 @@ class History:
         if found is None:
             before = self._states.get(since) if since is not None and since <= vv else None
             if since is not None and before is not None:
-                slots, amounts = self._continued(before, self._between(since, vv))
+                found = self._continued(before, self._between(since, vv))
             else:
                 slots = {slot: live for slot in self.slots if (live := self.live(vv, slot))}
-                amounts = {key: live_amounts(self.seen(vv, (key, "counter"))) for key in self.counters}
-            found = self._states[vv] = State(slots, {key: sum(each.values()) for key, each in amounts.items() if each}, amounts)
-            self.siblings_max = max([self.siblings_max, *map(len, slots.values())])
+                increments = {key: counted for key in self.counters if (counted := live_amounts(self.seen(vv, (key, "counter"))))}
+                found = State(slots, {key: sum(counted.values()) for key, counted in increments.items()}, increments)
+            self._states[vv] = found
+            self.siblings_max = max([self.siblings_max, *map(len, found.slots.values())])
         return found
 
     def _between(self, since: VersionVector, vv: VersionVector) -> list[Commit]:
         """The commits that one vector covers and another does not."""
         dots = [Dot(origin, seq) for origin, last in vv.beyond(since).items() for seq in range(since.seq(origin) + 1, last + 1)]
-        return [self.commits[dot] for dot in dots if dot in self.commits]
+        return [commit for commit in map(self.commits.get, dots) if commit is not None]
 
     @staticmethod
-    def _continued(before: State, new: list[Commit]) -> tuple[dict[Slot, tuple[Live, ...]], dict[str, dict[Dot, int]]]:
-        """What is live, and which increments count, in a state with some commits that come after it.
+    def _continued(before: State, new: list[Commit]) -> State:
+        """A state with some commits that come after it.
 
         Commits are applied after everything in their past. So none of the former ones supersedes one of the new ones, and what
         they had superseded stays so: it is enough to hold what was live, and what is new, against the new ones.
         """
-        slots, amounts = before.slots.copy(), before.increments.copy()
+        slots, counters, increments = before.slots.copy(), before.counters.copy(), before.increments.copy()
         at: dict[Place, list[tuple[Commit, Operation]]] = {}
         for commit in new:
             for op in commit.operations:
                 at.setdefault(place_of(op), []).append((commit, op))
         touched: dict[Slot, None] = {}
-        for place in at:
+        for place, seen in at.items():
             if len(place) == 3:
                 touched[place] = None
-            elif place[1] == "counter":
-                amounts[place[0]] = live_amounts(at[place], amounts.get(place[0], {}))
-            else:
+            elif place[1] != "counter":
                 touched.update(dict.fromkeys([slot for slot in slots if slot[:2] == place]))
+            elif counted := live_amounts(seen, increments.get(place[0], {})):
+                increments[place[0]], counters[place[0]] = counted, sum(counted.values())
+            else:
+                increments.pop(place[0], None)
+                counters.pop(place[0], None)
         for slot in touched:
             live = live_writes([*at.get(slot, ()), *at.get(slot[:2], ())], slots.get(slot, ()))
             if live:
                 slots[slot] = live
             else:
                 slots.pop(slot, None)
-        return slots, amounts
+        return State(slots, counters, increments)
 
 
 def place_of(operation: Operation) -> Place:
