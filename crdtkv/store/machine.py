@@ -102,11 +102,11 @@ class Machine:
 
     # More than thirty attributes would be kept, and looked up, in a plain dict: slower at each turn.
     __slots__ = (
-        "_beyond", "_changes", "_durable", "_durable_at", "_folded_at", "_gathered_bytes", "_held_back", "_in_memory", "_logged",
-        "_snapshots", "_unsynced", "_unsynced_at", "_vv", "blocked", "cluster", "control", "engine", "engine_is_rebuilt", "failed",
-        "flushed", "fold_guard", "fold_records_max", "fold_steps", "folds", "full", "gather_commits_max", "is_engine_ahead", "is_fold_due",
-        "is_folding_now", "log", "origin", "pins", "replayed", "replica", "sent_bound", "shard", "sync_releases", "unfolded_bytes",
-        "when_beyond", "when_failed", "when_folding", "when_installed",
+        "_beyond", "_changes", "_durable", "_durable_as_of", "_durable_at", "_folded_at", "_gathered_bytes", "_held_back", "_in_memory",
+        "_logged", "_snapshots", "_unsynced", "_unsynced_at", "_vv", "blocked", "cluster", "control", "engine", "engine_is_rebuilt",
+        "failed", "flushed", "fold_guard", "fold_records_max", "fold_steps", "folds", "full", "gather_commits_max", "is_engine_ahead",
+        "is_fold_due", "is_folding_now", "log", "origin", "pins", "replayed", "replica", "sent_bound", "shard", "sync_releases",
+        "unfolded_bytes", "when_beyond", "when_failed", "when_folding", "when_installed",
     )  # fmt: skip
 
     def __init__(
@@ -192,6 +192,7 @@ class Machine:
         self._vv = 0, VersionVector(self._logged)
         self._durable = self._vv[1]
         self._durable_at = log.end()
+        self._durable_as_of = 0  # so many changes there were when `_durable` was last worked out
         self._unsynced: list[tuple[Origin, int]] = []
         """The last dot of each frame in the log from `_unsynced_at` on, so that nobody has to read the log to learn what was fsynced."""
         self._unsynced_at = log.end()
@@ -866,6 +867,9 @@ class Machine:
         """
         log = self.log
         synced = log.synced()
+        if synced == self._durable_at and self._changes == self._durable_as_of:
+            return self._durable
+        self._durable_as_of = self._changes
         if synced == log.end():
             self._durable = self.vv()
         elif self._durable_at < synced:
