@@ -179,6 +179,8 @@ class Frame(msgspec.Struct, gc=False, eq=False):
     _rows: msgspec.Raw | None = None
     _commits: list[Row] | None = None
     _puts: Puts | None = None
+    _is_mixed: bool = False
+    """It is known to hold more than puts for good: there are no columns."""
     _is_checked: bool = False
 
     @classmethod
@@ -270,11 +272,12 @@ class Frame(msgspec.Struct, gc=False, eq=False):
         Raises:
             CorruptionError: as `rows`.
         """
-        if self._puts is None:
+        if self._puts is None and not self._is_mixed:
             if self._commits is None:
                 self._look()
             else:
                 self._puts = _in_columns(self._commits, self.first_seq, self.hlc)
+            self._is_mixed = self._puts is None
         return self._puts
 
     def _look(self) -> None:
@@ -284,8 +287,13 @@ class Frame(msgspec.Struct, gc=False, eq=False):
             likely = _decode_puts(self._raw_rows())
         except _DECODE_ERRORS:
             likely = ()  # they are not puts alone, or wrong: that shows below
-        rows = None if len(likely) == self.count else self._decoded_rows()
-        puts = _in_columns(likely if rows is None else rows, self.first_seq, self.hlc, rows is None)
+        rows, puts = None, None
+        if len(likely) == self.count:
+            puts = _in_columns(likely, self.first_seq, self.hlc, True)
+        else:
+            rows = self._decoded_rows()
+            if len(rows) == 1 and len(rows[0]) > 3:  # one commit of several deltas, which may all be puts
+                puts = _in_columns(rows, self.first_seq, self.hlc)
         if puts is None or not (self._is_checked or _is_surely_right(puts)):
             self._take(self._decoded_rows() if rows is None else rows)
         self._puts = puts
