@@ -230,7 +230,7 @@ class Replica:
 
     def vv(self) -> VersionVector:
         """What is applied here, own commits of a frame in the making included; closed origins too (`control.show` leaves them out)."""
-        return VersionVector(self._vv)
+        return VersionVector.adopt(dict(self._vv))
 
     def seq(self, origin: Origin) -> int:
         """The last applied seq of an origin, 0 if none."""

@@ -243,27 +243,8 @@ class State:
         if start >= _AFTER_SLOTS or (end is not None and end <= SLOT_SPACE):
             parts = parts[1::2]  # side records alone
         over = {k: v for part in parts if part for k, v in part.items() if start <= k and (end is None or k < end)}
-        if not over:
-            yield from self._base.scan(start, end)
-            return
-        waiting = sorted(over, reverse=True)
-        for key, record in self._base.scan(start, end):
-            while waiting and waiting[-1] < key:
-                newer = over[waiting[-1]]
-                if newer is not None:
-                    yield waiting[-1], newer
-                waiting.pop()
-            if waiting and waiting[-1] == key:
-                newer = over[waiting.pop()]
-                if newer is not None:
-                    yield key, newer
-            else:
-                yield key, record
-        while waiting:
-            key = waiting.pop()
-            newer = over[key]
-            if newer is not None:
-                yield key, newer
+        base = self._base.scan(start, end)
+        return _merged(base, over) if over else base
 
     def overlaid(self, view: View) -> Overlaid:
         """A view of the base of this moment with the overlay of this moment over it: what a view would be after a fold. O(overlay)."""
@@ -406,6 +387,28 @@ class State:
         """Do the rest of what `fold_some` has left. O(what was set aside)."""
         while not self.fold_some(1 << 30):
             pass
+
+
+def _merged(base: Iterator[tuple[bytes, bytes]], over: Mapping[bytes, bytes | None]) -> Iterator[tuple[bytes, bytes]]:
+    """Records of a base in order, with what changed laid over them."""
+    waiting = sorted(over, reverse=True)
+    for key, record in base:
+        while waiting and waiting[-1] < key:
+            newer = over[waiting[-1]]
+            if newer is not None:
+                yield waiting[-1], newer
+            waiting.pop()
+        if waiting and waiting[-1] == key:
+            newer = over[waiting.pop()]
+            if newer is not None:
+                yield key, newer
+        else:
+            yield key, record
+    while waiting:
+        key = waiting.pop()
+        newer = over[key]
+        if newer is not None:
+            yield key, newer
 
 
 class Overlaid:

@@ -36,7 +36,7 @@ def features_of(port: ReplicaPort, settings: ReplicationSettings) -> tuple[str, 
 
 def members_of(port: ReplicaPort, members: Sequence[str], vv: VersionVector) -> tuple[str, ...]:
     """The regions that this side knows: those configured first."""
-    return tuple(dict.fromkeys((*members, region_of(port.origin), *(region_of(o) for o in vv))))[:MEMBERS_MAX]
+    return tuple(dict.fromkeys((*members, *map(region_of, (port.origin, *vv)))))[:MEMBERS_MAX]
 
 
 def make_hello(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from crdtkv.core.causality import Origin
+from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector
 from crdtkv.store.identity import Evidence, Mark, Record
 
 
@@ -18,8 +18,9 @@ class SimulatedInstance:
         self.inside: Record | None = None
         self.outside: Record | None = None
         self.boot = 0
-        self._mark: tuple[Origin, Mark] = (Origin(""), Mark())
-        self._synced_mark = self._mark
+        self._noted: tuple[Origin, VersionVector, VersionVector] = (Origin(""), EMPTY_VV, EMPTY_VV)
+        """The mark, as what it is made of: it is noted at every turn, and read at a start."""
+        self._noted_synced = self._noted
         self._writes = 0
 
     @property
@@ -28,9 +29,8 @@ class SimulatedInstance:
         return 0 if self.outside is None else self.outside.bound
 
     def evidence(self, origin: Origin, recovered: int, commits: int, *, is_engine_ahead: bool = False) -> Evidence:
-        marked, mark = self._mark
-        if marked != origin:
-            mark = Mark()
+        noted, kept, synced = self._noted
+        mark = Mark(kept.seq(origin), synced.count()) if noted == origin else Mark()
         return Evidence(
             origin=origin, recovered=recovered, commits=commits, inside=self.inside, outside=self.outside, mark=mark, boot=str(self.boot),
             is_engine_ahead=is_engine_ahead,
@@ -49,16 +49,17 @@ class SimulatedInstance:
             bound=bound, seq=seq, path="/", synced=synced,
         )  # fmt: skip
 
-    def note(self, origin: Origin, seq: int, synced: int, *, sync: bool = False) -> None:
-        self._mark = origin, Mark(seq, synced)
+    def note(self, origin: Origin, kept: VersionVector, synced: VersionVector, *, sync: bool = False) -> None:
+        """Note what would be found here after a crash of the process, and what is fsynced; `sync`: the note is, too."""
+        self._noted = origin, kept, synced
         if sync:
-            self._synced_mark = self._mark
+            self._noted_synced = self._noted
 
     def power_failed(self, *, keeps_mark: bool) -> None:
         """Another boot; what was noted without an fsync is gone."""
         self.boot += 1
         if not keeps_mark:
-            self._mark = self._synced_mark
+            self._noted = self._noted_synced
 
     def wipe(self) -> None:
         """A new disk, of which nothing is known."""

@@ -171,11 +171,11 @@ class Member:
 
     def _note(self) -> None:
         kept = self.log.vv_at[self.log.synced() if self._world.options.sync else self.log.end()]
-        self.instance.note(self.origin, kept.seq(self.origin), self.machine.commits_durable())
+        self.instance.note(self.origin, kept, self.machine.durable_vv())
 
     def _note_installed(self) -> None:
         durable = self.machine.durable_vv()
-        self.instance.note(self.origin, durable.seq(self.origin), self.machine.commits_durable(), sync=True)
+        self.instance.note(self.origin, durable, durable, sync=True)
 
     def _raise_bound_later(self) -> None:
         if not self._bound_due:
