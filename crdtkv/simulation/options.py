@@ -138,7 +138,6 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
         snapshot_chunk_bytes=dice.pick((100, 1_000, 64 << 10)),
         snapshot_window=dice.pick((1, 4)),
         snapshot_hold_ms=1_500,
-        snapshot_life_ms=10_000,
         compression="on",  # but for some members, see `member`
         compression_bytes_min=100,
     )
@@ -175,10 +174,12 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
         replication=replication,
     )
     options = SCENARIOS[scenario](options)
-    # How long one waits for an answer fits the links: else nothing but asking again would be seen on slow ones.
+    # How long one waits for an answer fits the links: else nothing but asking again would be seen on slow ones. So does a snapshot's life: of
+    # a big set in the smallest chunks, none ended in time (seed 2030995, clears).
     far_ms = int(options.delay_ms * (1 + options.jitter))
     waits = replace(
-        options.replication, relay_timeout_ms=80 + 4 * far_ms, relay_retry_ms=100 + 4 * far_ms, snapshot_timeout_ms=200 + 6 * far_ms
+        options.replication, relay_timeout_ms=80 + 4 * far_ms, relay_retry_ms=100 + 4 * far_ms, snapshot_timeout_ms=200 + 6 * far_ms,
+        snapshot_life_ms=10_000 + 200 * far_ms,
     )  # fmt: skip
     return replace(options, replication=waits)
 
