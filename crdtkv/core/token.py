@@ -34,7 +34,7 @@ class Token(NamedTuple):
 
     def encode(self) -> str:
         """The token's text: URL-safe base64 without padding."""
-        fields: list[object] = [_VERSION, self.shard, self.owner, self.position, self.vv.flat()]
+        fields: list[object] = [_VERSION, self.shard, self.owner, self.position, msgspec.Raw(self.vv.to_bytes())]
         if self.seq:
             fields.append(self.seq)
         return b2a_base64(_encode(fields), newline=False).translate(_URL_SAFE).rstrip(b"=").decode()

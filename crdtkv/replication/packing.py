@@ -79,19 +79,20 @@ class Packing:
     def encode(self, message: Message) -> bytes:
         """The bytes to send."""
         plain = data = encode(message)
+        size = len(plain)
         if (
-            len(plain) >= self._settings.compression_bytes_min
+            size >= self._settings.compression_bytes_min
             and type(message) in _COMPRESSED
             and self.is_on
             and self.sent_bytes >= self._plain_until
         ):
             packed = encode(pack(plain))
-            if len(packed) <= (1 - GAIN_MIN) * len(plain):
+            if len(packed) <= (1 - GAIN_MIN) * size:
                 data, self._pause_bytes = packed, PAUSE_BYTES
             else:
-                self._plain_until = self.sent_bytes + len(plain) + self._pause_bytes
+                self._plain_until = self.sent_bytes + size + self._pause_bytes
                 self._pause_bytes = min(2 * self._pause_bytes, PAUSE_BYTES_MAX)
-        self.sent_bytes += len(plain)
+        self.sent_bytes += size
         self.sent_wire_bytes += len(data)
         return data
 
@@ -101,8 +102,9 @@ class Packing:
         Raises:
             CorruptionError: as by `messages.decode`; also if it is compressed and that was not agreed on.
         """
-        self.received_wire_bytes += len(data)
-        message, size = decode(data), len(data)
+        size = len(data)
+        self.received_wire_bytes += size
+        message = decode(data)
         if type(message) is Packed:
             if not self.agreed:
                 raise CorruptionError("message: it is compressed, which was not agreed on")

@@ -38,10 +38,6 @@ class Scheduler(Protocol):
     def idle(self) -> None: ...
 
 
-class _Idle(bytes):
-    """A message that says only that its sender is there."""
-
-
 IN_FLIGHT_MAX: Final = 4_000
 """Bytes on their way in one direction of a connection; when there are more, its sender is told to wait until half of them arrived."""
 
@@ -57,7 +53,7 @@ class _Way:
         self.busy_until_us = 0
         self.in_flight = 0
         self.is_full = False
-        self.stalled: list[bytes | None] = []  # None is the end of the stream
+        self.stalled: list[tuple[bytes | None, bool]] = []  # as `_post` takes them
 
 
 class _Connection:
@@ -105,9 +101,9 @@ class Network:
         for connection in list(self._connections.values()):
             for sender, way in connection.ways.items():
                 waiting, way.stalled = way.stalled, []
-                for data in waiting:
+                for data, is_idle in waiting:
                     way.in_flight -= len(data or b"")
-                    self._post(connection, sender, data)
+                    self._post(connection, sender, data, is_idle)
 
     def sever(self, index: int) -> None:
         """Every connection of a host breaks, and both ends notice."""
@@ -164,13 +160,13 @@ class Network:
         """Send a message; it is lost if the connection is. `is_idle`: its arrival is no event."""
         connection = self._connections.get(link)
         if connection is not None and host.index not in connection.dead:
-            self._post(connection, host.index, _Idle(data) if is_idle else data)
+            self._post(connection, host.index, data, is_idle)
 
     def close(self, host: Host, link: int) -> None:
         """End a connection from one side; the other is told after everything sent before."""
         connection = self._connections.get(link)
         if connection is not None and host.index not in connection.dead:
-            self._post(connection, host.index, None)
+            self._post(connection, host.index, None, False)
             connection.dead.add(host.index)
             self._collect(connection)
 
@@ -180,7 +176,8 @@ class Network:
         delay_ms = self._delay_ms * (1 + self._jitter * self._dice.random())
         return delay_ms * max(self._slow.get(sender, 1.0), self._slow.get(receiver, 1.0)) if self._slow else delay_ms
 
-    def _post(self, connection: _Connection, sender: int, data: bytes | None) -> None:
+    def _post(self, connection: _Connection, sender: int, data: bytes | None, is_idle: bool) -> None:
+        """Put a message on its way; None is the end of the stream."""
         way, scheduler = connection.ways[sender], self._scheduler
         if data is not None:
             way.in_flight += len(data)
@@ -189,15 +186,15 @@ class Network:
                 connection.ends[sender].writable(connection.link, False)
         receiver = way.receiver
         if way.stalled or (self._cut and (sender, receiver) in self._cut):
-            way.stalled.append(data)
+            way.stalled.append((data, is_idle))
             return
         at_us = scheduler.now_us + int(self._delay(sender, receiver) * 1000)
         if at_us < way.busy_until_us:
             at_us = way.busy_until_us
         way.busy_until_us = at_us
-        scheduler.at(at_us, self._arrive, connection, way, data)
+        scheduler.at(at_us, self._arrive, connection, way, data, is_idle)
 
-    def _arrive(self, connection: _Connection, way: _Way, data: bytes | None) -> None:
+    def _arrive(self, connection: _Connection, way: _Way, data: bytes | None, is_idle: bool) -> None:
         receiver = way.receiver
         host = connection.ends[receiver]
         if data is not None:
@@ -211,7 +208,7 @@ class Network:
             self._collect(connection)
             host.disconnected(connection.link)
             return None
-        if isinstance(data, _Idle):
+        if is_idle:
             self._scheduler.idle()
         host.received(connection.link, data)
         return None

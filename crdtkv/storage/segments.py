@@ -46,7 +46,8 @@ RECORD_OVERHEAD: Final = _RECORD.size
 HEADER_BYTES_MAX: Final = 1 << 20
 HOW_TO_REPAIR: Final = "`crdtkv repair --data DIR --from HOST:PORT` fills it from a peer"
 """What to do about a segment that is damaged."""
-_LIKE_A_NOTE: Final = re.compile(rb"(?=\0{4}([\s\S]{4})\1)")
+_LIKE_A_NOTE: Final = re.compile(rb"(?=\0{4}(?!\0{4})([\s\S]{4})\1)")
+"""Not the zeros of room that nothing was written to: no note is at offset 0."""
 _READ_BYTES = 1 << 20
 
 
