@@ -336,6 +336,7 @@ class Drive:
 
     def local_commits(self, now_ms: float) -> None:
         """Something was committed here, released, or became durable. Cheap; many changes may share one call."""
+        rests, last_seq = self._rests if self._is_quiet else None, self._tail.last_seq
         self._begin(now_ms)
         self._refresh()
         if (
@@ -343,6 +344,14 @@ class Drive:
             or self.membership.steering is not NO_STEERING
         ):
             self._agree()
+        elif rests is not None and self._tail.last_seq == last_seq:
+            # Nothing more may leave; what peers are to be told is told in time.
+            for peer in self._peers.values():
+                quiet = peer.session.quiet
+                if quiet is None or quiet.wake_at_ms is None or peer.session.relay_out.is_open:
+                    return
+                rests = min(rests, quiet.wake_at_ms)
+            self._rests, self._is_quiet = rests, True
 
     def applied(self, result: Applied, now_ms: float) -> None:
         """What came of the last `Work.apply`."""
@@ -443,7 +452,9 @@ class Drive:
     def tick(self, now_ms: float) -> None:
         """Time has passed; to be called at `Work.wake_at_ms`."""
         self._begin(now_ms)
-        self._refresh()
+        self._tail.refresh(self._now)
+        if self._port.vv() is not self._vv or self._port.durable_vv() is not self._durable:
+            self._refresh()
         for peer in self._peers.values():
             peer.session.tick(self._now)
             if peer.session.ended:
@@ -574,9 +585,11 @@ class Drive:
             until = min([until, *[peer.session.next_frames_ms for peer in self._peers.values() if peer.writable]])
         return until if now_ms + TIMER_MS < until else None
 
-    def is_resting(self, now_ms: float) -> bool:
-        """Another `ready` would find nothing to do either."""
-        return self._is_quiet and self.amnesia is None and self.rests_until(now_ms) is not None
+    def idle_until(self, now_ms: float) -> float | None:
+        """If another `ready` would find nothing to do: when to `tick`, as it would say. None: it may find something."""
+        if self._rests is None or not self._is_quiet or self.amnesia is not None:
+            return None
+        return self._rests if now_ms + TIMER_MS < self._rests else None
 
     def accept(self, work: Work) -> None:
         """What `ready` returned is being done. To be called before any further input."""
@@ -595,8 +608,14 @@ class Drive:
             self.transfers.accept(len(work.jobs), work.sends)
         if work.arrivals:
             self._take_up(work.arrivals)  # before anything is forgotten: what waits is what it was when this was decided
+        rests = self._rests
         for link, ready in work.readies.items():
-            self._peers[link].session.accept(ready)
+            session = self._peers[link].session
+            session.accept(ready)
+            wake_at_ms = None if session.quiet is None else session.quiet.wake_at_ms
+            rests = None if rests is None or wake_at_ms is None else min(rests, wake_at_ms)
+        if rests is not None and not (self._events or work.jobs or work.sends):  # all others had nothing to do
+            self._rests, self._is_quiet = rests, True
         for closed in work.closed:
             self._news += 1
             self._forget(closed.link, self._peers.pop(closed.link).session)
@@ -641,9 +660,7 @@ class Drive:
         found = []
         for link, peer in self._peers.items():  # written out: a simulation asks at every turn, and at most of them there is nothing
             session = peer.session
-            own, relay = session.own_in, session.relay_in
-            unsettled = own.received_messages + relay.received_messages - own.settled_messages - relay.settled_messages
-            if (unsettled or waiting) and not session.ended and unsettled != waiting.get(id(session), 0):
+            if (session.unsettled or waiting) and not session.ended and session.unsettled != waiting.get(id(session), 0):
                 found.append(link)
         return found
 

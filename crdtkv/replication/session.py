@@ -121,7 +121,7 @@ class Session:
         "_tail", "_told_durable", "_vv", "_wall_ms", "_was_asked", "close_code", "distance_ms", "ended", "features", "found_amnesia",
         "origin", "own_floor", "own_in", "own_out", "packing", "peer_durable", "peer_members", "peer_vv", "quiet", "quiet_seq",
         "quiet_until_ms", "region", "relay", "relay_changed_ms", "relay_floor", "relay_in", "relay_out", "relay_received_ms",
-        "relay_useful_ms", "reports", "round_trip_ms", "said_bye_by_peer", "state", "told",
+        "relay_useful_ms", "reports", "round_trip_ms", "said_bye_by_peer", "state", "told", "unsettled",
     )  # fmt: skip
 
     def __init__(
@@ -188,12 +188,14 @@ class Session:
         """The floor that the peer named when it refused."""
         self.own_floor = EMPTY_VV
         """The floor that the peer named when it could not send its own."""
+        self.unsettled = 0
+        """Messages of frames that came and are not settled."""
         self._was_asked = False
         self._last_received = 0
         self._stall_reported: Frame | None = None
 
         self.quiet: Ready | None = None
-        """The last answer of `ready`, if nothing was to be done and nothing but time has come in since."""
+        """What `ready` answers, if nothing is to be done and nothing but time has come in since that was found."""
         self.quiet_until_ms = 0.0
         self.quiet_seq = self._quiet_released = 0
         """The own frames and the log that were released then: what a session finds out by itself."""
@@ -296,7 +298,8 @@ class Session:
             moved = moved or (durable is not former_durable and durable.seq(peer) != former_durable.seq(peer))
             if moved or (self.relay in RELAYING and (vv != former or durable != former_durable)):
                 self._ack.note(self._now)
-                self.quiet = None
+                if self.quiet is not None:
+                    self._rest()
         self._vv, self._durable = vv, durable
         if self.own_in.waiting or self.relay_in.waiting:
             self.own_in.advance(vv)
@@ -307,10 +310,12 @@ class Session:
 
     def settle(self, relayed: bool, frames: Sequence[Frame]) -> None:
         """The frames of one message were applied, or are held: their sender may go on. Precedes `advance`."""
-        self.quiet = None
         incoming = self.relay_in if relayed else self.own_in
         incoming.settled_messages += 1
+        self.unsettled -= 1
         self._ack.settled(sum(frame.size for frame in frames), self._now)
+        if self.quiet is not None:
+            self._rest()
 
     def ask_relay(self) -> None:
         """Ask the peer for what third origins wrote and this replica lacks."""
@@ -489,6 +494,20 @@ class Session:
                 text = f"{self.origin} lacks own commits up to {plan.refused.seq(self._port.origin)} that the log no longer has"
                 self._event(EventKind.NEEDS_SNAPSHOT, text)
             self.own_out.accept(plan, self._now)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Nothing else is due, as it is being sent: nothing will be before the next ack or heartbeat, unless a stream has more, or the
+        peer is silent."""
+        wake_at_ms = self._heartbeat_at_ms
+        if self._ack.due_ms < wake_at_ms:
+            wake_at_ms = self._ack.due_ms
+        is_at_rest = self._now + TIMER_MS < wake_at_ms < self._heard_ms + self._dead_after_ms and self.state is LIVE
+        if is_at_rest and not (self.own_out.has_more or self.relay_out.is_open):
+            self.quiet, self.quiet_until_ms, self.quiet_seq = Ready((), wake_at_ms), wake_at_ms - TIMER_MS, self._tail.last_seq
+            self._quiet_released = 0
+        else:
+            self.quiet = None
 
     def _note_beat(self, message: Heartbeat) -> None:
         """A heartbeat is being sent."""
@@ -800,6 +819,7 @@ class Session:
             return self._end(Code.PROTOCOL, "a message of no frames")
         if message.relayed and not self._was_asked:
             return self._end(Code.PROTOCOL, "relayed frames that nobody asked for")
+        self.unsettled += 1
         if not incoming.take(sum(map(len, message.frames))):
             return self._end(Code.OVERDRAWN, f"{incoming.received_bytes:,} bytes were sent, {incoming.granted_bytes:,} were granted")
         try:

@@ -429,7 +429,8 @@ class Member:
     def _pump(self) -> None:
         self._pump_due = False
         world, drive = self._world, self.drive
-        if drive.is_resting(world.now_ms):
+        if (until_ms := drive.idle_until(world.now_ms)) is not None:
+            self._wake(until_ms)
             return world.idle()
         work = drive.ready()
         drive.accept(work)
@@ -469,8 +470,10 @@ class Member:
         index, sending, trace, send = self.index, world.auditor.sending, world.trace_sent, world.network.send
         for link, messages in work.messages.items():
             assert isinstance(link, int)
-            for message, data in zip(messages, work.encoded(link), strict=True):
+            pack = work.packings[link].encode
+            for message in messages:
                 sending(self, message)
+                data = pack(message)
                 kind = type(message)
                 is_beat = kind in _BEATS
                 is_idle = is_idle and is_beat
@@ -587,9 +590,10 @@ class Member:
         world.changed(self)
 
     def _wake(self, at_ms: float) -> None:
-        at_us, soonest_us = int(at_ms * 1000) + 1, self._world.now_us + 100
-        if at_us < soonest_us:
-            at_us = soonest_us
+        at_us = int(at_ms * 1000) + 1
+        if self._wake_us is not None and at_us >= self._wake_us:
+            return
+        at_us = max(at_us, self._world.now_us + 100)
         if self._wake_us is None or at_us < self._wake_us:
             self._wake_us = at_us
             self._world.in_life(self._life, (at_us - self._world.now_us) / 1000, self._tick, at_us)

@@ -174,8 +174,8 @@ def draw(dice: Dice, scenario: str = "mixed") -> Options:
         replication=replication,
     )
     options = SCENARIOS[scenario](options)
-    # How long one waits for an answer fits the links: else nothing but asking again would be seen on slow ones. So does a snapshot's life: of
-    # a big set in the smallest chunks, none ended in time (seed 2030995, clears).
+    # How long one waits for an answer fits the links: else nothing but asking again would be seen on slow ones. So does a snapshot's
+    # life: of a big set in the smallest chunks, none ended in time (seed 2030995, clears).
     far_ms = int(options.delay_ms * (1 + options.jitter))
     waits = replace(
         options.replication, relay_timeout_ms=80 + 4 * far_ms, relay_retry_ms=100 + 4 * far_ms, snapshot_timeout_ms=200 + 6 * far_ms,

@@ -174,16 +174,18 @@ class World:
             for _ in range(TURNS_MAX):
                 if self._finished:
                     break
-                self.now_us, _, life, what, args = heappop(events)
+                at_us, _, life, what, args = heappop(events)
                 if life is not None and life.is_over:
                     continue
-                self.now_ms, self._is_idle = self.now_us / 1000, False
+                self.now_us, self.now_ms = at_us, at_us / 1000
                 try:
                     what(*args)
                 except (StorageError, CorruptionError, IncompatibleFormatError) as e:
                     if not self.faults.broke(e):
                         raise
-                if not self._is_idle:
+                if self._is_idle:
+                    self._is_idle = False
+                else:
                     self.events += 1
             else:
                 raise Violation(f"still going on after {TURNS_MAX:,} turns")
