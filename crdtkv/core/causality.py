@@ -29,11 +29,8 @@ Origin = NewType("Origin", str)
 SEQ_MAX = 2**63 - 1
 _SHORT = 2 * 16
 """A flat vector of so many items at most is remembered: 16 origins."""
-_SHORT_BYTES = 1 << 10
-"""The same for its bytes."""
 _new = object.__new__
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
 _ORIGIN = re.compile(r"([a-z0-9][a-z0-9_-]{0,31})@([0-9a-f]{1,8})-([0-9a-f]{8})")
 _REGION = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
@@ -259,18 +256,14 @@ class VersionVector(Mapping[Origin, int]):
             self._bytes = _encode(self.flat())
         return self._bytes
 
-    @staticmethod
-    def decode(data: bytes) -> VersionVector:
-        """`from_flat` of MessagePack, in canonical form or not; raises `CorruptionError` for anything else.
-
-        A short one that came lately is found by its bytes: in half the time that it takes to make a list of them, and find that.
-        """
-        return _of_short_bytes(data) if len(data) <= _SHORT_BYTES else _of_bytes(data)
-
     @classmethod
     def from_bytes(cls, data: bytes) -> VersionVector:
         """The inverse of `to_bytes`; raises `CorruptionError` for anything else."""
-        vv = cls.decode(data)
+        try:
+            flat = msgspec.msgpack.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as e:
+            raise CorruptionError(f"version vector: {e}") from e
+        vv = cls.from_flat(flat)
         if vv.to_bytes() != data:
             raise CorruptionError("version vector: not in canonical form")
         return vv
@@ -300,17 +293,6 @@ def _of_pairs(flat: Sequence[object]) -> VersionVector:
 @lru_cache(maxsize=256, typed=True)  # typed: to `==`, True is 1
 def _of_short(*flat: object) -> VersionVector:
     return _of_pairs(flat)
-
-
-def _of_bytes(data: bytes) -> VersionVector:
-    try:
-        flat = _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError, OverflowError, RecursionError) as e:
-        raise CorruptionError(f"version vector: {e}") from e
-    return VersionVector.from_flat(flat)
-
-
-_of_short_bytes = lru_cache(maxsize=256)(_of_bytes)
 
 
 EMPTY_VV = VersionVector()

@@ -105,7 +105,7 @@ class _Header(msgspec.Struct, array_like=True, frozen=True, gc=False):
     first_seq: int
     count: int
     hlc: int
-    context: msgspec.Raw
+    context: list[Any]
     previous: bytes
     extensions: dict[str, msgspec.Raw] | None
 
@@ -218,7 +218,7 @@ class Frame(msgspec.Struct, gc=False, eq=False):
                 features=unknown[:16],
             )
         origin = check_origin(header.origin)
-        context = VersionVector.decode(bytes(header.context))
+        context = VersionVector.from_flat(header.context)
         if origin in context:
             raise CorruptionError("frame: its context names its own origin")
         if header.first_seq < 1 or header.count < 1 or header.first_seq + header.count - 1 > SEQ_MAX:

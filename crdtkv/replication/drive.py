@@ -30,7 +30,7 @@ dialled again; what was lost is then a need like any other, of an origin that no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import Final, NamedTuple
 
@@ -246,7 +246,7 @@ class Drive:
         """How much it was when `_agree` found nothing to do, and at the last `_review`: until more comes, the one would find nothing again,
         and the other nothing before the time that it named."""
         self._is_quiet = False
-        """The last `ready` had nothing to do, and nothing came since: `_rests` is the deadline of every link."""
+        """`ready` would find nothing to do before `_rests`, the deadline of every link, if nothing comes until then."""
         self._began_here = False
         """The present origin began in this process: whoever says to know more of it is wrong."""
         self._rests: float | None = None
@@ -346,12 +346,7 @@ class Drive:
             self._agree()
         elif rests is not None and self._tail.last_seq == last_seq:
             # Nothing more may leave; what peers are to be told is told in time.
-            for peer in self._peers.values():
-                quiet = peer.session.quiet
-                if quiet is None or quiet.wake_at_ms is None or peer.session.relay_out.is_open:
-                    return
-                rests = min(rests, quiet.wake_at_ms)
-            self._rests, self._is_quiet = rests, True
+            self._rest(rests, self._peers)
 
     def applied(self, result: Applied, now_ms: float) -> None:
         """What came of the last `Work.apply`."""
@@ -452,9 +447,7 @@ class Drive:
     def tick(self, now_ms: float) -> None:
         """Time has passed; to be called at `Work.wake_at_ms`."""
         self._begin(now_ms)
-        self._tail.refresh(self._now)
-        if self._port.vv() is not self._vv or self._port.durable_vv() is not self._durable:
-            self._refresh()
+        self._refresh()
         for peer in self._peers.values():
             peer.session.tick(self._now)
             if peer.session.ended:
@@ -608,19 +601,26 @@ class Drive:
             self.transfers.accept(len(work.jobs), work.sends)
         if work.arrivals:
             self._take_up(work.arrivals)  # before anything is forgotten: what waits is what it was when this was decided
-        rests = self._rests
         for link, ready in work.readies.items():
-            session = self._peers[link].session
-            session.accept(ready)
-            wake_at_ms = None if session.quiet is None else session.quiet.wake_at_ms
-            rests = None if rests is None or wake_at_ms is None else min(rests, wake_at_ms)
-        if rests is not None and not (self._events or work.jobs or work.sends):  # all others had nothing to do
-            self._rests, self._is_quiet = rests, True
+            self._peers[link].session.accept(ready)
+        if self._rests is not None and not (self._events or work.jobs or work.sends):
+            self._rest(self._rests, work.readies)  # all others had nothing to do
         for closed in work.closed:
             self._news += 1
             self._forget(closed.link, self._peers.pop(closed.link).session)
         if work.closed:
             self._review()
+
+    def _rest(self, until_ms: float, links: Iterable[Link]) -> None:
+        """Have nothing to do until then, or until the first of these links is due, if each knows when that is."""
+        for link in links:
+            session = self._peers[link].session
+            quiet = session.quiet
+            if quiet is None or quiet.wake_at_ms is None or session.relay_out.is_open:
+                return
+            if quiet.wake_at_ms < until_ms:
+                until_ms = quiet.wake_at_ms
+        self._rests, self._is_quiet = until_ms, True
 
     def _take_up(self, arrivals: tuple[_Arrival, ...]) -> None:
         """These are being applied, and no longer wait."""
@@ -660,7 +660,9 @@ class Drive:
         found = []
         for link, peer in self._peers.items():  # written out: a simulation asks at every turn, and at most of them there is nothing
             session = peer.session
-            if (session.unsettled or waiting) and not session.ended and session.unsettled != waiting.get(id(session), 0):
+            own, relay = session.own_in, session.relay_in
+            unsettled = own.received_messages + relay.received_messages - own.settled_messages - relay.settled_messages
+            if (unsettled or waiting) and not session.ended and unsettled != waiting.get(id(session), 0):
                 found.append(link)
         return found
 

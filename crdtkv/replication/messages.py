@@ -33,7 +33,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 from crdtkv.core.causality import SEQ_MAX, Origin, VersionVector, check_origin, region_of
 from crdtkv.core.clock import STAMP_MAX
@@ -223,8 +223,7 @@ class Unknown(Struct, frozen=True):
 
 
 AboutSnapshots = AskSnapshot | Chunk | ChunkAck | EndSnapshot | CannotSnapshot
-_Rarer = Subscribe | AskRelay | EndRelay | CannotRelay | Credit | HeartbeatReply | Reports | AboutSnapshots
-Live = Frames | Ack | Heartbeat | _Rarer
+Live = Frames | Subscribe | AskRelay | EndRelay | CannotRelay | Ack | Credit | Heartbeat | HeartbeatReply | Reports | AboutSnapshots
 Wire = Hello | Live | Packed | Bye
 Message = Wire | Unknown
 
@@ -237,66 +236,20 @@ _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, ValueError, TypeError
 
 def _to_wire(value: Any) -> Any:
     if type(value) is VersionVector:
-        return Raw(value.to_bytes())
+        return msgspec.Raw(value.to_bytes())
     raise TypeError(f"a message holds a {type(value).__name__}")
 
 
 def _from_wire(_type: type, value: Any) -> Any:
     """The only custom type in a message is `VersionVector`."""
-    if isinstance(value, list):
-        _check_items(len(value))
+    if isinstance(value, list) and len(value) > 2 * ORIGINS_MAX:
+        raise CorruptionError(f"message: a version vector of {len(value) // 2:,} origins, the limit is {ORIGINS_MAX:,}")
     return VersionVector.from_flat(value)
 
 
-def _from_raw(raw: Raw) -> VersionVector:
-    data = bytes(raw)
-    if len(data) > 2 * ORIGINS_MAX:  # an item has a byte or more
-        _check_items(_array_length(data, 0))
-    return VersionVector.decode(data)
-
-
-def _check_items(count: int) -> None:
-    if count > 2 * ORIGINS_MAX:
-        raise CorruptionError(f"message: a version vector of {count // 2:,} origins, the limit is {ORIGINS_MAX:,}")
-
-
-# The messages that come most often, as the decoder gives them: with their vectors as bytes, by which most are found.
-
-
-class _Ack(Struct, frozen=True, array_like=True, tag="ack"):
-    applied: Raw
-    durable: Raw
-    own_messages: _Whole
-    relay_messages: _Whole
-
-    def message(self) -> Ack:
-        return Ack(_from_raw(self.applied), _from_raw(self.durable), self.own_messages, self.relay_messages)
-
-
-class _Frames(Struct, frozen=True, array_like=True, tag="frames"):
-    relayed: bool
-    frames: tuple[bytes, ...]
-    ack: _Ack | None = None
-
-    def message(self) -> Frames:
-        return Frames(self.relayed, self.frames, None if self.ack is None else self.ack.message())
-
-
-class _Heartbeat(Struct, frozen=True, array_like=True, tag="heartbeat"):
-    number: _Whole
-    wall_us: _Whole
-    vv: Raw
-    hlc: _Stamp
-    digest: tuple[Raw, _Digest] | None = None
-
-    def message(self) -> Heartbeat:
-        digest = None if self.digest is None else (_from_raw(self.digest[0]), self.digest[1])
-        return Heartbeat(self.number, self.wall_us, _from_raw(self.vv), self.hlc, digest)
-
-
 _encode = msgspec.msgpack.Encoder(enc_hook=_to_wire).encode
-_decode = msgspec.msgpack.Decoder(Hello | _Ack | _Frames | _Heartbeat | _Rarer | Packed | Bye, dec_hook=_from_wire).decode
-_decode_items = msgspec.msgpack.Decoder(list[Raw]).decode
+_decode = msgspec.msgpack.Decoder(Wire, dec_hook=_from_wire).decode
+_decode_items = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _decode_kind = msgspec.msgpack.Decoder(str).decode
 
 
@@ -321,14 +274,11 @@ def decode(data: bytes) -> Message:
     elif len(data) > CONTROL_BYTES_MAX:
         _check_size(data)
     try:
-        decoded = _decode(data)
+        message: Message = _decode(data)
     except _DECODE_ERRORS as e:
         if data[1:8] != _FRAMES_START and (unknown := _unknown(data)) is not None:
             return unknown
         raise CorruptionError(f"message: {e}") from e
-    if type(decoded) is _Heartbeat or type(decoded) is _Ack or type(decoded) is _Frames:
-        return decoded.message()
-    message: Message = decoded
     if type(message) is Hello:
         check_origin(message.origin)
         for origin in message.kept:

@@ -121,7 +121,7 @@ class Session:
         "_tail", "_told_durable", "_vv", "_wall_ms", "_was_asked", "close_code", "distance_ms", "ended", "features", "found_amnesia",
         "origin", "own_floor", "own_in", "own_out", "packing", "peer_durable", "peer_members", "peer_vv", "quiet", "quiet_seq",
         "quiet_until_ms", "region", "relay", "relay_changed_ms", "relay_floor", "relay_in", "relay_out", "relay_received_ms",
-        "relay_useful_ms", "reports", "round_trip_ms", "said_bye_by_peer", "state", "told", "unsettled",
+        "relay_useful_ms", "reports", "round_trip_ms", "said_bye_by_peer", "state", "told",
     )  # fmt: skip
 
     def __init__(
@@ -188,8 +188,6 @@ class Session:
         """The floor that the peer named when it refused."""
         self.own_floor = EMPTY_VV
         """The floor that the peer named when it could not send its own."""
-        self.unsettled = 0
-        """Messages of frames that came and are not settled."""
         self._was_asked = False
         self._last_received = 0
         self._stall_reported: Frame | None = None
@@ -312,7 +310,6 @@ class Session:
         """The frames of one message were applied, or are held: their sender may go on. Precedes `advance`."""
         incoming = self.relay_in if relayed else self.own_in
         incoming.settled_messages += 1
-        self.unsettled -= 1
         self._ack.settled(sum(frame.size for frame in frames), self._now)
         if self.quiet is not None:
             self._rest()
@@ -378,9 +375,13 @@ class Session:
         messages, wake_at_ms, plans = self._due()
         ready = Ready(messages, wake_at_ms, plans)
         if not messages and not plans:
-            self.quiet, self.quiet_until_ms, self.quiet_seq = ready, wake_at_ms - TIMER_MS, self._tail.last_seq
-            self._quiet_released = self._port.released() if self.relay_out.is_open else 0
+            self._be_quiet(ready, wake_at_ms)
         return ready
+
+    def _be_quiet(self, ready: Ready, wake_at_ms: float) -> None:
+        """Nothing is to be done before `wake_at_ms`, if nothing but time comes in."""
+        self.quiet, self.quiet_until_ms, self.quiet_seq = ready, wake_at_ms - TIMER_MS, self._tail.last_seq
+        self._quiet_released = self._port.released() if self.relay_out.is_open else 0
 
     def _due(self) -> tuple[tuple[Message, ...], float, tuple[Plan, ...]]:
         """What `ready` says, while the session goes on."""
@@ -504,8 +505,7 @@ class Session:
             wake_at_ms = self._ack.due_ms
         is_at_rest = self._now + TIMER_MS < wake_at_ms < self._heard_ms + self._dead_after_ms and self.state is LIVE
         if is_at_rest and not (self.own_out.has_more or self.relay_out.is_open):
-            self.quiet, self.quiet_until_ms, self.quiet_seq = Ready((), wake_at_ms), wake_at_ms - TIMER_MS, self._tail.last_seq
-            self._quiet_released = 0
+            self._be_quiet(Ready((), wake_at_ms), wake_at_ms)
         else:
             self.quiet = None
 
@@ -819,7 +819,6 @@ class Session:
             return self._end(Code.PROTOCOL, "a message of no frames")
         if message.relayed and not self._was_asked:
             return self._end(Code.PROTOCOL, "relayed frames that nobody asked for")
-        self.unsettled += 1
         if not incoming.take(sum(map(len, message.frames))):
             return self._end(Code.OVERDRAWN, f"{incoming.received_bytes:,} bytes were sent, {incoming.granted_bytes:,} were granted")
         try:

@@ -470,10 +470,8 @@ class Member:
         index, sending, trace, send = self.index, world.auditor.sending, world.trace_sent, world.network.send
         for link, messages in work.messages.items():
             assert isinstance(link, int)
-            pack = work.packings[link].encode
-            for message in messages:
+            for message, data in zip(messages, work.encoded(link), strict=True):
                 sending(self, message)
-                data = pack(message)
                 kind = type(message)
                 is_beat = kind in _BEATS
                 is_idle = is_idle and is_beat
@@ -590,10 +588,9 @@ class Member:
         world.changed(self)
 
     def _wake(self, at_ms: float) -> None:
-        at_us = int(at_ms * 1000) + 1
-        if self._wake_us is not None and at_us >= self._wake_us:
-            return
-        at_us = max(at_us, self._world.now_us + 100)
+        at_us, soonest_us = int(at_ms * 1000) + 1, self._world.now_us + 100
+        if at_us < soonest_us:
+            at_us = soonest_us
         if self._wake_us is None or at_us < self._wake_us:
             self._wake_us = at_us
             self._world.in_life(self._life, (at_us - self._world.now_us) / 1000, self._tick, at_us)

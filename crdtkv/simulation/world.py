@@ -174,18 +174,16 @@ class World:
             for _ in range(TURNS_MAX):
                 if self._finished:
                     break
-                at_us, _, life, what, args = heappop(events)
+                self.now_us, _, life, what, args = heappop(events)
                 if life is not None and life.is_over:
                     continue
-                self.now_us, self.now_ms = at_us, at_us / 1000
+                self.now_ms, self._is_idle = self.now_us / 1000, False
                 try:
                     what(*args)
                 except (StorageError, CorruptionError, IncompatibleFormatError) as e:
                     if not self.faults.broke(e):
                         raise
-                if self._is_idle:
-                    self._is_idle = False
-                else:
+                if not self._is_idle:
                     self.events += 1
             else:
                 raise Violation(f"still going on after {TURNS_MAX:,} turns")

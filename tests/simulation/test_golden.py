@@ -11,6 +11,7 @@ import pytest
 import crdtkv.simulation
 from crdtkv.replication.drive import Drive
 from crdtkv.replication.membership import Membership
+from crdtkv.replication.session import Session
 from crdtkv.simulation import SCENARIOS, simulate
 from tests.simulation.golden import PATH, SEEDS
 
@@ -38,7 +39,8 @@ def test_the_trace_is_the_one_that_was_committed(scenario: str) -> None:
 
 @pytest.mark.parametrize("scenario", sorted(GOLDEN))
 def test_what_the_drive_does_not_look_at_has_nothing_to_say(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A drive that looks at needs and members at each tick, whatever came, and at the latter as if something had ended."""
+    """A drive that looks at needs and members at each tick, whatever came, and at the latter as if something had ended; it never rests,
+    and asks each session anew that something came of."""
     tick = Drive.tick
 
     def tick_and_look(drive: Drive, now_ms: float) -> None:
@@ -48,6 +50,8 @@ def test_what_the_drive_does_not_look_at_has_nothing_to_say(scenario: str, monke
 
     monkeypatch.setattr(Drive, "tick", tick_and_look)
     monkeypatch.setattr(Membership, "is_plain", lambda membership, live: False)
+    monkeypatch.setattr(Drive, "idle_until", lambda drive, now_ms: None)
+    monkeypatch.setattr(Session, "_rest", lambda session: setattr(session, "quiet", None))
     assert simulate(SEEDS[0], scenario).trace_sha256 == GOLDEN[scenario][str(SEEDS[0])]
 
 

@@ -123,9 +123,5 @@ def test_a_vector_that_came_lately_is_the_same_object_and_what_merely_equals_it_
     for impostor in ([EU, True, US, 2], [EU, 1.0, US, 2], [EU, 1, US, [2]], [[EU], 1, US, 2], [US, 2, EU, 1]):
         with pytest.raises(CorruptionError):
             VersionVector.from_flat(impostor)
-    data = known.to_bytes()
-    assert VersionVector.decode(data) is known and VersionVector.decode(bytes(bytearray(data))) is known
-    longer = data[:-1] + b"\xcd\x00\x02"
-    assert VersionVector.decode(longer) == known, "a seq may be written longer than need be, where nobody asks for canonical form"
     many = VersionVector({make_origin("us", 1, n): 1 for n in range(17)})
     assert VersionVector.from_flat(many.flat()) == many and VersionVector.from_flat(many.flat()) is not VersionVector.from_flat(many.flat())
