@@ -658,11 +658,10 @@ class Drive:
             for arrival in chain(self._applying or (), *self._alone, self._queue):
                 waiting[id(arrival.session)] = waiting.get(id(arrival.session), 0) + 1
         found = []
-        for link, peer in self._peers.items():  # written out: a simulation asks at every turn, and at most of them there is nothing
+        for link, peer in self._peers.items():
             session = peer.session
-            own, relay = session.own_in, session.relay_in
-            unsettled = own.received_messages + relay.received_messages - own.settled_messages - relay.settled_messages
-            if (unsettled or waiting) and not session.ended and unsettled != waiting.get(id(session), 0):
+            unsettled = session.own_in.unsettled_messages + session.relay_in.unsettled_messages
+            if not session.ended and unsettled != waiting.get(id(session), 0):
                 found.append(link)
         return found
 
@@ -706,11 +705,10 @@ class Drive:
             assert session.origin is not None
             membership.announce(session.origin, session.peer_vv)
             live[session.origin] = session.peer_members
-        durable = self._port.durable_vv()
-        if membership.is_plain(live):
-            membership.review(vv, durable, live)
+        if membership.review_plainly(vv, live):
             self._reviewed_as_of = None
             return self._note_agreed(sessions)
+        durable = self._port.durable_vv()
         is_draining = bool(control.members) and membership.is_draining
         peers = [(s, s.origin, s.peer_members, s.peer_durable if is_draining else None) for s in sessions]
         as_of = self._agreed_as_of, self._port.origin, membership.changes, membership.rests_on(vv, durable), peers

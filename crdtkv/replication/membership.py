@@ -168,17 +168,7 @@ class Membership:
                 drained, it says that it is ready to go only then.
         """
         control, own = self._port.control, self._port.origin
-        if self._announced:
-            self._announced = {o: n for o, n in self._announced.items() if n > vv.seq(o)}
-        self._named = tuple(dict.fromkeys(chain.from_iterable(live.values())))
-        if (present := frozenset((own, *live))) != self._present:
-            self._present = present
-            for origin in live:
-                met = self._met.setdefault(region_of(origin), origin)
-                if generation_of(met) < generation_of(origin):
-                    self._met[region_of(origin)] = origin
-        if not self._last_announced.keys() <= present:
-            self._last_announced = {peer: told for peer, told in self._last_announced.items() if peer in present}
+        self._meet(vv, live)
         if self.is_plain(live):
             self._reports[own], self.steering = {}, NO_STEERING
             return None
@@ -224,6 +214,14 @@ class Membership:
             return self.message
         self.message = message
         return message
+
+    def review_plainly(self, vv: VersionVector, live: Mapping[Origin, Iterable[str]]) -> bool:
+        """`review`, if there is nothing to agree on: whether that is so."""
+        if not self.is_plain(live):
+            return False
+        self._meet(vv, live)
+        self._reports[self._port.origin], self.steering = {}, NO_STEERING
+        return True
 
     def is_plain(self, live: Iterable[Origin]) -> bool:
         """No region was ever another incarnation than now, and nothing was told or recorded: there is nothing to agree on, as in most
@@ -284,6 +282,20 @@ class Membership:
         return self._present
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _meet(self, vv: VersionVector, live: Mapping[Origin, Iterable[str]]) -> None:
+        """Note who is connected, and forget what no longer matters of who is not."""
+        if self._announced:
+            self._announced = {o: n for o, n in self._announced.items() if n > vv.seq(o)}
+        self._named = tuple(dict.fromkeys(chain.from_iterable(live.values())))
+        if (present := frozenset((self._port.origin, *live))) != self._present:
+            self._present = present
+            for origin in live:
+                met = self._met.setdefault(region_of(origin), origin)
+                if generation_of(met) < generation_of(origin):
+                    self._met[region_of(origin)] = origin
+        if not self._last_announced.keys() <= present:
+            self._last_announced = {peer: told for peer, told in self._last_announced.items() if peer in present}
 
     def members(self, vv: VersionVector) -> list[str]:
         """The regions that must agree, by name."""

@@ -397,6 +397,11 @@ class Incoming:
         self.grant_due = total + self.window_bytes - self.granted_bytes >= self._grant_step
 
     @property
+    def unsettled_messages(self) -> int:
+        """How many came that were neither applied nor held yet."""
+        return self.received_messages - self.settled_messages
+
+    @property
     def next_grant(self) -> int:
         return self.freed_bytes + self.window_bytes if self.grant_due else self.granted_bytes
 

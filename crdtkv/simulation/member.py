@@ -438,7 +438,7 @@ class Member:
             world.idle()
         else:
             self._tell(work)
-            if drive.astray:
+            if (work.apply or work.closed) and drive.astray:  # it is by these that messages leave what waits
                 world.violation(f"{self.region}: a message that came over a link that lives on was forgotten")
         if drive.amnesia is not None:
             self._begin_anew()
