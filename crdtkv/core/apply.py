@@ -21,6 +21,7 @@ from msgspec import ValidationError
 
 from crdtkv.core.causality import EMPTY_VV, SEQ_MAX, Dot, Origin, VersionVector
 from crdtkv.core.codec import SlotType, slot_of, split_slot, successor, type_range
+from crdtkv.core.expiries import Expiries, expiry_key
 from crdtkv.core.frame import Delta, Puts
 from crdtkv.core.heads import Heads
 from crdtkv.core.journal import (
@@ -49,7 +50,6 @@ from crdtkv.core.types.base import (
 )
 
 PURGE_SPACE = b"p"
-EXPIRY_SPACE = b"t"
 CLEAR_AT_ONCE_MAX = 1000
 """A clear of at most this many slots is done within its commit (`Settings.clear_at_once_max`)."""
 
@@ -199,17 +199,13 @@ def _met_by(origin: Origin, seen: Mapping[Origin, int], found: Sequence[bytes | 
     return others, rare
 
 
-def expiry_key(expiry_ms: int, slot: bytes) -> bytes:
-    """The side record that lists a slot under the instant at which an entry of it expires."""
-    return EXPIRY_SPACE + expiry_ms.to_bytes(8, "big") + slot
-
-
 class Applier:
     """Applies the deltas of one commit after another. Reused; `begin` starts a commit."""
 
     __slots__ = (
         "applied",
         "clear_at_once_max",
+        "expiries",
         "heads",
         "hlc",
         "journal",
@@ -232,6 +228,7 @@ class Applier:
         removals: Removals,
         journal: Journal,
         purges: Purges,
+        expiries: Expiries,
         clear_at_once_max: int = CLEAR_AT_ONCE_MAX,
     ) -> None:
         self.state = state
@@ -240,6 +237,7 @@ class Applier:
         self.removals = removals
         self.journal = journal
         self.purges = purges
+        self.expiries = expiries
         self.clear_at_once_max = clear_at_once_max
         self.touched: Changes | None = None
         self.keys_only = False
@@ -430,7 +428,7 @@ class Applier:
         """List a slot under each expiry of its entries: a sibling's was taken off the list if it came due while beaten."""
         for entry in entries:
             if entry.expiry is not None:
-                self.state.side_put(expiry_key(entry.expiry, slot), b"")
+                self.expiries.add(expiry_key(entry.expiry, slot))
 
     # -- clears in slices -----------------------------------------------------------------------------------------
 

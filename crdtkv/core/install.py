@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from crdtkv.core.apply import Applier, Touched, expiry_key, update_of
+from crdtkv.core.apply import Applier, Touched, update_of
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.core.codec import SLOT_SPACE, SlotType, slot_of, split_slot, successor
 from crdtkv.core.control import NOTHING_AGREED, Agreed, removed_text
+from crdtkv.core.expiries import expiry_key
 from crdtkv.core.heads import Heads
 from crdtkv.core.join import Snapshot, join_records
 from crdtkv.core.journal import RULE_ADD_WINS, RULE_ELEMENT, RULE_INCREMENT_SURVIVES, RULE_LWW, RULE_WRITE_SURVIVES, Update
@@ -201,7 +202,7 @@ class Installer:
             replica.clock.absorb(entry.hlc)  # as for a frame: what is written next is stamped above what is here
             if entry.expiry is not None:
                 expires = True
-                replica.state.side_put(expiry_key(entry.expiry, slot), b"")
+                replica.expiries.add(expiry_key(entry.expiry, slot))
         if type_code != SlotType.REGISTER:
             heads.count(key, type_code, (record is not None) - (before is not None), expires)
         if len(entries) > 1:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from crdtkv.core.apply import Applier, Touched, expiry_key, update_of
+from crdtkv.core.apply import Applier, Touched, update_of
 from crdtkv.core.codec import SlotType, key_range, slot_of, split_slot
+from crdtkv.core.expiries import expiry_key
 from crdtkv.core.frame import DeltaKind, Frame
 from crdtkv.core.heads import Head
 from crdtkv.core.journal import RULE_REPAIR, Update
@@ -79,7 +80,7 @@ def adopt(replica: Replica, slot: bytes, record: bytes | None, donor: str) -> To
     entries = [] if record is None or type_code == SlotType.COUNTER else decode_entries(record)
     for entry in entries:
         if entry.expiry is not None:
-            replica.state.side_put(expiry_key(entry.expiry, slot), b"")
+            replica.expiries.add(expiry_key(entry.expiry, slot))
     shown = b"" if type_code == SlotType.COUNTER else subkey
     kind = "increment" if type_code == SlotType.COUNTER else Applier.change_kind(type_code, bool(entries))
     now = Update(replica.origin, 0, replica.clock.mark, kind, None)

@@ -28,6 +28,7 @@ from crdtkv.core.causality import EMPTY_VV, Origin, VersionVector, region_of
 from crdtkv.core.clock import HybridClock, ms_of
 from crdtkv.core.codec import SlotType, register_slots_of
 from crdtkv.core.control import Agreed, Control, MemberState, removed_text
+from crdtkv.core.expiries import Expiries
 from crdtkv.core.frame import CONTROL_KINDS, NO_HASH, Delta, DeltaKind, Frame, FrameTemplate, PutDelta, Row
 from crdtkv.core.heads import Head, Heads
 from crdtkv.core.held import Held
@@ -55,6 +56,7 @@ _STAYS = frozenset(
         "heads",
         "journal",
         "purges",
+        "expiries",
         "_removals",
         "_requests",
         "_applier",
@@ -166,6 +168,7 @@ class Replica:
             bytes_max=self.settings.journal_bytes_max,
         )
         self.purges = Purges(self.state)
+        self.expiries = Expiries(self.state)
         self._removals = Removals(self.state, self.settings.removals_max)
         self._applier = Applier(
             self.state,
@@ -174,6 +177,7 @@ class Replica:
             self._removals,
             self.journal,
             self.purges,
+            self.expiries,
             self.settings.clear_at_once_max,
         )
         self._held = Held(self._vv, self._is_beyond, self.settings.held_frames_max, self.settings.held_bytes_max)
@@ -204,6 +208,7 @@ class Replica:
             (self.heads, other.heads),
             (self.journal, other.journal),
             (self.purges, other.purges),
+            (self.expiries, other.expiries),
             (self._removals, other._removals),
             (self._requests, other._requests),
         ):
@@ -812,8 +817,8 @@ class Replica:
         self.jump(vv, hashes)
         self.agree(agreed, hashes)
         self.state.correct_digest(digest)
-        self.heads = Heads(self.state)
-        self._applier.heads = self.heads
+        self.heads = self._applier.heads = Heads(self.state)
+        self.expiries = self._applier.expiries = Expiries(self.state)
         self.clock.absorb(mark)
 
     def begin_fold(self) -> None:

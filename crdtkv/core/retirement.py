@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from crdtkv.core.apply import EXPIRY_SPACE
 from crdtkv.core.causality import Origin, VersionVector, region_of
 from crdtkv.core.codec import SLOT_SPACE, split_slot
+from crdtkv.core.expiries import EXPIRY_SPACE
 from crdtkv.core.frame import Delta, DeltaKind
 from crdtkv.core.removals import Removals
 from crdtkv.core.types.base import rank, winner
@@ -52,13 +52,12 @@ class Retirement:
         """
         replica, state = self._replica, self._replica.state
         now = replica.now_ms()
-        end = EXPIRY_SPACE + (now + 1).to_bytes(8, "big")
         issued = size = 0
         # So many at a time, from where the last call stopped: the records of other regions' expiries may be many.
-        found = list(islice(state.scan(self._from, end), EXPIRIES_LOOKED_AT_MAX))
-        self._from = EXPIRY_SPACE if len(found) < EXPIRIES_LOOKED_AT_MAX else found[-1][0] + b"\x00"
+        found = replica.expiries.until(now, EXPIRIES_LOOKED_AT_MAX, self._from)
+        self._from = EXPIRY_SPACE if len(found) < EXPIRIES_LOOKED_AT_MAX else found[-1] + b"\x00"
         members = sorted({*replica.control.show(replica.vv()), replica.origin}) if found else []
-        for where, _ in found:
+        for where in found:
             if issued == limit or size >= replica.settings.commit_bytes_max // 2:
                 self._from = where
                 return
@@ -67,7 +66,7 @@ class Retirement:
             entries = [] if record is None else replica.entries(slot, record)
             chosen = winner(entries) if entries else None
             if chosen is None or chosen.expiry != expiry:
-                state.side_put(where, None)  # superseded or removed since
+                replica.expiries.drop(where)  # superseded or removed since
                 continue
             mine = region_of(chosen.origin) == region_of(replica.origin)
             grace = 0 if mine else (1 + members.index(replica.origin)) * replica.settings.expiry_grace_ms

@@ -129,7 +129,7 @@ def settle(store: Store, pace: float = 1.0) -> Settled:
         for key in keys:
             recount(replica, key)
         for place in listed:
-            replica.state.side_put(place, b"")
+            replica.expiries.add(place)
         replica.state.correct_digest(scanned - kept)
         replica.fold()
     store._machine.engine.flush()

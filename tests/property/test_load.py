@@ -7,8 +7,8 @@ from itertools import chain, islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crdtkv.core.apply import EXPIRY_SPACE
 from crdtkv.core.clock import HybridClock
+from crdtkv.core.expiries import EXPIRY_SPACE
 from crdtkv.core.heads import HEAD_SPACE
 from crdtkv.core.join import Snapshot, snapshot_of
 from crdtkv.core.load import Loader
