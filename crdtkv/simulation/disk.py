@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -151,12 +151,13 @@ class SimulatedEngine:
     def __init__(self) -> None:
         self.records: dict[bytes, bytes] = {}
         self.get = self.records.get
-        self._keys: list[bytes] | None = []
-        """In order; None: to be sorted anew, for keys came or went. Cheaper, for so few, than to keep them in order at each write."""
+        self._keys: list[bytes] = []
+        self._is_in_order = True
+        """Else what came lately is at the end of the keys. Cheaper, for so few, than to keep them in order at each write."""
         self.folds: list[dict[bytes, bytes | None]] = [{}]
         """For each remembered state, the last of which `records` is: what gives back the one before it, if that is remembered."""
         self.is_full = False
-        self._touched: dict[bytes, None] = {}
+        self._touched: set[bytes] = set()
 
     def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return list(map(self.get, keys))
@@ -165,21 +166,23 @@ class SimulatedEngine:
         if self.is_full:
             raise DiskFullError("the simulated engine has no room")
         records = self.records
-        self.folds.append(dict(zip(batch, map(self.get, batch), strict=True)))
+        former = dict(zip(batch, map(self.get, batch), strict=True))
+        self.folds.append(former)
         del self.folds[:-FOLDS_KEPT]
         before = len(records)
         records.update(batch)  # type: ignore[arg-type]  # what is None goes at once
-        is_same = len(records) == before
+        if len(records) != before:
+            self._keys += [key for key, record in former.items() if record is None]
+            self._is_in_order = False
         for key in [key for key, record in batch.items() if record is None]:
             del records[key]
-            is_same = False
-        if not is_same:
-            self._keys = None
-        self._touched.update(dict.fromkeys(batch))
+            self._keys.remove(key)
+        self._touched.update(batch)
 
     def scan(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        if self._keys is None:
-            self._keys = sorted(self.records)
+        if not self._is_in_order:
+            self._keys.sort()
+            self._is_in_order = True
         first, after = bisect_left(self._keys, start), len(self._keys) if end is None else bisect_left(self._keys, end)
         if first >= after:
             return iter(())
@@ -188,11 +191,11 @@ class SimulatedEngine:
             keys.reverse()
         return iter(list(zip(keys, map(self.records.__getitem__, keys), strict=True)))
 
-    def take_touched(self) -> list[bytes]:
+    def take_touched(self) -> Set[bytes]:
         """The keys written since this was last asked, for whoever follows what changes."""
-        if not self._touched:
-            return []
-        touched, self._touched = list(self._touched), {}
+        touched = self._touched
+        if touched:
+            self._touched = set()
         return touched
 
     def positions(self) -> list[int]:
@@ -211,13 +214,13 @@ class SimulatedEngine:
                     self.records.pop(key, None)
                 else:
                     self.records[key] = record
-        self._keys = None
+        self._keys, self._is_in_order = list(self.records), False
 
     def copy(self) -> SimulatedEngine:
         """What a copy of the directory holds: the last batch."""
         twin = SimulatedEngine()
         twin.records.update(self.records)
-        twin._keys = None
+        twin._keys, twin._is_in_order = list(twin.records), False
         return twin
 
     def snapshot(self) -> EngineSnapshot:
