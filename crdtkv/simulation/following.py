@@ -80,7 +80,7 @@ class FollowedSlots:
         records: every slot's record.
         live: the writes of each slot that is no counter's, without those that a clear in progress has covered.
         runs: of each counter slot.
-        amounts: per counter with a live run, what each live run amounts to.
+        counters: the value of each counter that has a live run.
         total: the digest that the records add up to; says nothing while a clear is in progress.
         heads: per key.
         expiries: of live writes that expire, the instants by slot.
@@ -94,7 +94,9 @@ class FollowedSlots:
         self.records: dict[bytes, bytes] = {}
         self.live: dict[Slot, tuple[Live, ...]] = {}
         self.runs: dict[bytes, Run] = {}
-        self.amounts: dict[str, dict[bytes, int]] = {}
+        self.counters: dict[str, int] = {}
+        self._amounts: dict[str, dict[bytes, int]] = {}
+        """What each live run of a counter amounts to."""
         self.total = 0
         self.heads: dict[bytes, Head] = {}
         self.expiries: dict[bytes, list[int]] = {}
@@ -120,7 +122,8 @@ class FollowedSlots:
         else:
             changed = []
         self._overlay = overlay
-        self._follow_clears(replica, changed)
+        if self._cleared or replica.purges.vvs:
+            self._follow_clears(replica, changed)
         return changed
 
     def _look_at(self, slots: set[bytes], replica: Replica) -> list[bytes]:
@@ -143,8 +146,6 @@ class FollowedSlots:
     def _follow_clears(self, replica: Replica, changed: list[bytes]) -> None:
         """While a clear is in progress, what is shown of its collection is less than what is there."""
         before, self._cleared = self._cleared, replica.purges.vvs
-        if not before and not self._cleared:
-            return
         concerned = changed
         if before != self._cleared:
             collections = before.keys() | self._cleared.keys()
@@ -178,7 +179,8 @@ class FollowedSlots:
             self._head(key).slots[kind == SlotType.MAP] += 1 if before is None else -1
 
     def _put_run(self, slot: bytes, key: bytes, name: tuple[Origin, int], before: bytes | None, record: bytes | None) -> None:
-        amounts = self.amounts.setdefault(key.decode(), {})
+        counter = key.decode()
+        amounts = self._amounts.setdefault(counter, {})
         if before is not None and counts(run_in(before)):
             self.total -= share_of(slot, before)
         amounts.pop(slot, None)
@@ -191,8 +193,11 @@ class FollowedSlots:
             if counts(run):
                 self.total += share_of(slot, record)
                 amounts[slot] = run.total - run.base
-        if not amounts:
-            del self.amounts[key.decode()]
+        if amounts:
+            self.counters[counter] = sum(amounts.values())
+        else:
+            del self._amounts[counter]
+            self.counters.pop(counter, None)
 
     def _show(self, slot: bytes, live: tuple[Live, ...]) -> None:
         if live:
@@ -211,10 +216,6 @@ class FollowedSlots:
         if head is None:
             head = self.heads[key] = Head()
         return head
-
-    def counters(self) -> dict[str, int]:
-        """The value of each counter that has a live run."""
-        return {key: sum(runs.values()) for key, runs in self.amounts.items()}
 
     def expired_by(self, now_ms: int) -> int:
         """How many of the writes shown have expired: reads change when this does, though nothing is written."""

@@ -130,8 +130,9 @@ class History:
 
     def last_stamp(self, vv: VersionVector) -> int:
         """The highest stamp of a commit that a vector covers: those of one origin go up."""
-        last = map(self.commits.get, map(Dot._make, vv.pairs()))
-        return max([commit.hlc for commit in last if commit is not None], default=0)
+        get = self.commits.get
+        # A dot is found by the plain tuple of its origin and seq.
+        return max([commit.hlc for pair in vv.pairs() if (commit := get(pair)) is not None], default=0)  # type: ignore[call-overload]
 
     # The same commits are visible at many replicas and for many steps: each combination is judged once.
 
@@ -174,8 +175,8 @@ class History:
 
     def _between(self, since: VersionVector, vv: VersionVector) -> list[Commit]:
         """The commits that one vector covers and another does not."""
-        dots = [Dot(origin, seq) for origin, last in vv.beyond(since).items() for seq in range(since.seq(origin) + 1, last + 1)]
-        return [commit for commit in map(self.commits.get, dots) if commit is not None]
+        dots = [(origin, seq) for origin, last in vv.beyond(since).items() for seq in range(since.seq(origin) + 1, last + 1)]
+        return [commit for commit in map(self.commits.get, dots) if commit is not None]  # type: ignore[arg-type]  # as above
 
     @staticmethod
     def _continued(before: State, new: list[Commit]) -> State:
@@ -245,7 +246,7 @@ def read(live: tuple[Live, ...], now_ms: int) -> Live | None:
     """What a reader is shown: the winner, unless it has expired."""
     if not live:
         return None
-    chosen = max(live, key=lambda write: (write.hlc, write.dot.origin))
+    chosen = live[0] if len(live) == 1 else max(live, key=lambda write: (write.hlc, write.dot.origin))
     return None if chosen.expiry is not None and chosen.expiry <= now_ms else chosen
 
 

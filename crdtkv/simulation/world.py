@@ -369,11 +369,12 @@ class World:
 
     def _unequal(self) -> Iterator[str]:
         """What keeps the core from being equal, in words; nothing if it is. Of vectors only where they differ."""
-        up = [m for m in self.core if m.is_up]
-        yield from (f"{m.region} is down" for m in self.core if not m.is_up)
+        core = self.core
+        up = [m for m in core if m.is_up]
+        yield from (f"{m.region} is down" for m in core if not m.is_up)
         yield from _apart("", {m.region: m.machine.vv() for m in up})
         if up and not self.lame:
-            ended = set(up[0].machine.control.show(up[0].machine.vv())) - {m.origin for m in self.core}
+            ended = set(up[0].machine.control.show(up[0].machine.vv())) - {m.origin for m in core}
             yield from (f"{origin} has ended and is not closed" for origin in sorted(ended))
         for m in up:
             if m.machine.replica.purges:
