@@ -81,10 +81,10 @@ class FaultyFiles:
         self.at_call: Callable[[int, str], None] = lambda number, name: None
         self.room: int | None = None
         self.sync_lies = sync_lies
-        self._seen: dict[Path, _Content] = {}
-        self._durable: dict[Path, _Content] = {}
-        self._pending: list[list[tuple[Path, _Content | None]]] = []
-        """Changes of names, each atomic, not yet carried over by a sync of their directory."""
+        self._seen: dict[str, _Content] = {}  # by path as text: `Path` is slow to hash, and to say its parent
+        self._durable: dict[str, _Content] = {}
+        self._pending: list[tuple[str, list[tuple[str, _Content | None]]]] = []
+        """Changes of names in a directory, each atomic, not yet carried over by a sync of that."""
 
     def enter(self, name: str) -> None:
         """Count a call and let it fail."""
@@ -95,7 +95,7 @@ class FaultyFiles:
         """The disk as it is found when the power is back; `random` decides, as `Random.random` would. This one is used no more."""
         names = dict(self._durable)
         fate = _fate(random)
-        for change in self._pending:
+        for _, change in self._pending:
             if fate():
                 _rename(names, change)
         found = FaultyFiles(sync_lies=self.sync_lies)
@@ -124,18 +124,19 @@ class FaultyFiles:
             content.seen[at] ^= bit
         return True
 
-    def _change(self, *changes: tuple[Path, _Content | None]) -> None:
+    def _change(self, *changes: tuple[str, _Content | None]) -> None:
         _rename(self._seen, changes)
-        self._pending.append(list(changes))
+        self._pending.append((os.path.dirname(changes[0][0]), list(changes)))
 
     # -- the layer ------------------------------------------------------------------------------------------------
 
     def create(self, path: Path) -> File:
         self.enter("create")
-        content = self._seen.get(path)
+        name = str(path)
+        content = self._seen.get(name)
         if content is None:
             content = _Content()
-            self._change((path, content))
+            self._change((name, content))
         else:
             content.pending.append(0)
             content.seen.clear()
@@ -143,32 +144,35 @@ class FaultyFiles:
 
     def open(self, path: Path, *, writable: bool = False) -> File:
         self.enter("open")
-        content = self._seen.get(path)
+        content = self._seen.get(str(path))
         if content is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return FaultyFile(self, content)
 
     def list(self, directory: Path) -> list[str]:
         self.enter("list")
-        return [path.name for path in self._seen if path.parent == directory]
+        found = map(os.path.split, self._seen)
+        return [name for parent, name in found if parent == str(directory)]
 
     def rename(self, source: Path, target: Path) -> None:
         self.enter("rename")
-        self._change((target, self._seen[source]), (source, None))
+        self._change((str(target), self._seen[str(source)]), (str(source), None))
 
     def remove(self, path: Path) -> None:
         self.enter("remove")
-        if path not in self._seen:
+        if str(path) not in self._seen:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        self._change((path, None))
+        self._change((str(path), None))
 
     def sync_directory(self, directory: Path) -> None:
         self.enter("sync_directory")
         if self.sync_lies:
             return
-        for change in [change for change in self._pending if change[0][0].parent == directory]:
-            _rename(self._durable, change)
-            self._pending.remove(change)
+        where = str(directory)
+        for changed, change in self._pending:
+            if changed == where:
+                _rename(self._durable, change)
+        self._pending = [pending for pending in self._pending if pending[0] != where]
 
 
 class FaultyFile:
@@ -241,7 +245,7 @@ class FaultyFile:
         pass
 
 
-def _rename(names: dict[Path, _Content], change: Sequence[tuple[Path, _Content | None]]) -> None:
+def _rename(names: dict[str, _Content], change: Sequence[tuple[str, _Content | None]]) -> None:
     """Carry out one change of names; None: the name goes."""
     for path, content in change:
         if content is None:
