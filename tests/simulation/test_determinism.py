@@ -52,9 +52,10 @@ def test_a_stream_keeps_its_order_whatever_the_delays_round_to() -> None:
     network.dial(*ends)
     for number in range(2_000):
         world.after(100 + number * 0.137, lambda n: network.send(ends[0], ends[0].link, n.to_bytes(2)), number)
-    while world._events:
-        world.now_us, _, _, what, args = heapq.heappop(world._events)
-        what(*args)
+    while world._instants:
+        world.now_us = heapq.heappop(world._instants)
+        for _, what, args in world._due.pop(world.now_us):
+            what(*args)
     assert ends[1].came == list(range(2_000))
 
 
