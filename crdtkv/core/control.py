@@ -301,19 +301,21 @@ class Control:
 
     # -- freezing -------------------------------------------------------------------------------------------------
 
-    def freeze(self, origin: Origin, limit: int, later: Origin | None = None) -> None:
+    def freeze(self, origin: Origin, limit: int, later: Origin | None = None) -> bool:
         """Take no more of an origin than up to `limit`; what is frozen already is only told why. The caller folds and flushes before
-        anybody is told.
+        anybody is told. False if all that was known.
 
         Args:
             later: the incarnation as which its region went on, if that is why.
         """
-        if origin not in self._closed and (origin not in self.frozen or (later is not None and origin not in self.ended_by)):
-            self.frozen.setdefault(origin, limit)
-            if later is not None:
-                self.ended_by[origin] = later
-            self._state.side_put(FROZEN_SPACE + origin.encode(), b"" if later is None else later.encode())
-            self.version += 1
+        if origin in self._closed or (origin in self.frozen and (later is None or origin in self.ended_by)):
+            return False
+        self.frozen.setdefault(origin, limit)
+        if later is not None:
+            self.ended_by[origin] = later
+        self._state.side_put(FROZEN_SPACE + origin.encode(), b"" if later is None else later.encode())
+        self.version += 1
+        return True
 
     def thaw(self, origin: Origin) -> None:
         """Undo a freeze that could not be made durable, or is over."""

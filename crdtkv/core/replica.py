@@ -565,8 +565,8 @@ class Replica:
 
     def freeze(self, origin: Origin, later: Origin | None = None) -> None:
         """Take no more of an origin than is applied, or than what is held rests on. To be flushed before anybody is told."""
-        self.control.freeze(origin, self._vv.get(origin, 0), later)
-        self._begin_limits_again()
+        if self.control.freeze(origin, self._vv.get(origin, 0), later):
+            self._begin_limits_again()  # never without a new version, by which those who had them raised know of it
 
     def _begin_limits_again(self) -> None:
         """Find anew how much is taken of what ends: whose report or frame had raised a limit may be no member any more."""

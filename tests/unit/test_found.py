@@ -415,6 +415,20 @@ def test_a_full_disk_undid_a_freeze_that_was_only_told_why() -> None:
     assert us.control.frozen == {ap.origin: 1}
 
 
+def test_a_freeze_that_was_asked_for_twice_took_a_limit_back_that_had_risen() -> None:
+    """Who had asked for the limit saw nothing change, so it did not ask again: what lay beyond it could never come."""
+    us, ap = machine("us"), machine("ap")
+    us.freeze([ap.origin])
+    us.raise_limits({ap.origin: 3})
+    version = us.control.version
+    us.freeze([ap.origin])
+    assert (us.control.limit(ap.origin), us.control.version) == (3, version)
+    later = make_origin("ap", 2, 5)
+    us.freeze([ap.origin], {ap.origin: later})  # the reason is news: all limits are to be found anew
+    assert us.control.limit(ap.origin) == 0
+    assert us.control.version > version
+
+
 def test_what_peers_announced_is_remembered_only_while_it_is_not_here_and_of_so_many_origins() -> None:
     """Every origin that anybody ever named stayed in memory, those that a peer had made up as well."""
     us, eu, ap = ToyReplica("us"), ToyReplica("eu").origin, make_origin("ap", 1, 1)
