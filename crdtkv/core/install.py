@@ -77,7 +77,8 @@ class Installer:
             applied behind it) must not keep it from being finished: the state is half of each until it is.
     Raises:
         CorruptionError: a fork. WrongClusterError: another cluster's. StorageError: it holds commits of this replica's own that
-            this replica has lost. RegionRemovedError: it holds what an origin wrote after it was closed or frozen. Nothing changed.
+            this replica has lost. RegionRemovedError: it holds what an origin wrote after it was closed, or after it was frozen here and
+            is not closed there. Nothing changed.
     """
 
     def __init__(
@@ -258,7 +259,9 @@ def _check(replica: Replica, theirs: Incoming, *, begun: bool = False) -> None:
             their_seq=own,
         )
     for origin, seq in theirs.vv.items():
-        limit = replica.control.limit(origin)
+        limit, closes = replica.control.limit(origin), theirs.agreed.closed.get(origin)
+        if limit is not None and closes:
+            limit = max(limit, closes[-1].seq)  # what all members agreed on comes with it, as with a frame (see `Replica._follow`)
         if limit is not None and seq > limit and not begun:
             raise RegionRemovedError(removed_text(origin, limit), origin=origin, seq=seq, limit=limit)
         last, ours = replica.last_hash(origin)

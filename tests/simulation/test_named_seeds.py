@@ -23,6 +23,7 @@ from crdtkv.simulation.case import Case, run_case
         pytest.param(1017873, "churn", None, id="a-copy-of-before-a-run-was-forgotten"),
         pytest.param(1000500, "disks", 1000, id="a-removal-was-forgotten-before-a-disk-was-lost"),
         pytest.param(5100327, "churn", None, id="nobody-synced-what-a-raised-limit-let-in"),
+        pytest.param(6014401, "churn", 1000, id="a-snapshot-was-refused-for-an-end-that-it-brings"),
         pytest.param(3042913, "churn", None, id="a-freeze-asked-for-twice-took-a-limit-back"),
         pytest.param(2030995, "clears", None, id="no-snapshot-of-a-big-set-ended-in-time"),
     ],

@@ -20,7 +20,7 @@ from crdtkv.core.replica import Replica
 from crdtkv.core.state import DictBase
 from crdtkv.core.transfer import Arrival, encode_header, next_link
 from crdtkv.core.types.counter import run_name
-from crdtkv.errors import CorruptionError, DiskFullError
+from crdtkv.errors import CorruptionError, DiskFullError, RegionRemovedError
 from crdtkv.replication.hello import refusal
 from crdtkv.replication.membership import Membership
 from crdtkv.replication.messages import ORIGINS_MAX, AskSnapshot, Frames, Reports
@@ -291,6 +291,28 @@ def test_a_closing_that_had_waited_for_a_snapshot_kept_its_install_from_being_fi
     again.install(staging)
     assert again.vv() == ap.vv() and not staging.is_marked
     assert again.digest() == (ap.vv(), eu.digest()[1]), "a closing is no part of the state"
+
+
+def test_a_snapshot_was_refused_for_an_end_that_it_brings_itself_further_on() -> None:
+    """An origin was closed twice, the second time further on, while eu was away, and the log that told of it is gone."""
+    us, ap, eu = replica("us"), replica("ap"), replica("eu")
+    first, second = (commit(us, [DeltaKind.REGISTER_PUT, f"k{n}", encode_value(n)]) for n in (1, 2))
+    ap.apply(first)
+    ap.commit_control([close_delta(us.origin, 1)])
+    closing = ap.close_frame()
+    assert closing is not None
+    eu.apply(first)
+    eu.apply(closing)
+    ap.raise_limit(us.origin, 2)
+    ap.apply(second)
+    open_end = replace(snapshot_of(ap), agreed=eu.control.agreed())
+    ap.commit_control([close_delta(us.origin, 2)])
+    ap.close_frame()
+    with pytest.raises(RegionRemovedError):
+        install(eu, open_end)
+    install(eu, snapshot_of(ap))
+    assert (eu.vv(), eu.digest(), eu.control.last(us.origin)) == (ap.vv(), ap.digest(), 2)
+    assert eu.control.limit(us.origin) == 2, "and no further"
 
 
 def test_who_came_with_an_empty_disk_was_frozen_for_a_later_one_that_nobody_remembered() -> None:
