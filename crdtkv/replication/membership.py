@@ -169,8 +169,7 @@ class Membership:
         """
         control, own = self._port.control, self._port.origin
         self._meet(vv, live)
-        if self.is_plain(live):
-            self._reports[own], self.steering = {}, NO_STEERING
+        if self.review_plainly(vv, live):
             return None
         told_of = list(chain.from_iterable(self._reports.values()))
         named = tuple(dict.fromkeys((*vv, *self._reports, *told_of)))

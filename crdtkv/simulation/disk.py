@@ -193,9 +193,7 @@ class SimulatedEngine:
 
     def take_touched(self) -> Set[bytes]:
         """The keys written since this was last asked, for whoever follows what changes."""
-        touched = self._touched
-        if touched:
-            self._touched = set()
+        touched, self._touched = self._touched, set()
         return touched
 
     def positions(self) -> list[int]:
