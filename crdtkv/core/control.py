@@ -333,8 +333,12 @@ class Control:
         return True
 
     def begin_limits_again(self, applied: Mapping[Origin, int]) -> None:
-        """Take no more of what is frozen than is applied, and of what is closed than to its end: limits are to be found anew."""
-        self.frozen = {o: applied.get(o, 0) for o in self.frozen if o not in self._closed}
+        """Take no more of what is frozen than is applied, and of what is closed than to its end: limits are to be found anew. Whoever
+        had raised one learns of it by the version."""
+        limits = {o: applied.get(o, 0) for o in self.frozen if o not in self._closed}
+        if limits != self.frozen:
+            self.frozen = limits
+            self.version += 1
 
     @property
     def has_limits(self) -> bool:

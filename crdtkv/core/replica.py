@@ -192,6 +192,7 @@ class Replica:
         """Go on under another id. What was written under the former one stays, as another origin's. Fold and flush before writing."""
         assert not self._rows, "a frame is being made"
         self.origin = origin
+        self._find_refusal()
         self.clock.begin_incarnation()
         self._context = None
         self._template = None
@@ -216,12 +217,16 @@ class Replica:
                 # What is frozen is decided here, not by the log; and what went for want of room has gone here.
                 if name not in ("_state", "_log_time", "frozen", "ended_by", "evicted"):
                     setattr(mine, name, getattr(its, name))
+        # But what an undone closing had thawed is frozen still, as the engine has it, and for the same reason.
+        self.control.frozen = {**other.control.frozen, **self.control.frozen}
+        self.control.ended_by = {**other.control.ended_by, **self.control.ended_by}
         self.control.version = max(version, other.control.version) + 1
         self._vv.clear()
         self._vv.update(other._vv)
         for name, value in vars(other).items():
             if name not in _STAYS:
                 setattr(self, name, value)
+        self._begin_limits_again()
         self._retirement.adopt(other._retirement)
         if self._applier.touched is not None:
             self._applier.touched.clear()
@@ -566,7 +571,7 @@ class Replica:
     def freeze(self, origin: Origin, later: Origin | None = None) -> None:
         """Take no more of an origin than is applied, or than what is held rests on. To be flushed before anybody is told."""
         if self.control.freeze(origin, self._vv.get(origin, 0), later):
-            self._begin_limits_again()  # never without a new version, by which those who had them raised know of it
+            self._begin_limits_again()
 
     def _begin_limits_again(self) -> None:
         """Find anew how much is taken of what ends: whose report or frame had raised a limit may be no member any more."""

@@ -101,19 +101,22 @@ class Retirement:
             by, slot = VersionVector.from_bytes(record), SLOT_SPACE + where[1:]
             key, _, subkey = split_slot(slot)
             origin, run = run_name(subkey)
-            if by <= stable and self._has_seen(origin, by, acknowledged.get(origin)):
+            # Who has opened a newer run had seen that this one is spent.
+            has_newer = any(o == origin and n > run for o, n in heads.runs(key))
+            if by <= stable and (has_newer or self._has_seen(origin, by, acknowledged.get(origin))):
                 state.put(slot, None)
                 list_dead(state, slot, None)
                 heads.drop_run(key, origin, run)
         return found[-1][0] + b"\x00" if len(found) == runs_max else b""
 
     def _has_seen(self, origin: Origin, what: VersionVector, acknowledged: VersionVector | None) -> bool:
-        """Whether an origin is known to have applied something, and all that it made before is applied here."""
+        """Whether an origin is known to have applied something, and all that it made before is applied here.
+
+        That it is closed proves neither: a member that nobody had counted may have more of it, and may bring that yet.
+        """
         replica = self._replica
         if origin == replica.origin or not what.without(origin):
             return what <= replica.vv()
-        if replica.control.last(origin) is not None:
-            return True  # closed, so all that it ever made is applied here
         if acknowledged is not None and what <= acknowledged and acknowledged.seq(origin) <= replica.seq(origin):
             return True
         seen = self.seen_by.get(origin)

@@ -19,9 +19,10 @@ ends when for `relay_linger_ms` it brought nothing but what came by itself as we
 snapshot helps: that is reported.
 
 **What should have come.** All waits above end by something that comes. In case it never does, by a bug: a live link over which something
-is owed that nothing accounts for (`Session.owes`), and that makes no progress for `starved_ms` (and a few round trips, where these take
-longer: one message at a time goes to who is not known to be near), is ended, with an alarm. The next one
-begins with what both sides have. `waits_for` tells people what has been missing for some seconds.
+is owed that nothing accounts for (`Session.owes`), and that makes no progress, is ended, with an alarm. The next one begins with what both
+sides have. A link that is far, slow or cut is not to blame, so time counts only as far as answers prove it: from when a heartbeat of since
+then was answered until the answer to one that was sent `starved_ms` later. Messages of one link keep their order, so between these two the
+peer has sent nothing. `waits_for` tells people what has been missing for some seconds.
 
 **Amnesia.** Once a peer knows more of this replica than it does itself, `amnesia` says so, and nothing may be committed any
 more under the present origin: the I/O layer has the replica take a new incarnation and calls `renewed`. All links end and are
@@ -69,8 +70,6 @@ Link = Hashable
 
 SHORT_BYTES_MAX: Final = 64 << 10
 """So many bytes of frames are applied before anything else is sent: a millisecond or two."""
-STARVED_ROUND_TRIPS: Final = 4
-"""A link owes something for less than so many round trips because it is far or slow: what was asked, acked and sent crosses on its way."""
 
 _NEVER_MS: Final = float("inf")
 # Kinds of messages, as sets of their types: asked of every message.
@@ -139,6 +138,8 @@ class _Arrival(NamedTuple):
 class _Debt(NamedTuple):
     owed: Owed
     since_ms: float
+    answered_ms: float
+    """When a heartbeat was answered that was sent since then: the peer had all that was sent before it. Infinite: none was yet."""
 
 
 class _Need(NamedTuple):
@@ -753,8 +754,8 @@ class Drive:
     def _is_handed_over(self) -> bool:
         """The connected peers have fsynced all that this replica has, but for what they can have from whoever wrote it."""
         sessions = [peer.session for peer in self._peers.values() if peer.session.state is LIVE]
-        here = {session.region for session in sessions}
-        alone = VersionVector.adopt({o: n for o, n in self._vv.items() if region_of(o) not in here})
+        here = {session.origin for session in sessions}  # not its region: a former incarnation's disk may be gone
+        alone = VersionVector.adopt({o: n for o, n in self._vv.items() if o not in here})
         return bool(sessions) and all(alone <= session.peer_durable for session in sessions)
 
     def _next_group(self) -> tuple[_Arrival, ...]:
@@ -877,6 +878,7 @@ class Drive:
         for arrival in chain(self._applying or (), *self._alone, self._queue):
             first.setdefault((id(arrival.session), arrival.relayed), arrival.frames)
         debts: dict[Link, _Debt] = {}
+        settings = self._settings
         # What was dropped is about to be asked for again, and what the disk has no room for is given to the replica again.
         for link, session in live if self._resubscribe_at_ms is None and not self._is_deferred else ():
             own, relayed = (first.get((id(session), False), ()), first.get((id(session), True), ())) if first else ((), ())
@@ -885,13 +887,15 @@ class Drive:
                 continue
             debt = self._debts.get(link)
             if debt is None or debt.owed.mark != owed.mark:
-                debt = _Debt(owed, self._now)
-            starved_ms = max(self._settings.starved_ms, STARVED_ROUND_TRIPS * (session.round_trip_ms or 0))
-            if (due := debt.since_ms + starved_ms) <= self._now:
-                session.starve(f"{owed.text} for {starved_ms / 1000:.3g} s: this link begins anew")
+                debt = _Debt(owed, self._now, _NEVER_MS)
+            if session.answered_ms >= debt.since_ms and debt.answered_ms == _NEVER_MS:
+                debt = debt._replace(answered_ms=self._now)
+            if session.answered_ms >= debt.answered_ms + settings.starved_ms:
+                session.starve(f"{owed.text} for {settings.starved_ms / 1000:.3g} s: this link begins anew")
             else:
                 debts[link] = debt
-                self._wake_for_relay(due)
+                due = 0.0 if debt.answered_ms == _NEVER_MS else debt.answered_ms + settings.starved_ms
+                self._wake_for_relay(max(due, self._now + settings.heartbeat_ms))
         self._debts = debts
 
     def waits_for(self, now_ms: float) -> tuple[str, ...]:
@@ -902,7 +906,7 @@ class Drive:
             for origin, (_, since) in self._needs.items()
             if since <= long_ago and origin not in self._snapshot_for
         ]
-        return (*found, *(f"{owed.text} for {_s(now_ms, since)}" for owed, since in self._debts.values() if since <= long_ago))
+        return (*found, *(f"{owed.text} for {_s(now_ms, since)}" for owed, since, _ in self._debts.values() if since <= long_ago))
 
     def _find_needs(self, live: Sequence[Session]) -> dict[Origin, set[Session]]:
         """Bring `_needs` up to date; per origin needed, the peers that have what is missing."""

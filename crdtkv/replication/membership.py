@@ -25,7 +25,7 @@ refused; so the reason is kept, and goes round, with the freeze: he who found it
 
 Members are this region, those configured, those recorded (`core.control`), those that peers name, and those that have written and were
 not closed; without those removed. A region that is being drained reports, and is reported on, in the same way without being frozen:
-when all have what it has, it may go.
+when all have what it has, it may go. Its reports count once it tells that it goes by that very drain: one that was taken back is another.
 
 Not frozen is an origin to which a link is live: then two nodes run as one region, and whose commits shall end is for an operator to say.
 """
@@ -84,7 +84,7 @@ class Membership:
         self._reports: dict[Origin, Told] = {}
         """By member, its own entry included. Only the latest incarnation of a region counts."""
         self._removals: dict[Origin, dict[Origin, int]] = {}
-        """By member that reports: by whoever recorded a removal, the last such commit that it goes by, and has fsynced."""
+        """By member that reports: by whoever recorded a removal or a drain, the last such commit that it goes by, and has fsynced."""
         self._ended_by: dict[Origin, Origin] = {}
         """Why peers have frozen origins that are not closed yet, as they told."""
         self._announced: dict[Origin, int] = {}
@@ -179,8 +179,10 @@ class Membership:
         unexplained = [o for o in self._ended_by if o in control.frozen and o not in control.ended_by]
         freeze = (*(o for o in ending if control.last(o) is None and o not in control.frozen), *unexplained)
         mine = self._tell(vv, durable, latest, is_handed_over)
-        removals = self._recorded_removals()
-        goes_by = _latest_of(removals, durable) if control.frozen.keys() <= mine.keys() else self._removals.get(own, {})
+        removals = self._recorded(MemberState.REMOVED)
+        # That it goes by its own drain it says only together with what it has: by then it takes no writes, and has handed over.
+        tells_all = control.frozen.keys() <= mine.keys() and (is_handed_over or not self._is_drained_here())
+        goes_by = _latest_of((*removals, *self._recorded(MemberState.DRAINING)), durable) if tells_all else self._removals.get(own, {})
         if mine != self._reports.get(own) or goes_by != self._removals.get(own, {}):
             self._reports[own], self._removals[own] = mine, goes_by
             self.changes += 1
@@ -234,15 +236,19 @@ class Membership:
     def is_former(self, origin: Origin) -> bool:
         """Whether its region is known to have been, and no longer to be, an incarnation that is not older: then it is not the latest.
 
-        So says who lost its disk, and begins at the first generation again, and who was put back to an earlier state. It takes a new
-        incarnation then, and the greatest generation is the latest.
+        So it is for who lost its disk, and begins at the first generation again, for who was put back to an earlier state, and for a
+        region that was removed and recorded anew while it ran. It takes a new incarnation then, and the greatest generation is the latest.
         """
         met = self._met.get(region_of(origin))
         if met is not None and met not in self._present and generation_of(met) > generation_of(origin):
             return True
-        later = self._port.control.ended_by.get(origin)
+        control = self._port.control
+        later = control.ended_by.get(origin)
         if later is not None and later not in self._present:
             return True
+        record = control.members.get(region_of(origin))
+        if later is None and origin in control.frozen and record is not None and not record.is_removed:
+            return True  # only a removal freezes without naming a later one, and it was outdone by this record, or is still to come
         known = self._incarnations(region_of(origin))
         if any(self._reports.values()):
             known = [*known, *self._reported_on(region_of(origin))]
@@ -261,7 +267,7 @@ class Membership:
         if not control.has_limits and not any(self._reports.values()):
             return vv.origins()
         watched = {*control.frozen, *control.closed, *[o for told in self._reports.values() for o in told]}
-        return vv.origins(), [(o, vv.seq(o), durable.seq(o)) for o in watched], _latest_of(self._recorded_removals(), durable)
+        return vv.origins(), [(o, vv.seq(o), durable.seq(o)) for o in watched], _latest_of(self._recorded(MemberState.REMOVED), durable)
 
     @property
     def is_at_rest(self) -> bool:
@@ -311,14 +317,18 @@ class Membership:
         known = {**self._ended_by, **self._port.control.ended_by}
         return {o: known[o] for by in told.values() for o, (_, is_frozen) in by.items() if is_frozen and o in known}
 
-    def _recorded_removals(self) -> list[Dot]:
-        """The commits that record who is removed."""
-        return [Dot(Origin(m.origin), m.seq) for m in self._port.control.members.values() if m.is_removed]
+    def _recorded(self, state: MemberState) -> list[Dot]:
+        """The commits that record who is removed, or drained."""
+        return [Dot(Origin(m.origin), m.seq) for m in self._port.control.members.values() if m.state == state]
 
-    def _goes_by(self, member: Origin | None, removals: Iterable[Dot]) -> bool:
-        """Whether a member has told that it goes by all of these removals: else it may yet follow who is no member any more."""
+    def _is_drained_here(self) -> bool:
+        record = self._port.control.members.get(region_of(self._port.origin))
+        return record is not None and record.state == MemberState.DRAINING
+
+    def _goes_by(self, member: Origin | None, records: Iterable[Dot]) -> bool:
+        """Whether a member has told that it goes by all of these records: else it may yet follow who is no member any more, or write."""
         known = {} if member is None else self._removals.get(member, {})
-        return all(known.get(by, 0) >= seq for by, seq in removals)
+        return all(known.get(by, 0) >= seq for by, seq in records)
 
     def _counts(self, reporter: Origin) -> bool:
         return not self._port.control.is_removed(region_of(reporter))
@@ -456,7 +466,9 @@ class Membership:
             waits, reports = [], {}
             if record is not None and record.state == MemberState.DRAINING:
                 # What it has, only the region itself can say: until then it may have what nobody here has heard of.
-                if current is None or current not in self._reports.get(current, {}):
+                # And what it told of an earlier drain, which was taken back, does not count: it may have written since.
+                goes = self._goes_by(current, [Dot(Origin(record.origin), record.seq)])
+                if current is None or not goes or current not in self._reports.get(current, {}):
                     waits.append(region)
                 else:
                     watched |= {o for o in self._reports[current] if region_of(o) == region}

@@ -71,6 +71,7 @@ from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.replication.status import LIVE, OPENING, RELAYING, Code, Event, EventKind, PeerStatistics, Relay, State
 from crdtkv.replication.streams import OwnStream, Plan, RelayStream
 
+_NEVER_MS: Final = float("-inf")
 _UNANSWERED: Final = frozenset[type[Message]]((Ack, HeartbeatReply, Frames))
 """What calls for nothing by itself: it may let a stream go on, if one has more; frames have to be applied first."""
 _OF_THE_LINK: Final = frozenset[type[Message]]((Bye, Hello, Packed, Unknown))
@@ -115,13 +116,13 @@ class Session:
 
     # More than thirty attributes would be kept, and looked up, in a plain dict: slower at each turn.
     __slots__ = (
-        "_ack", "_arrived", "_beat_vv", "_beats", "_began_here", "_clock_samples", "_dead_after_ms", "_divergence", "_durable", "_events",
-        "_heard_ms", "_heartbeat_at_ms", "_heartbeat_number", "_hello_due", "_is_former", "_last_received", "_members", "_now",
-        "_of_snapshots", "_offers", "_pending", "_port", "_quiet_released", "_reply", "_round_trips", "_settings", "_stall_reported",
-        "_tail", "_told_durable", "_vv", "_wall_ms", "_was_asked", "close_code", "distance_ms", "ended", "features", "found_amnesia",
-        "origin", "own_floor", "own_in", "own_out", "packing", "peer_durable", "peer_members", "peer_vv", "quiet", "quiet_seq",
-        "quiet_until_ms", "region", "relay", "relay_changed_ms", "relay_floor", "relay_in", "relay_out", "relay_received_ms",
-        "relay_useful_ms", "reports", "round_trip_ms", "said_bye_by_peer", "state", "told",
+        "_ack", "_arrived", "_beat_vv", "_beats", "_began_here", "_clock_samples", "_dead_after_ms", "_divergence", "_durable",
+        "_events", "_heard_ms", "_heartbeat_at_ms", "_heartbeat_number", "_hello_due", "_is_former", "_last_received", "_members",
+        "_now", "_of_snapshots", "_offers", "_pending", "_port", "_quiet_released", "_reply", "_round_trips", "_settings",
+        "_stall_reported", "_tail", "_told_durable", "_vv", "_wall_ms", "_was_asked", "answered_ms", "close_code", "distance_ms",
+        "ended", "features", "found_amnesia", "origin", "own_floor", "own_in", "own_out", "packing", "peer_durable", "peer_members",
+        "peer_vv", "quiet", "quiet_seq", "quiet_until_ms", "region", "relay", "relay_changed_ms", "relay_floor", "relay_in",
+        "relay_out", "relay_received_ms", "relay_useful_ms", "reports", "round_trip_ms", "said_bye_by_peer", "state", "told",
     )  # fmt: skip
 
     def __init__(
@@ -207,6 +208,8 @@ class Session:
         self._beats: dict[int, tuple[float, float]] = {}
         self._reply: tuple[int, float, float] | None = None
         self._heard_ms = now_ms
+        self.answered_ms = _NEVER_MS
+        """When the last heartbeat was sent that was answered: what the peer sent before its answer has come."""
         self.round_trip_ms: float | None = None
         """Of late, on average, with what the peer was busy: how long until it answers."""
         self.distance_ms: float | None = None
@@ -887,6 +890,7 @@ class Session:
         there = reply.received_wall_us / 1000
         offset_ms = ((there - sent_wall_ms) + (there + reply.waited_us / 1000 - self._wall_ms())) / 2
         self._clock_samples.append((round_trip_ms, offset_ms))
+        self.answered_ms = sent_ms
 
     def _note_round_trip(self, round_trip_ms: float) -> None:
         self._round_trips.append(round_trip_ms)

@@ -64,8 +64,8 @@ class ReplicationSettings:
         resubscribe_ms: how long after the replica dropped frames that it could not hold the streams are asked for anew;
             doubled, up to `relay_retry_ms`, each time that nothing was applied in between.
         stalled_ms: received frames that wait longer than this for what they rest on are reported, and what is missing for so long is shown.
-        starved_ms: a live link that has brought nothing of what it owes for so long, and for four round trips, though nothing accounts
-            for that, begins anew.
+        starved_ms: a live link over which answers came, but for so long nothing of what it owes, though nothing accounts for that,
+            begins anew.
         snapshot_chunk_bytes: about how long one chunk of a snapshot is. Longer ones delay live frames on the same link.
         snapshot_window: how many chunks may be on their way to a receiver that has not staged them: a snapshot's own credit.
         snapshots_max: how many snapshots are held for receivers at the same time; each holds back what the engine would free.

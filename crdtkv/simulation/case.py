@@ -19,7 +19,7 @@ OPS_MAX: Final = 1_000
 MODES: Final = ("safety", "liveness")
 """Faults never stop; or they do, at least for a core of the regions, which must then make progress."""
 _BUSY_OPS: Final = 40
-"""More client requests than this take more virtual time, at the same rate."""
+"""More client requests than this, and than are drawn, take more virtual time, at the same rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,8 @@ class Case:
         if self.regions is not None:
             options = replace(options, regions=self.regions, bridge=options.bridge and self.regions > 2)
         if self.ops is not None:
-            options = replace(options, transactions=self.ops, busy_s=options.busy_s * max(1.0, self.ops / _BUSY_OPS))
+            busy_s = options.busy_s * max(1.0, self.ops / max(_BUSY_OPS, options.transactions))
+            options = replace(options, transactions=self.ops, busy_s=busy_s)
         if "cuts" not in self.faults:
             options = replace(options, cuts=0.0, flaps=0.0, bridge=False, core_min=0)
         if "connections" not in self.faults:

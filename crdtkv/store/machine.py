@@ -585,6 +585,7 @@ class Machine:
                 self.fold()
                 self.full = None
                 self.blocked = False
+                self._apply_held()  # what an undo had held again
 
     def check_writable(self) -> None:
         """Raise if the machine has failed (`StorageError`) or takes nothing for want of room (`DiskFullError`)."""
@@ -717,28 +718,44 @@ class Machine:
 
     def raise_limits(self, limits: Mapping[Origin, int]) -> None:
         """Take so much more of origins that are frozen; what was held of them is applied if it is ready by that."""
-        self.check()
+        self.check_writable()
         if self.replica.making:
             self.seal()
         for origin, limit in limits.items():
             self.replica.raise_limit(origin, limit)
+        self._apply_held()
+
+    def _apply_held(self) -> None:
+        """Apply what is held and became ready though no frame came, and have it in the log.
+
+        Raises:
+            DiskFullError: there is no room; it is held again, and the machine is full.
+        """
         waited: list[Frame] = []
         try:
-            self.replica.apply_held(waited)
+            while True:
+                try:
+                    self.replica.apply_held(waited)
+                    return
+                except (CorruptionError, WrongClusterError):
+                    pass  # that frame is dropped, and has changed nothing: whoever brings it again is blamed for it
+        except BaseException as e:
+            self.fail(e)
+            raise
         finally:
             if waited and self.failed is None:
-                self._append(waited, False)
+                self._append_received((), waited)
 
     def steer(self, steering: Steering) -> None:
         """Freeze, raise limits, close. What was closed meanwhile, or is not applied exactly to its end, is left for the next time, and so
-        are limits if anything was agreed or frozen meanwhile."""
+        are limits and closings if anything was agreed or frozen meanwhile."""
         is_as_found = steering.version == self.control.version
         if steering.freeze:
             self.freeze(steering.freeze, steering.later)
         if steering.limits and is_as_found:
             self.raise_limits(steering.limits)
         ready = {o: n for o, n in steering.close.items() if self.replica.seq(o) == n and self.control.last(o) != n}
-        if ready:
+        if ready and is_as_found:
             self.commit_control([close_delta(origin, seq) for origin, seq in sorted(ready.items())])
 
     def install(
@@ -817,10 +834,8 @@ class Machine:
         self._changes += 1
         self._durable = self._durable.join(jumped)
         self.when_installed()
-        waited: list[Frame] = []
-        self.replica.apply_held(waited)
-        if waited:
-            self._append(waited, False)
+        with contextlib.suppress(DiskFullError):  # the install is done all the same; the rest comes with `retry`
+            self._apply_held()
 
     def note_unlogged(self, vv: VersionVector | None = None) -> None:
         """Records change here without a frame in the log; the engine gets the note with the next fold. `vv`: what is applied with it."""

@@ -493,7 +493,7 @@ def test_a_drain_waited_for_who_had_never_heard_of_what_was_lost_everywhere() ->
     us.control.freeze(former, 0)
     us.control.apply(member_delta("ap", MemberState.DRAINING, "", 1), eu, 1, 5, b"")
     membership = Membership(us, ["ap", "eu", "us"])
-    membership.receive(Reports({present: {former: (0, True), present: (0, False)}}))
+    membership.receive(Reports({present: {former: (0, True), present: (0, False)}}, {present: {eu: 1}}))
     for told, waits_for in (({}, ("eu",)), ({present: (0, False)}, ())):
         membership.receive(Reports({eu: told}))
         membership.review(us.vv(), us.vv(), {eu: (), present: ()})
@@ -774,3 +774,227 @@ def test_what_a_closed_origin_wrote_was_asked_of_nobody_because_no_vector_named_
     net = Network([us, eu, ap])
     net.mesh()
     net.run_until(lambda: any(isinstance(m, AskSnapshot) and (a, b) == ("us", donor) for _, a, b, m in net.sent), 3_000)
+
+
+def test_a_dead_run_of_a_closed_origin_was_forgotten_before_the_last_that_it_had_counted_came() -> None:
+    """A region was removed and counted on, unheard; a new one, which had not heard of that, took it all. Where the removed one was closed
+    its run was reset and then forgotten, as if nothing could come any more: what came counted all that had been reset.
+    """
+    gone, us, eu = replica("br"), replica("us"), replica("eu")
+    first = commit(gone, [DeltaKind.COUNTER_ADD, "n", 1, 5])
+    for other in (us, eu):
+        other.receive(first)
+    reset = commit(us, [DeltaKind.COUNTER_RESET, "n", [[gone.origin, 1, 5, 1]]])
+    unaware = commit(gone, [DeltaKind.COUNTER_ADD, "n", 1, 12])
+    eu.receive(unaware)  # it was added at that moment, and nobody counted it
+    us.commit_control([close_delta(gone.origin, 1)])
+    closing = us.close_frame()
+    assert closing is not None
+    for frame in (reset, closing):
+        eu.receive(frame)
+    assert Reader(eu).counter(b"n") == 7
+    assert us.forget_stable(us.vv(), {eu.origin: eu.vv()}, 10) == b""
+    by_snapshot = replica("ap")
+    for frame in (first, unaware):
+        by_snapshot.receive(frame)
+    install(by_snapshot, snapshot_of(us))
+    us.raise_limit(gone.origin, 2)
+    us.receive(unaware)
+    assert us.vv() == eu.vv() == by_snapshot.vv() and us.digest() == eu.digest() == by_snapshot.digest()
+    assert Reader(us).counter(b"n") == Reader(by_snapshot).counter(b"n") == 7
+
+
+def test_a_spent_run_goes_once_its_closed_origin_is_known_to_have_opened_another() -> None:
+    """Of a closed origin only the last run of a counter has to stay."""
+    gone, us = replica("br"), replica("us")
+    us.receive(commit(gone, [DeltaKind.COUNTER_ADD, "n", 1, 5]))
+    us.receive(commit(gone, [DeltaKind.COUNTER_RESET, "n", [[gone.origin, 1, 5, 1]]]))
+    us.receive(commit(gone, [DeltaKind.COUNTER_ADD, "n", 3, 2]))
+    commit(us, [DeltaKind.COUNTER_RESET, "n", [[gone.origin, 1, 5, 1], [gone.origin, 3, 2, 3]]])
+    us.commit_control([close_delta(gone.origin, 3)])
+    us.close_frame()
+    us.forget_stable(us.vv(), {}, 10)
+    assert us.heads.runs(b"n") == [(gone.origin, 3)]
+
+
+@pytest.mark.parametrize("folds_first", [False, True])
+def test_what_became_ready_as_a_limit_rose_was_applied_and_not_logged_where_the_log_had_no_room(folds_first: bool) -> None:
+    """The replica went on with commits that its log lacked: after the next write and a SIGKILL the store did not open, or the engine was
+    ahead of its log.
+    """
+    log, engine, ap = SimulatedLog(), SimulatedEngine(), machine("ap")
+    us = machine("us", log, engine)
+    us.freeze([ap.origin])
+    assert us.apply([made(ap, "k", 1)]).held == 1
+    log.is_full = True
+    with pytest.raises(DiskFullError):
+        us.steer(Steering(limits={ap.origin: 1}, version=us.control.version))
+    assert us.vv() == us.replica.vv() and us.vv().seq(ap.origin) == 0 and us.replica.held[0] == 1
+    log.is_full = False
+    us.retry()
+    us.steer(Steering(limits={ap.origin: 1}, version=us.control.version))
+    assert us.vv().seq(ap.origin) == 1, "it is asked for again"
+    made(us, "own", 1)
+    if folds_first:
+        us.fold()
+    again = machine("us", log, engine)
+    assert us.vv() == us.replica.vv() == again.vv() and us.digest() == again.digest() and not again.is_engine_ahead
+
+
+def test_a_full_machine_lets_no_limit_rise() -> None:
+    us, ap = machine("us"), machine("ap")
+    us.freeze([ap.origin])
+    us.apply([made(ap, "k", 1)])
+    us.refuse(DiskFullError("no room"))
+    with pytest.raises(DiskFullError):
+        us.raise_limits({ap.origin: 1})
+    assert us.vv() == us.replica.vv() and us.vv().seq(ap.origin) == 0
+
+
+def test_what_became_ready_behind_an_install_was_applied_and_not_logged_where_the_log_had_no_room() -> None:
+    """The same; the install itself is done, so nobody is told of it as failed, and what could not be logged comes once there is room."""
+    log, engine, ap, ca = SimulatedLog(), SimulatedEngine(), replica("ap"), replica("ca")
+    us = machine("us", log, engine)
+    ca.receive(commit(ap, [DeltaKind.REGISTER_PUT, "k", encode_value(1)]))
+    waiting = commit(ca, [DeltaKind.REGISTER_PUT, "k", encode_value(2)])
+    assert us.apply([waiting]).held == 1
+    log.is_full = True
+    us.installed(install(us.replica, snapshot_of(ap)).jumped)
+    assert us.failed is None and us.vv() == us.replica.vv() == VersionVector({ap.origin: 1}) and us.full is not None
+    log.is_full = False
+    us.retry()
+    assert us.vv() == us.replica.vv() == VersionVector({ap.origin: 1, ca.origin: 1}) and us.replica.position == log.end()
+
+
+def test_a_held_frame_of_a_fork_kept_those_beside_it_out_of_the_log() -> None:
+    """An install made two held frames ready, of which the second was of another history. The first was applied, and never logged."""
+    ap, ca, zz, fork = replica("ap"), replica("ca"), replica("zz"), replica("zz")
+    us = machine("us")
+    us.apply([commit(zz, [DeltaKind.REGISTER_PUT, "z", encode_value(1)])])
+    commit(fork, [DeltaKind.REGISTER_PUT, "z", encode_value(2)])
+    first = commit(ap, [DeltaKind.REGISTER_PUT, "k", encode_value(1)])
+    for each in (ca, fork):
+        each.receive(first)
+    waiting, bad = commit(ca, [DeltaKind.REGISTER_PUT, "k", encode_value(2)]), commit(fork, [DeltaKind.REGISTER_PUT, "k", encode_value(3)])
+    assert us.apply([waiting, bad]).held == 2
+    us.installed(install(us.replica, snapshot_of(ap)).jumped)
+    assert us.failed is None and us.replica.held[0] == 0
+    assert us.vv() == us.replica.vv() == VersionVector({ap.origin: 1, ca.origin: 1, zz.origin: 1})
+    with pytest.raises(CorruptionError, match="fork"):
+        us.apply([bad])  # whoever brings it again is blamed
+
+
+def test_a_record_that_was_outdone_took_a_raised_limit_back() -> None:
+    """Two operators recorded one region at once, and the lesser record came second. It changed nothing that was agreed, so nobody looked
+    anew; but limits began again with it, as with each frame of such records, and nobody raised them a second time.
+    """
+    us, ap, br, eu = machine("us"), machine("ap"), machine("br"), machine("eu")
+    br.commit_control([member_delta("zz", MemberState.ACTIVE, "", 2)])
+    eu.commit_control([member_delta("zz", MemberState.ACTIVE, "", 1)])
+    us.apply([br.log.find(br.origin, 1)])
+    us.freeze([ap.origin])
+    us.raise_limits({ap.origin: 3})
+    version = us.control.version
+    us.apply([eu.log.find(eu.origin, 1)])
+    assert us.control.limit(ap.origin) == 0 and us.control.version > version
+
+
+def test_a_closing_undone_for_want_of_room_left_its_origin_open() -> None:
+    """The closing had thawed it. What was undone came back from engine and log; that the origin was frozen, and why, did not."""
+    us, ap, eu, later = machine("us"), machine("ap"), machine("eu"), make_origin("ap", 2, 5)
+    first, more = made(ap, "k", 1), made(ap, "l", 2)
+    eu.apply([first])
+    eu.commit_control([close_delta(ap.origin, 1)])
+    us.apply([first])
+    us.freeze([ap.origin], {ap.origin: later})
+    us.log.is_full = True
+    with pytest.raises(DiskFullError):
+        us.apply([eu.log.find(eu.origin, 1)])
+    us.log.is_full = False
+    us.retry()
+    us.apply([more])
+    assert us.vv().seq(ap.origin) == 1
+    assert us.control.frozen == {ap.origin: 1} and us.control.ended_by == {ap.origin: later}
+
+
+def test_a_second_drain_was_done_by_what_had_been_told_of_the_first() -> None:
+    """A region was drained, taken back, and wrote on; then it was cut off, and drained again elsewhere. That was done at once, and the
+    region could be removed without force: what it had written meanwhile was acknowledged, and in no other region.
+    """
+    eu, br, ca = ToyReplica("eu"), make_origin("br", 1, 0), make_origin("ca", 1, 0)
+    eu._vv = VersionVector({eu.origin: 3, ca: 100, br: 1})
+    membership = Membership(eu, ["br", "ca", "eu"])
+
+    def record(state: MemberState, at: int) -> None:
+        eu.control.apply(member_delta("ca", state, "", at), eu.origin, at, 4 + at, b"")
+
+    def is_drained(*live: str) -> bool:
+        membership.review(eu.vv(), eu.vv(), {{"br": br, "ca": ca}[region]: () for region in live})
+        return next(standing for standing in membership.standings(eu.vv()) if standing.region == "ca").is_drained
+
+    record(MemberState.DRAINING, 1)
+    assert not is_drained("br", "ca")
+    membership.receive(Reports({br: {ca: (100, False)}, ca: {ca: (100, False)}}, {ca: {eu.origin: 1}}))
+    assert is_drained("br", "ca")
+    record(MemberState.ACTIVE, 2)
+    assert not is_drained("br", "ca")
+    record(MemberState.DRAINING, 3)
+    assert not is_drained("br"), "it has not heard of it, and may have written since"
+    membership.receive(Reports({br: {ca: (155, False)}, ca: {ca: (155, False)}}, {ca: {eu.origin: 3}}))
+    assert not is_drained("br", "ca"), "it is not all here"
+    eu._vv = eu._vv.advance(ca, 155)
+    assert is_drained("br", "ca")
+
+
+@pytest.mark.parametrize("is_handed_over", [False, True])
+def test_a_drained_region_says_that_it_goes_by_its_drain_together_with_what_it_has(is_handed_over: bool) -> None:
+    """Or a report of an earlier drain would count for this one."""
+    ca, eu = ToyReplica("ca"), make_origin("eu", 1, 0)
+    ca._vv = VersionVector({ca.origin: 7, eu: 3})
+    ca.control.apply(member_delta("ca", MemberState.DRAINING, "", 3), eu, 3, 7, b"")
+    membership = Membership(ca, ["ca", "eu"])
+    message = membership.review(ca.vv(), ca.vv(), {eu: ()}, is_handed_over=is_handed_over)
+    assert (message is not None and message.removals.get(ca.origin) == {eu: 3}) is is_handed_over
+
+
+def test_a_region_removed_and_added_again_before_it_was_closed_was_refused_for_ever() -> None:
+    """Its process went on. It was frozen for the removal, which the later record had outdone: so each refused it for a reason that nobody
+    could name, and it was not closed, because it was a member that could not report. It took writes all the while, unheard.
+    """
+    former = make_origin("us", 1, 0)
+    here = [ToyReplica("br"), ToyReplica("ca")]
+    told = [Membership(at, ["br", "ca", "us"]) for at in here]
+    for at, membership in zip(here, told, strict=True):
+        at._vv = VersionVector({former: 3, here[0].origin: 2, here[1].origin: 1})
+        at.control.apply(member_delta("us", MemberState.REMOVED, "", 1), here[0].origin, 1, 5, b"")
+        at.control.freeze(former, 3)
+        assert not membership.is_former(former), "it is removed, and told so"
+        at.control.apply(member_delta("us", MemberState.ACTIVE, "", 2), here[0].origin, 2, 6, b"")
+        assert membership.is_former(former), "it is to go on as another incarnation"
+        refused = refusal(at, former, at.vv(), is_former=True)
+        assert refused is not None and refused[0] is Code.ENDED
+
+
+def test_what_only_a_drained_region_had_of_a_lost_disk_counted_as_handed_over() -> None:
+    """us lost its disk, and is connected as another incarnation. What it had written last is at ap alone, and could be had, it was thought,
+    from whoever wrote it.
+    """
+    before, us, ap, eu = ToyReplica("us"), ToyReplica("us", generation=2), ToyReplica("ap"), ToyReplica("eu")
+    ap.apply([before.write()])
+    net = Network([us, ap, eu])
+    net.drop = lambda source, target, m: isinstance(m, Frames)  # it has not come yet
+    net.mesh()
+    net.run_until(net.is_live, 3_000)
+    assert not us.vv() and not eu.vv() and ap.vv() and not net.drives["ap"]._is_handed_over()
+
+
+def test_a_refusal_outlived_the_incarnation_that_it_was_for() -> None:
+    """A region had applied the closing of its own origin. It took a new incarnation, and called itself removed until it was restarted."""
+    us, eu = machine("us"), machine("eu")
+    eu.apply([made(us, "k", 1)])
+    eu.commit_control([close_delta(us.origin, 1)])
+    us.apply([eu.log.find(eu.origin, 1)])
+    assert us.replica.refusal is not None
+    us.begin_incarnation(make_origin("us", 2, 5))
+    assert us.replica.refusal is None
+    made(us, "k", 2)

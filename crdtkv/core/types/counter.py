@@ -10,9 +10,10 @@ what it had seen.
 
 A run that is not live counts for nothing, but its `base` must stay while an increment of it that had not seen the reset may
 still come: without it, the whole total would count again. So dead runs are listed, each under what killed it, and one is
-dropped (`Replica.forget_stable`) once that is causally stable and its origin is known to have seen it, all of the origin's
-commits up to that knowledge being applied here: from then on that origin only writes to newer runs. Whoever still holds the
-run has a dot that the version vector here covers; by the absence rule it is dropped there, too, and never comes back.
+dropped (`Replica.forget_stable`) once that is causally stable and its origin is known to have seen it, or to have opened
+another since, all of the origin's commits up to that knowledge being applied here: from then on that origin only writes to
+newer runs. Whoever still holds the run has a dot that the version vector here covers; by the absence rule it is dropped there,
+too, and never comes back.
 
 Sources: the remove/re-add and double-reset defects of riak_dt (#53, #98); Weidner and Almeida, "An Oblivious
 Observed-Reset Embeddable Replicated Counter" (PaPoC 2022), for the alternative that needs FIFO delivery.
