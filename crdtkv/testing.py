@@ -110,6 +110,8 @@ class Regions(Mapping[str, Store]):
         self._packets: list[_Packet] = []
 
     def __getitem__(self, name: str) -> Store:
+        if name not in self._stores:
+            raise KeyError(f"no region {name!r}; there are {', '.join(self)}")  # a mapping's own error: `in` and `get` rest on it
         return self._stores[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -30,11 +30,13 @@ class Pruned:
 
     Attributes:
         removed, kept: backups. unfinished: the names of backups that have no manifest, whose files went.
+        continued: those kept that no rule keeps, and that stay because one that does stay continues them.
         files: how many files went. size: bytes of those of backups that were whole.
     """
 
     removed: tuple[Manifest, ...]
     kept: tuple[Manifest, ...]
+    continued: tuple[Manifest, ...]
     unfinished: tuple[str, ...]
     files: int
     size: int
@@ -59,7 +61,8 @@ def prune(target: Target, *, keep: int | None = None, older_than_ms: int | None 
         raise ConfigError(f"older-than: {older_than_ms} ms is negative", setting="older_than")
     found = manifests(target)
     names = target.names()
-    staying = _staying(found, keep, None if older_than_ms is None else now_ms - older_than_ms)
+    wanted = _wanted(found, keep, None if older_than_ms is None else now_ms - older_than_ms)
+    staying = _with_continued(found, wanted)
     gone = [m for m in found if m.id not in staying]
     unfinished = _unfinished(names, {m.id for m in found}, now_ms)
     # Descending ids: what continues another was made after it.
@@ -71,25 +74,29 @@ def prune(target: Target, *, keep: int | None = None, older_than_ms: int | None 
                 target.delete(name)
     count = sum(map(len, files.values())) + len(gone)
     kept = tuple(m for m in found if m.id in staying)
-    return Pruned(tuple(gone), kept, tuple(unfinished), count, sum(m.size for m in gone))
+    continued = tuple(m for m in kept if m.id not in wanted)
+    return Pruned(tuple(gone), kept, continued, tuple(unfinished), count, sum(m.size for m in gone))
 
 
-def _staying(found: Sequence[Manifest], keep: int | None, since_ms: int | None) -> set[str]:
-    """The ids of what stays."""
-    by_id = {m.id: m for m in found}
-    staying: set[str] = set()
+def _wanted(found: Sequence[Manifest], keep: int | None, since_ms: int | None) -> set[str]:
+    """The ids of what a rule keeps."""
+    wanted: set[str] = set()
     for data in {(m.cluster, m.shard) for m in found}:
         mine = [m for m in found if (m.cluster, m.shard) == data]
-        wanted = [
-            mine[-1],
-            *(mine[-keep:] if keep is not None else ()),
-            *(m for m in mine if since_ms is not None and m.created_ms >= since_ms),
-        ]
-        for manifest in wanted:
-            one: Manifest | None = manifest
-            while one is not None and one.id not in staying:
-                staying.add(one.id)
-                one = by_id.get(one.parent) if one.parent is not None else None
+        kept = [mine[-1], *(mine[-keep:] if keep is not None else ())]
+        wanted |= {m.id for m in kept} | {m.id for m in mine if since_ms is not None and m.created_ms >= since_ms}
+    return wanted
+
+
+def _with_continued(found: Sequence[Manifest], wanted: set[str]) -> set[str]:
+    """The ids of these, and of all that they continue."""
+    by_id = {m.id: m for m in found}
+    staying: set[str] = set()
+    for id in wanted:
+        one: Manifest | None = by_id[id]
+        while one is not None and one.id not in staying:
+            staying.add(one.id)
+            one = by_id.get(one.parent) if one.parent is not None else None
     return staying
 
 

@@ -105,5 +105,4 @@ def parse_seconds(text: str, setting: str) -> float:
     >>> parse_seconds("20", "duration"), parse_seconds("500ms", "duration")
     (20.0, 0.5)
     """
-    text = text.strip()
-    return parse_duration_ms(text + "s" if text[-1:].isdigit() else text, setting) / 1000
+    return parse_duration_ms(text, setting, bare="s") / 1000

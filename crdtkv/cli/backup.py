@@ -127,6 +127,7 @@ def prune(target: str, keep: int | None, older_than: str | None, dry_run: bool, 
             {
                 "removed": removed,
                 "kept": kept,
+                "continued": [m.id for m in done.continued],
                 "unfinished": list(done.unfinished),
                 "files": done.files,
                 "bytes": done.size,
@@ -138,9 +139,9 @@ def prune(target: str, keep: int | None, older_than: str | None, dry_run: bool, 
         emit(f"{'would remove' if dry_run else 'removed'} {made.id}: {made.kind}, {counted(made.size, 'byte')}")
     for name in done.unfinished:
         emit(f"{'would remove' if dry_run else 'removed'} {name}: never finished")
-    emit(
-        f"{counted(len(done.removed), 'backup')} of {counted(done.size, 'byte')} {'would go' if dry_run else 'gone'}, {len(done.kept)} left"
-    )
+    why = f", {len(done.continued)} of them only because a newer one continues them" if done.continued else ""
+    gone = f"{counted(len(done.removed), 'backup')} of {counted(done.size, 'byte')} {'would go' if dry_run else 'gone'}"
+    emit(f"{gone}, {len(done.kept)} left{why}")
     return DONE
 
 
@@ -267,7 +268,10 @@ def _show(made: Manifest, output: str) -> None:
     if output == JSON:
         emit_json(as_json(made))
         return
-    what = counted(made.records, "record") if made.kind == "full" else f"{counted(made.commits, 'commit')} since {made.parent}"
-    emit(f"{made.id}: {made.kind}, {what}, {counted(made.size, 'byte')} in {counted(len(made.files), 'file')}")
+    if made.kind == "full" or made.commits:
+        what = counted(made.records, "record") if made.kind == "full" else f"{counted(made.commits, 'commit')} since {made.parent}"
+        emit(f"{made.id}: {made.kind}, {what}, {counted(made.size, 'byte')} in {counted(len(made.files), 'file')}")
+    else:
+        emit(f"{made.id}: {made.kind}, nothing new since {made.parent}")
     emit(f"vector  {made.vv}")
     emit(f"digest  {made.digest}")

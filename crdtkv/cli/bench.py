@@ -37,18 +37,21 @@ bench.add_command(load)
     metavar="none|published|R-S=DELAY,…",
     default="published",
     show_default=True,
-    help="One-way delays of that cluster: none; published figures between cloud regions; or some pairs given, the others published.",
+    help="One-way delays of that cluster: none; published figures between cloud regions; or some pairs given, the others published. "
+    "A number alone is milliseconds.",
 )
 @click.option("--at", metavar="R=HOST:PORT,…", help="Measure these nodes instead of starting a cluster.")
 @click.option("--rate", type=_POSITIVE, default=200.0, show_default=True, help="Writes a second in each region.")
 @click.option("--batch", type=Integer(min=1, max=10_000), default=1, show_default=True, help="Writes in a commit.")
 @click.option("--type", "type_", type=click.Choice(TYPES), default="register", show_default=True, help="What is written.")
 @click.option("--size", type=Integer(min=SIZE_MIN, max=1 << 20), default=None, help="Bytes of a value. [default: 100]")
-@click.option("--duration", default="20s", show_default=True, metavar="DURATION", help="How long is measured.")
+@click.option("--duration", default="20s", show_default=True, metavar="DURATION", help="How long is measured; a number alone is seconds.")
 @click.option("--warmup", default="1s", show_default=True, metavar="DURATION", help="Writes before that, which do not count.")
 @click.option("--load", type=Number(min=0), default=0.0, show_default=True, help="Background writes a second in each region.")
 @click.option("--cut", metavar="R[-S]@START+DURATION", help="Cut R from all others, or from S, during the measurement: eu@5s+3s.")
-@click.option("--clock", type=click.Choice(["auto", "monotonic", "echo"]), default="auto", show_default=True, help="See below.")
+@click.option(
+    "--clock", type=click.Choice(["auto", "monotonic", "echo"]), default="auto", show_default=True, help="What times both ends, as above."
+)
 @click.option("--echo-elsewhere", is_flag=True, help="Echoes are written by `bench lag --respond` beside the other nodes.")
 @click.option("--respond", is_flag=True, help="Only write echoes in the regions of --at, until Ctrl-C.")
 @click.option("--engine", type=click.Choice(["rocksdb", "lmdb", "memory"]), help="State engine of the cluster's nodes.")

@@ -23,20 +23,26 @@ _MIXES: Final = "  ".join(f"{name}: {workload.about}." for name, workload in WOR
 
 
 @click.command(epilog=_MIXES)
-@click.argument("workload", type=click.Choice(tuple(WORKLOADS)), default="a")
+@click.argument("workload", type=click.Choice(tuple(WORKLOADS)), default="a", metavar="[WORKLOAD]")
 @click.option(
     "--target", type=click.Choice(TARGETS), default="embedded", show_default=True, help="What is loaded; started and stopped here."
 )
 @click.option("--at", metavar="HOST:PORT|R=HOST:PORT,…", help="Load these nodes instead.")
 @click.option("--regions", default=None, metavar="R,…", help=f"Of the cluster. [default: {','.join(DEFAULT_REGIONS)}]")
-@click.option("--latency", metavar="none|published|R-S=DELAY,…", default="none", show_default=True, help="One-way delays of the cluster.")
+@click.option(
+    "--latency",
+    metavar="none|published|R-S=DELAY,…",
+    default="none",
+    show_default=True,
+    help="One-way delays of the cluster; a number alone is milliseconds.",
+)
 @click.option("--callers", type=Integer(min=1, max=10_000), default=None, help="Closed loop. [default: 1 embedded, else 64]")
 @click.option("--rate", type=Number(min=0, min_open=True), default=None, help="Open loop: so many operations a second, in all.")
 @click.option("--records", type=Integer(min=10, max=100_000_000), default=10_000, show_default=True, help="Keys.")
 @click.option("--size", type=Integer(min=SIZE_MIN, max=1 << 20), default=100, show_default=True, help="Bytes of a value.")
-@click.option("--duration", default="10s", show_default=True, metavar="DURATION", help="How long is measured.")
+@click.option("--duration", default="10s", show_default=True, metavar="DURATION", help="How long is measured; a number alone is seconds.")
 @click.option("--warmup", default="1s", show_default=True, metavar="DURATION", help="Operations before that, which do not count.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of every draw: the same seed, the same operations.")
+@click.option("--seed", type=Integer(min=0), default=1, show_default=True, help="Of every draw: the same seed, the same operations.")
 @click.option("--engine", type=click.Choice(["rocksdb", "lmdb", "memory"]), help="State engine. [default: memory embedded, else rocksdb]")
 @click.option("--durability", type=click.Choice(["memory", "async", "sync"]), help="How safe a write is when it is answered.")
 @click.option(

@@ -193,7 +193,7 @@ def smembers(place: Place, key: str, output: str) -> int:
 
 @click.command(context_settings={"ignore_unknown_options": True})  # so that N may be -5
 @click.argument("key")
-@click.argument("n", type=int, default=1)
+@click.argument("n", type=Integer(), default=1)
 @output_option
 @where_options
 def incr(place: Place, key: str, n: int, output: str) -> int:
@@ -292,7 +292,7 @@ def scan(
 @click.command()
 @click.argument("prefix", default="")
 @click.option("--since", metavar="TOKEN", help="From after this token on, as an earlier watch printed it with -o json.")
-@click.option("--idle", "idle_s", type=Number(min=0, min_open=True), help="End when nothing changed for so many seconds.")
+@click.option("--idle", "idle_s", type=Number(min=0, min_open=True), metavar="SECONDS", help="End when nothing changed for so long.")
 @output_option
 @where_options
 def watch(place: Place, prefix: str, since: str | None, idle_s: float | None, output: str) -> int:

@@ -20,7 +20,7 @@ from crdtkv.cli.usage import Integer
     show_default=True,
     help="Where to write index.html and report.json.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the edits.")
+@click.option("--seed", type=Integer(min=0), default=1, show_default=True, help="Of the edits.")
 @click.option("--airports", type=Integer(min=100), default=None, help="Load only so many airports.")
 def demo(keep: bool, out: Path, seed: int, airports: int | None) -> int:
     """Three regions replicate a real data set, conflict, are cut apart, heal, and prove that they converged.

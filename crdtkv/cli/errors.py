@@ -50,7 +50,7 @@ _NOBODY: Final = ("connection refused", "name not found", "no answer within the 
 
 
 def exit_status(error: CrdtkvError) -> int:
-    """The status of API.md for an error."""
+    """The status for an error, of the table above."""
     return next(status for cls, status in _STATUS if isinstance(error, cls))
 
 

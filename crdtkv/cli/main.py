@@ -137,7 +137,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except click.UsageError as e:
         where = e.ctx.command_path if e.ctx is not None else "crdtkv"
-        return _fail(e, f"{one_line(e.format_message()).rstrip('.')}; see `{where} --help`", BAD_INPUT)
+        return _fail(e, f"{one_line(e.format_message()).rstrip('.')}{_dashed(e)}; see `{where} --help`", BAD_INPUT)
     except click.ClickException as e:  # a file that cannot be opened
         return _fail(e, e.format_message(), BAD_INPUT)
     except (click.Abort, KeyboardInterrupt) as e:
@@ -156,6 +156,14 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(e, f"{e.filename}: {e.strerror}" if e.filename else str(e), FAILED)
     except Exception as e:
         return _fail(e, f"internal error: {type(e).__name__}: {e}; run it again with CRDTKV_DEBUG=1 and report what it shows", FAILED)
+
+
+def _dashed(error: click.UsageError) -> str:
+    """What to do if an option that is none was meant as a value, such as the -5 of `crdtkv put k -5`."""
+    if not isinstance(error, click.NoSuchOption) or error.option_name.startswith("--") or error.ctx is None:
+        return ""
+    takes_values = any(isinstance(parameter, click.Argument) for parameter in error.ctx.command.params)
+    return "; values that begin with - come last, after --" if takes_values else ""
 
 
 def _fail(error: BaseException, message: str, status: int) -> int:

@@ -73,7 +73,15 @@ def _where(command: Callable[..., Any], *, needed: bool) -> Callable[..., Any]:
     @click.option("--at", "at", metavar="HOST:PORT[,…]", help="Nodes to talk to, in this order (or CRDTKV_AT).")
     @click.option("--region", metavar="R", shell_complete=complete_region, help="A region of the local cluster in --dir.")
     @directory_option
-    @click.option("--timeout", "timeout_s", type=Number(min=0, min_open=True), default=5.0, show_default=True, help="Seconds.")
+    @click.option(
+        "--timeout",
+        "timeout_s",
+        type=Number(min=0, min_open=True),
+        default=5.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Deadline of each request.",
+    )
     @click.option("--tls-ca", type=click.Path(), help="Speak TLS and trust who this certificate (PEM) signed.")
     @click.option("--tls-cert", type=click.Path(), help="Our certificate (PEM), for nodes that ask for one.")
     @click.option("--tls-key", type=click.Path(), help="Its key (PEM).")

@@ -28,9 +28,9 @@ STOP_S: Final = 20.0
 
 
 @click.command()
-@click.argument("workload", type=click.Choice(tuple(WORKLOADS)), default="a")
+@click.argument("workload", type=click.Choice(tuple(WORKLOADS)), default="a", metavar="[WORKLOAD]")
 @click.option("--target", type=click.Choice(["embedded", "node", "cluster"]), default="embedded", show_default=True, help="What is loaded.")
-@click.option("--duration", default="10s", show_default=True, metavar="DURATION", help="How long it is looked at.")
+@click.option("--duration", default="10s", show_default=True, metavar="DURATION", help="How long; a number alone is seconds.")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("profile.svg"), show_default=True, help="Where the graph goes."
 )

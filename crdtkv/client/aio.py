@@ -1,4 +1,4 @@
-"""The asyncio client: API.md's `Store` over gRPC, awaited. What cannot be awaited has a method twin: `exists` for `in`,
+"""The asyncio client: what `crdtkv.open` gives, over gRPC, awaited. What cannot be awaited has a method twin: `exists` for `in`,
 `get` for `[]`, `size` for `len`, `value()` for the property.
 
 Requests of one turn of the event loop travel in one message, so `asyncio.gather` of a thousand puts costs a message or two.

@@ -1,4 +1,4 @@
-"""The sync client: API.md's `Store` over gRPC, for threads.
+"""The sync client: what `crdtkv.open` gives, over gRPC, for threads.
 
 All clients of a process share one background event loop (`runtime`); a call hands its request over, and waits. Requests
 that many threads hand over meanwhile travel in the same message, so threads share one stream without a lock between them.

@@ -204,12 +204,17 @@ def parse_delays(text: str) -> dict[str, float] | float:
     return delays
 
 
-def parse_duration_ms(text: str, setting: str) -> float:
-    """`40ms`, `40`, `0.5s`, `200us` → milliseconds."""
+def parse_duration_ms(text: str, setting: str, *, bare: str = "ms") -> float:
+    """`40ms`, `0.5s`, `200us` → milliseconds. A number alone is of the unit `bare`: delays are told in ms, how long something runs in s.
+
+    >>> parse_duration_ms("40", "latency"), parse_duration_ms("5", "duration", bare="s")
+    (40.0, 5000.0)
+    """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise ConfigError(f"{setting}: {text!r} is not a duration, for example 40ms or 0.2s", setting=setting)
-    return float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[match[2] or "ms"]
+        example, unit = {"ms": ("40ms or 0.2s", "milliseconds"), "s": ("20s or 500ms", "seconds")}[bare]
+        raise ConfigError(f"{setting}: {text!r} is not a duration, for example {example}; a number alone is {unit}", setting=setting)
+    return float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[match[2] or bare]
 
 
 def parse_rate(text: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from crdtkv.backup import FolderTarget, Manifest, Point, create, manifests, merg
 from crdtkv.backup import create as create_backup
 from crdtkv.backup.beside import Reader
 from crdtkv.backup.chunks import FRAMES, STATE, decode_chunk, encode_chunk
+from crdtkv.cli.main import main
 from crdtkv.core.clock import stamp
 from crdtkv.core.frame import DeltaKind
 from crdtkv.errors import ConfigError, CorruptionError, IncompatibleFormatError, StorageError
@@ -108,6 +110,18 @@ def test_increments_carry_frames_from_any_region_and_a_restore_applies_them(targ
             assert back.delta_since(second.vv)[:2] == b"\xc1\x44"  # the log has the increments' frames, for peers that lack them
         with restored(target, tmp_path / "second", id=second.id) as back:
             assert contents(back) == contents(eu) and back.digest() == eu.digest()
+
+
+def test_the_command_says_when_there_was_nothing_new(
+    us: Store, target: FolderTarget, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("crdtkv.cli.backup._side", lambda place: nullcontext(us))
+    command = ["backup", "create", str(target.folder), "--at", "127.0.0.1:1"]
+    assert main(command) == 0 and main(command) == 0
+    first, second = manifests(target)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith(f"{first.id}: full, ")
+    assert told[3:] == [f"{second.id}: incremental, nothing new since {first.id}", f"vector  {us.vv()}", f"digest  {us.digest()}"]
 
 
 def test_a_backup_is_full_where_the_log_no_longer_has_what_came_since_or_where_it_is_asked_for(target: FolderTarget) -> None:

@@ -101,6 +101,15 @@ def test_what_is_older_goes_unless_something_younger_continues_it(us: Store, tar
     assert left(target) == "F", "the newest always stays"
 
 
+def test_what_stays_only_because_it_is_continued_is_told(us: Store, target: FolderTarget, day: list[int]) -> None:
+    first, second, third = line(us, target, day, "Fii")
+    assert prune(target, keep=1, now_ms=START_MS, dry_run=True).continued == (first, second)
+    assert prune(target, keep=2, now_ms=START_MS, dry_run=True).continued == (first,)
+    said = CliRunner().invoke(cli, ["backup", "prune", str(target.folder), "--keep", "1", "--dry-run"])
+    assert said.output == "0 backups of 0 bytes would go, 3 left, 2 of them only because a newer one continues them\n"
+    assert left(target) == "Fii" and manifests(target)[-1] == third
+
+
 def test_with_two_rules_a_backup_stays_that_either_keeps(us: Store, target: FolderTarget, day: list[int]) -> None:
     line(us, target, day, "FFFFF")
     prune(target, keep=2, older_than_ms=3 * DAY_MS, now_ms=START_MS + 5 * DAY_MS)
@@ -221,7 +230,7 @@ def test_the_command(us: Store, target: FolderTarget, day: list[int]) -> None:
     assert said.exit_code == 0 and f"would remove {second.id}: incremental" in said.output and "2 backups of" in said.output
     assert left(target) == "FiF"
     said = CliRunner().invoke(cli, ["backup", "prune", where, "--older-than", "99999d", "-o", "json"])
-    assert said.exit_code == 0 and json.loads(said.output)["removed"] == []
+    assert said.exit_code == 0 and json.loads(said.output)["removed"] == [] and json.loads(said.output)["continued"] == []
     said = CliRunner().invoke(cli, ["backup", "prune", where, "--keep", "1"])
     assert f"removed {first.id}: full" in said.output and said.output.endswith("gone, 1 left\n")
     assert [m.id for m in manifests(target)] == [third.id]

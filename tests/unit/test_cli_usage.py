@@ -278,6 +278,11 @@ def test_sets_counters_and_maps(run: Any, store: crdtkv.Store) -> None:
     assert not store.exists("m")
 
 
+def test_a_value_that_begins_with_a_dash_goes_after_two(run: Any, store: crdtkv.Store) -> None:
+    run("put", "k", "--ttl", "60", "--", "-5")
+    assert store["k"] == "-5"
+
+
 def test_wrong_input_changes_nothing(run: Any, store: crdtkv.Store) -> None:
     store["k"] = "v"
     before = store.vv()
@@ -362,6 +367,17 @@ def test_a_table_too_wide_is_told_cell_by_cell(monkeypatch: pytest.MonkeyPatch, 
         (["cluster", "stauts"], "crdtkv: No such command 'stauts', perhaps 'status'; see `crdtkv cluster --help`\n"),
         (["frobnicate"], "crdtkv: No such command 'frobnicate'; see `crdtkv --help`\n"),
         (["put", "k", "v", "--ttl", "soon"], "crdtkv: Invalid value for '--ttl': 'soon' is not a valid number; see `crdtkv put --help`\n"),
+        (["put", "k", "-5"], "crdtkv: No such option '-5'; values that begin with - come last, after --; see `crdtkv put --help`\n"),
+        (["digest", "-5"], "crdtkv: No such option '-5'; see `crdtkv digest --help`\n"),
+        (["incr", "n", "x"], "crdtkv: Invalid value for '[N]': 'x' is not a valid whole number; see `crdtkv incr --help`\n"),
+        (
+            ["bench", "load", "--duration", "x"],
+            "crdtkv: duration: 'x' is not a duration, for example 20s or 500ms; a number alone is seconds\n",
+        ),
+        (
+            ["bench", "lag", "--latency", "x"],
+            "crdtkv: latency: 'x' is not a duration, for example 40ms or 0.2s; a number alone is milliseconds\n",
+        ),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",
 )
@@ -384,6 +400,17 @@ def test_a_target_without_backups_is_said_to_have_none(capsys: pytest.CaptureFix
     assert main(["backup", "list", str(tmp_path / "nowhere")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'nowhere'} holds no backup\n"
     assert main(["backup", "list", str(tmp_path / "nowhere"), "-o", "json"]) == 0 and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("command", ["bench load", "profile"])
+def test_a_workload_that_is_none_is_told_by_the_argument_s_name(run: Any, command: str) -> None:
+    said = run(*command.split(), "zz", status=2).err
+    assert "Invalid value for '[WORKLOAD]': 'zz' is not one of 'a', 'b'," in said
+
+
+def test_help_has_one_word_for_a_whole_number_and_names_seconds(run: Any) -> None:
+    assert "INTEGER" not in "".join(run(*command, "--help").out for command in (["demo"], ["bench", "load"], ["incr"]))
+    assert "--timeout SECONDS " in run("get", "--help").out and "--idle SECONDS " in run("watch", "--help").out
 
 
 @pytest.mark.parametrize("group", ["cluster", "bench", "backup", "region", "recover"])

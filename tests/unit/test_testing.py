@@ -49,6 +49,13 @@ def test_a_run_is_the_same_every_time() -> None:
     assert len(digests) == 1
 
 
+def test_a_region_that_is_not_there_is_told_with_those_that_are() -> None:
+    with three_regions() as regions:
+        with pytest.raises(KeyError, match="no region 'xx'; there are us, eu, ap"):
+            regions["xx"]
+        assert "xx" not in regions and regions.get("xx") is None and "us" in regions
+
+
 def test_a_partition_holds_until_it_heals() -> None:
     with three_regions() as regions:
         regions.partition(["us"], ["eu", "ap"])
