@@ -8,14 +8,14 @@ removal is left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from crdtkv.core.causality import Origin, VersionVector, region_of
+from crdtkv.core.causality import Origin, VersionVector, check_origin, region_of
 from crdtkv.core.codec import decode_value
 from crdtkv.core.frame import DeltaKind, Frame
-from crdtkv.errors import CorruptionError, StorageError
+from crdtkv.errors import ConfigError, CorruptionError, StorageError
 from crdtkv.storage.lock import DirectoryLock
 from crdtkv.storage.log import FileLog
 
@@ -42,20 +42,24 @@ class OwnCommit(NamedTuple):
     operations: tuple[Operation, ...]
 
 
-def own_commits(directory: Path, since: VersionVector) -> Iterator[OwnCommit]:
+def own_commits(directory: Path, since: Mapping[Origin, int]) -> Iterator[OwnCommit]:
     """What the region of a directory wrote there, under any of its ids, beyond `since`, in the order written.
 
     The directory's store must be closed; nothing in it changes but that a torn end of its log is cut off, as at any opening.
 
     Raises:
+        ConfigError: `since` names what was not written there, before anything is told.
         StoreLockedError: the directory is in use. CorruptionError: its log is damaged.
         StorageError: it is no data directory, or its log no longer reaches back to `since`.
     """
-    region = _region_of(directory)
+    region, origin = _identity(directory)
     with DirectoryLock(directory):
         log = FileLog(directory / "log")
         try:
-            floor = {o: n for o, n in log.floor().items() if region_of(o) == region and n > since.seq(o)}
+            written = {origin: 0} | {o: n for o, n in log.vv().items() if region_of(o) == region}
+            _check_written(directory, since, written)
+            after = VersionVector(since)
+            floor = {o: n for o, n in log.floor().items() if region_of(o) == region and n > after.seq(o)}
             if floor:
                 raise StorageError(
                     f"the log in {directory} begins after {VersionVector(floor)}: what was written before cannot be told any more; give "
@@ -68,18 +72,30 @@ def own_commits(directory: Path, since: VersionVector) -> Iterator[OwnCommit]:
                 frames, position = log.read(position, bytes_max=READ_BYTES)
                 for frame in frames:
                     if region_of(frame.origin) == region:
-                        yield from _commits(frame, since, totals)
+                        yield from _commits(frame, after, totals)
         finally:
             log.close()
 
 
-def _region_of(directory: Path) -> str:
+def _check_written(directory: Path, since: Mapping[Origin, int], written: Mapping[Origin, int]) -> None:
+    """Refuse a point that is not in the directory: a slip in it would tell too much, or nothing, and be written twice, or lost."""
+    for origin, seq in since.items():
+        if origin not in written:
+            known = ", ".join(f"{o} (up to {n})" for o, n in written.items())
+            raise ConfigError(f"--since: {origin} wrote nothing in {directory}; what was written there is of {known}", setting="since")
+        if seq > written[origin]:
+            raise ConfigError(f"--since: {directory} has {origin} only up to {written[origin]}, not up to {seq}", setting="since")
+
+
+def _identity(directory: Path) -> tuple[str, Origin]:
+    """The region of a data directory, and the id it writes under."""
     path = directory / "replica.json"
     try:
-        return str(json.loads(path.read_bytes())["region"])
+        document = json.loads(path.read_bytes())
+        return str(document["region"]), check_origin(document["origin"])
     except FileNotFoundError as e:
         raise StorageError(f"{directory} is not a data directory: it has no {path.name}", path=str(directory)) from e
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError, CorruptionError) as e:
         raise CorruptionError(f"{path} is damaged", path=str(path)) from e
 
 
