@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from crdtkv.errors import (
@@ -52,6 +53,11 @@ _NOBODY: Final = ("connection refused", "name not found", "no answer within the 
 def exit_status(error: CrdtkvError) -> int:
     """The status for an error, of the table above."""
     return next(status for cls, status in _STATUS if isinstance(error, cls))
+
+
+def is_debugging() -> bool:
+    """Whether `CRDTKV_DEBUG` asks for tracebacks."""
+    return os.environ.get("CRDTKV_DEBUG", "") not in ("", "0")
 
 
 def one_line(text: object) -> str:

@@ -16,7 +16,7 @@ from typing import Final
 
 import click
 
-from crdtkv.cli.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, UNAVAILABLE, describe, exit_status, one_line
+from crdtkv.cli.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, UNAVAILABLE, describe, exit_status, is_debugging, one_line
 from crdtkv.cli.usage import Group
 from crdtkv.errors import CrdtkvError
 from crdtkv.version import VERSION
@@ -167,7 +167,7 @@ def _dashed(error: click.UsageError) -> str:
 
 
 def _fail(error: BaseException, message: str, status: int) -> int:
-    if os.environ.get("CRDTKV_DEBUG", "") not in ("", "0"):
+    if is_debugging():
         traceback.print_exception(error)
     print(f"crdtkv: {one_line(message)}", file=sys.stderr)
     return status

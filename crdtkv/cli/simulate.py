@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from crdtkv.cli.errors import DONE, FAILED
+from crdtkv.cli.errors import DONE, FAILED, is_debugging
 from crdtkv.cli.output import JSON, emit, emit_json, output_option
 from crdtkv.cli.usage import Integer
 
@@ -113,6 +113,8 @@ def simulate(
             if cause:
                 _show_cause(cause)
         sys.stdout.flush()
+        if outcome.traceback and is_debugging():
+            sys.stderr.write(outcome.traceback)
         if failures and until_failure:
             break
     if output != JSON:
@@ -132,7 +134,7 @@ def _show(outcome: Outcome, told: list[str], *, in_detail: bool) -> None:
     from crdtkv.simulation.recap import recap
     from crdtkv.simulation.rules import broken_rule
 
-    found = f"VIOLATION of {broken_rule(outcome.violations[0])}" if outcome.violations else "every invariant held"
+    found = f"VIOLATION: {broken_rule(outcome.violations[0])}" if outcome.violations else "every invariant held"
     emit(f": {outcome.events:,} events in {outcome.virtual_s:.1f} virtual s; {found}")
     for line in (*told, *outcome.violations):
         emit(f"  {line}")

@@ -6,6 +6,8 @@ Messages name places, dots and vectors, which differ from seed to seed; the rule
 from __future__ import annotations
 
 import re
+import traceback
+from pathlib import Path
 from typing import Final, NamedTuple
 
 
@@ -19,6 +21,15 @@ def must(holds: bool, text: str) -> None:
         raise Violation(text)
 
 
+def raised_text(error: Exception) -> str:
+    """The violation that an exception is: what it says, and the line of crdtkv that raised it, or called what did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if frame.filename.startswith(str(_PACKAGE))]
+    place = (ours or frames)[-1]
+    file = Path(place.filename).relative_to(_PACKAGE.parent).as_posix() if ours else Path(place.filename).name
+    return f"{type(error).__name__}: {error}, raised at {file}:{place.lineno} in {place.name}"
+
+
 class Rule(NamedTuple):
     """An invariant: its number in the design (None: it is about the run itself), and what it says."""
 
@@ -28,6 +39,8 @@ class Rule(NamedTuple):
     def __str__(self) -> str:
         return self.text if self.number is None else f"invariant {self.number}: {self.text}"
 
+
+_PACKAGE: Final = Path(__file__).parents[1]
 
 _STATE: Final = Rule(5, "replicas that have applied the same commits have the same state, and it is what those commits say")
 _DIGEST: Final = Rule(5, "equal version vectors have equal digests, and a digest is that of the state")
@@ -72,18 +85,19 @@ _RULES: Final[tuple[tuple[str, Rule], ...]] = (
     (r"lacks what was acknowledged", Rule(10, "what was acknowledged to a client is in every replica, once healed")),
     (r"^not equal .* after everything healed|^still going on after", _CONVERGE),
     (r"a frame could not be applied", Rule(None, "a frame from a replica that keeps the rules can be applied")),
+    (r"a snapshot could not be taken over", Rule(None, "a snapshot from a replica that keeps the rules can be taken over")),
+    (r"a message that came over .* was forgotten", Rule(None, "what came over a link that lives on is dealt with, or waits")),
 )
+_RAISED: Final = re.compile(r"(?P<error>\w+): .*, raised at \S+ in (?P<function>\S+)$", re.DOTALL)
+"""What `raised_text` makes. The class and the function stay from run to run."""
 
 
 def broken_rule(violation: str) -> Rule:
     """The rule that a violation's message is about."""
+    if (raised := _RAISED.match(violation)) is not None:  # first: an exception may say anything
+        return Rule(None, f"no step raises an exception ({raised['error']} in {raised['function']})")
     for pattern, rule in _RULES:
         if re.search(pattern, violation):
             return rule
-    return Rule(None, f"nothing is raised, and no alarm is given, by replicas that all keep the rules ({_kind(violation)})")
-
-
-def _kind(violation: str) -> str:
-    """What stays of an unknown message from run to run: an exception's class, or an alarm's kind."""
-    parts = violation.split(": ")
-    return parts[0] if parts[0].endswith(("Error", "Exception")) or len(parts) < 3 else parts[1]
+    alarm = violation.partition(": ")[2].partition(": ")[0]
+    return Rule(None, f"replicas that all keep the rules give no alarm ({alarm})")

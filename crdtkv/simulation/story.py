@@ -6,12 +6,14 @@ The narrator only listens: it draws nothing and traces nothing, so a told run is
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from crdtkv.core.causality import EMPTY_VV, Dot, VersionVector
 from crdtkv.core.codec import TYPE_NAMES, split_slot
+from crdtkv.core.frame import Frame
 from crdtkv.core.join import snapshot_of
 from crdtkv.core.types.base import decode_entries
 from crdtkv.core.types.counter import decode_run
@@ -34,6 +36,15 @@ _LOSSES: Final = {
     "lose_disk": "its disk by an empty one",
     "roll_back": "its log by one of an earlier time",
 }
+
+_STEPS: Final = {
+    "_apply": "applies",
+    "serve": "commits what a client asks for",
+    "start": "starts",
+    "_do": "reads or takes over a snapshot",
+    "_housekeep": "does what is due by itself",
+}
+"""What a replica does, by the method of `Member` in which it does so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +70,10 @@ def tell(case: Case) -> Story:
     """Run a case and tell it."""
     narrator = Narrator(case)
     outcome = narrator.run()
-    broken = tuple(f"Broken: {broken_rule(text)}." for text in outcome.violations)
-    states = _differences_or_why_not(narrator) if broken else ()
+    rules = [broken_rule(text) for text in outcome.violations]
+    broken = tuple(f"Broken: {rule}." for rule in rules)
+    # Where no invariant is broken, a step may have ended half-way, and the states be those of half a step.
+    states = _differences_or_why_not(narrator) if any(rule.number is not None for rule in rules) else ()
     if not any("it should" in line for line in states):  # else that says it better than the check's own words
         broken += tuple(f"Found: {named(text)}" for text in outcome.violations)
     return Story(outcome, tuple(narrator.lines), broken, states)
@@ -127,6 +140,19 @@ class Narrator(CaseWorld):
         if news:
             self._say(f"{member.region} applies {', '.join(news)}")
         super().changed(member, wholly=wholly)
+
+    def raised(self, error: Exception) -> None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        step = next((frame for frame in frames if isinstance(frame.f_locals.get("self"), Member)), None)
+        what = f"an exception is raised: {type(error).__name__}: {error}"
+        if step is None:
+            return self._say(what)
+        name = step.f_code.co_name
+        doing = _STEPS.get(name, f"is at a step ({name.strip('_')})")
+        if name == "_apply":
+            applied: tuple[Frame, ...] = step.f_locals["frames"]
+            doing += " " + ", ".join(span(frame.origin, frame.first_seq, frame.last_seq) for frame in applied)
+        self._say(f"{step.f_locals['self'].region} {doing}, and {what}")
 
     def trace(self, *parts: object) -> None:
         text = self._in_words(parts)

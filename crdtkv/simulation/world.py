@@ -20,7 +20,7 @@ import hashlib
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Final
 
@@ -36,7 +36,7 @@ from crdtkv.simulation.lives import Life
 from crdtkv.simulation.member import Member
 from crdtkv.simulation.network import Network
 from crdtkv.simulation.options import REGIONS, Options, draw
-from crdtkv.simulation.rules import Violation
+from crdtkv.simulation.rules import Violation, raised_text
 from crdtkv.simulation.specification import Commit, History
 from crdtkv.simulation.workload import Workload
 
@@ -64,6 +64,8 @@ class Outcome:
     """Those that took part, by name."""
     commits: int = 0
     """How many were made, but for those that a crash took before anybody was told."""
+    traceback: str = field(default="", compare=False)
+    """Of the exception that ended it, if one did: for who mends it. It names files of this machine."""
 
 
 @contextlib.contextmanager
@@ -176,21 +178,23 @@ class World:
             return self._run()
 
     def _run(self) -> Outcome:
+        raised = ""
         try:
             self._begin()
             self._go_on()
         except (Violation, LogBroke) as e:
             self.violations.append(str(e))
         except Exception as e:  # whatever the product raises where nothing may be raised is a finding
-            where = traceback.extract_tb(e.__traceback__)[-1]
-            self.violations.append(f"{type(e).__name__}: {e} ({where.name}, line {where.lineno})")
+            self.raised(e)
+            self.violations.append(raised_text(e))
+            raised = "".join(traceback.format_exception(e))
         self.rare["three_siblings"] = int(self.history.siblings_max >= 3)
         self.trace("end", self.violations)
         rare = {name: count for name, count in sorted(self.rare.items()) if count}
         regions = tuple(dict.fromkeys(member.region for member in self.members))
         return Outcome(
             self.seed, self.scenario, self._trace.hexdigest(), self.events, self.now_us / 1e6, rare, tuple(self.violations), regions,
-            len(self.history.commits),
+            len(self.history.commits), raised,
         )  # fmt: skip
 
     def _go_on(self) -> None:
@@ -212,6 +216,9 @@ class World:
                 if self._finished:
                     return
         raise Violation(f"still going on after {INSTANTS_MAX:,} instants")
+
+    def raised(self, error: Exception) -> None:
+        """A step raised what no step may: for who tells the run."""
 
     # -- what members tell ----------------------------------------------------------------------------------------
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
 from crdtkv.cli import simulate as command
 from crdtkv.cli.main import main
+from crdtkv.core.apply import Applier
 from crdtkv.core.causality import VersionVector
 from crdtkv.simulation import SCENARIOS, invariants, losses, simulate, words
 from crdtkv.simulation.case import FAULTS, MODES, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, CaseWorld, run_case
@@ -150,6 +153,47 @@ def test_every_check_of_the_auditor_has_its_rule() -> None:
         parts = message.values if isinstance(message, ast.JoinedStr) else [message]
         text = "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in parts)
         assert broken_rule(text).number is not None, text
+
+
+def refuse_what_is_not_local(step: Applier, key: str, type_code: int, subkey: bytes) -> None:
+    """A core that cannot apply what another replica removed."""
+    if not step.local:
+        raise KeyError("no such place")
+    right_remove(step, key, type_code, subkey)
+
+
+right_remove = Applier.remove
+RAISED = r"KeyError: 'no such place', raised at crdtkv/core/types/(orset|map|register)\.py:\d+ in \w+"
+
+
+def test_an_exception_of_the_core_is_told_with_its_place_and_the_step_that_raised_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither was told, but what the half-done step left of the state, as if that were the finding."""
+    monkeypatch.setattr(Applier, "remove", refuse_what_is_not_local)
+    case = next(c for seed in range(50) if run_case(c := Case(seed=seed, regions=2, ops=20, faults=frozenset())).violations)
+    told = tell(case)
+    assert re.fullmatch(RAISED, told.outcome.violations[0])
+    assert re.search(r"(ap|br) applies (ap|br):\d+.*, and an exception is raised: KeyError: ", told.events[-1])
+    assert re.fullmatch(r"Broken: no step raises an exception \(KeyError in \w+\)\.", told.broken[0])
+    assert told.broken[1:] == (f"Found: {told.outcome.violations[0]}",) and not told.states
+    assert told.outcome == run_case(case), "and telling it changes nothing"
+
+    monkeypatch.setenv("CRDTKV_DEBUG", "1")
+    status, out, err = run(capsys, *case.command().split()[2:], "--no-shrink")
+    assert status == 1 and re.search(r"; VIOLATION: no step raises an exception \(KeyError in \w+\)\n  " + RAISED, out)
+    assert err.startswith("Traceback (most recent call last):\n") and "in refuse_what_is_not_local" in err
+    monkeypatch.delenv("CRDTKV_DEBUG")
+    assert run(capsys, *case.command().split()[2:], "--no-shrink")[1:] == (ANY, "")
+
+
+def test_what_is_no_invariant_has_a_rule_that_stays_from_run_to_run() -> None:
+    wanted = "no step raises an exception (AssertionError in unpack)"
+    for said in ("it was acknowledged by us", "two\nlines"):  # as other violations say
+        assert str(broken_rule(f"AssertionError: {said}, raised at crdtkv/core/codec.py:7 in unpack")) == wanted
+    assert str(broken_rule("us: divergence: of eu: 7")) == str(broken_rule("br: divergence: x")) != str(broken_rule("br: fork: x"))
+    link = "a message that came over a link that lives on was forgotten"
+    assert broken_rule(f"us: {link}") == broken_rule(f"br: {link}")
 
 
 right_counter = Reader.counter
