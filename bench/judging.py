@@ -148,7 +148,7 @@ def human(figure: float) -> str:
     return f"{figure:.3g}"
 
 
-_UNITS: Final = (("_per_s", "/s"), ("_us", " µs"), ("_ms", " ms"), ("_bytes", " B"), ("_s", " s"))
+_UNITS: Final = (("_per_s", "/s"), ("_us", " µs"), ("_ms", " ms"), ("_bytes", " B"), ("_mb", " MB"), ("_share", " ×"), ("_s", " s"))
 
 
 def unit(metric: str) -> str:
@@ -160,7 +160,7 @@ def unit(metric: str) -> str:
     return next((text for ending, text in _UNITS if metric.endswith(ending)), "")
 
 
-_LARGER: Final = {" µs": " ms", " ms": " s"}
+_LARGER: Final = {" µs": " ms", " ms": " s", " MB": " GB"}
 
 
 def amount(figure: float, metric: str) -> str:
@@ -168,6 +168,8 @@ def amount(figure: float, metric: str) -> str:
 
     >>> amount(640.0, "put/p50_us"), amount(2280.0, "put/p50_us"), amount(2.5e6, "a/op_per_s")
     ('640 µs', '2.28 ms', '2.5 M/s')
+    >>> amount(47.9, "a/resident_mb"), amount(1074.0, "a/resident_mb"), amount(0.331, "a/disk_share")
+    ('47.9 MB', '1.07 GB', '0.331 ×')
     """
     suffix = unit(metric)
     while abs(figure) >= 1000 and suffix in _LARGER:

@@ -40,10 +40,11 @@ def table(goals: Mapping[str, Any], curves: Mapping[str, Any]) -> str:
     lines += ["| path | beside | found | goal | | alone: `python -m bench goals …` |", "|---|---|---|---|---|---|"]
     for row in goals["rows"]:
         rounds = max((len(figures) for figures in row["rounds"].values()), default=0)
+        few = "" if rounds >= ROUNDS else f" ({rounds} round{'' if rounds == 1 else 's'})"
         for number, claim in enumerate(claim for claim in row["claims"] if claim["bound"] is not None):
             first = number == 0
             cells = (
-                f"{row['path']}{'' if rounds >= ROUNDS else f' ({rounds} rounds)'}" if first else "",
+                f"{row['path']}{few}" if first else "",
                 _beside(claim),
                 _found(claim),
                 report.bound(claim),

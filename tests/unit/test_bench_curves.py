@@ -11,6 +11,7 @@ import pytest
 from bench import machine, readme_table
 from bench.curves import runner
 from bench.curves.measures import CURVES
+from bench.goals import report
 from bench.goals.registry import ROWS
 from tests.unit.documents import ROOT
 
@@ -98,6 +99,20 @@ def test_the_readme_holds_what_the_script_makes_of_the_committed_results() -> No
     goals, curves = (json.loads((ROOT / path).read_text(encoding="utf-8")) for path in (readme_table.GOALS, readme_table.CURVES))
     readme = (ROOT / readme_table.README).read_text(encoding="utf-8")
     assert readme_table.within(readme, readme_table.table(goals, curves)) == readme, "run python -m bench table"
+
+
+def test_the_report_beside_the_committed_results_is_made_of_them() -> None:
+    goals = json.loads((ROOT / readme_table.GOALS).read_text(encoding="utf-8"))
+    assert report.markdown(goals) == (ROOT / readme_table.GOALS).with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_figures_have_units_and_a_single_round_is_one() -> None:
+    goals, curves = (json.loads((ROOT / path).read_text(encoding="utf-8")) for path in (readme_table.GOALS, readme_table.CURVES))
+    made = next(row for row in goals["rows"] if row["name"] == "large")
+    row = {**made, "rounds": {name: figures[:1] for name, figures in made["rounds"].items()}}
+    lines = readme_table.table({**goals, "rows": [row]}, curves).splitlines()[4:8]
+    assert "(1 round) |" in lines[0] and " s | ≤ 2 s |" in lines[0]
+    assert " MB | ≤ 1.07 GB |" in lines[1] and " MB | ≤ 1.07 GB |" in lines[2] and " × | ≤ 2.5 × |" in lines[3]
 
 
 def test_committed_results_name_the_machine_by_its_kind_and_every_row_by_its_command() -> None:
