@@ -34,7 +34,7 @@ def recover() -> None:
 @recover.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--since", "points", multiple=True, metavar="ORIGIN:SEQ", help="Only what came after this commit; once for each origin.")
-@click.option("-o", "--output", "file", type=click.File("w", encoding="utf-8", lazy=True), default="-", help="A file; default: stdout.")
+@click.option("--out", "file", type=click.File("w", encoding="utf-8", lazy=True), default="-", help="A file; default: stdout.")
 def export(directory: Path, points: tuple[str, ...], file: Any) -> int:
     """Write what the region of DIRECTORY wrote there, as JSON, one commit a line. Its node must be stopped; nothing is changed."""
     from crdtkv.store.recovering import own_commits

@@ -291,7 +291,7 @@ class Walk:
         self.type("status", "--region", "sa")
         assert "crdtkv recover export" in self.type("put", "late", "1", "--region", "sa", status=1)
         self.type("cluster", "stop", "sa")
-        self.type("recover", "export", ".crdtkv-cluster/data/sa", "--since", origin, "-o", "sa.jsonl")
+        self.type("recover", "export", ".crdtkv-cluster/data/sa", "--since", origin, "--out", "sa.jsonl")
         (self.data / "sa").rename(self.directory / "sa-moved-aside")
         self.type("cluster", "remove", "sa")
         self.type("cluster", "add", "sa")

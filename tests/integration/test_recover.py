@@ -48,7 +48,7 @@ def test_two_branches_of_one_replica_become_one_history(tmp_path: Path, capsys: 
                 until(lambda: any("quarantined" in peer.state for peer in node.peers()), "the fork is found")
             assert eu.get("by the clone") is None
         file = tmp_path / "branch.jsonl"
-        assert main(["recover", "export", str(tmp_path / "clone"), "--since", f"{origin}:{common}", "-o", str(file)]) == 0
+        assert main(["recover", "export", str(tmp_path / "clone"), "--since", f"{origin}:{common}", "--out", str(file)]) == 0
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         assert [line["seq"] for line in lines] == list(range(common + 1, common + 9)) and {line["origin"] for line in lines} == {origin}
         assert lines[5]["operations"] == [{"name": "increment", "key": "c", "amount": 5}]
@@ -108,7 +108,7 @@ def test_a_point_that_the_directory_does_not_have_is_refused(tmp_path: Path, cap
         us.counter("n").increment(7)
     here, file = tmp_path / "us", tmp_path / "file"
     file.write_text("as it was")
-    export = ["recover", "export", str(here), "-o", str(file)]
+    export = ["recover", "export", str(here), "--out", str(file)]
     for points, why in (
         (["us@1-deadbeef:1"], f"--since: us@1-deadbeef wrote nothing in {here}; what was written there is of {origin} (up to 2)"),
         (["us@1-deadbeef:0"], "--since: us@1-deadbeef wrote nothing"),

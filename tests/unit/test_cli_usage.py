@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import crdtkv
@@ -400,6 +401,25 @@ def test_a_target_without_backups_is_said_to_have_none(capsys: pytest.CaptureFix
     assert main(["backup", "list", str(tmp_path / "nowhere")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'nowhere'} holds no backup\n"
     assert main(["backup", "list", str(tmp_path / "nowhere"), "-o", "json"]) == 0 and capsys.readouterr().out == ""
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Every command by what is typed for it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+def test_the_form_of_the_output_is_chosen_alike_everywhere_but_where_the_docs_say() -> None:
+    forms = {name: [p for p in command.params if "-o" in p.opts or "--output" in p.opts] for name, command in commands(main_module.cli)}
+    assert all([option.opts for option in options] == [["-o", "--output"]] for options in forms.values() if options)
+    assert all(isinstance(option.type, click.Choice) for options in forms.values() for option in options)
+    assert {name for name, options in forms.items() if not options} == {"demo", "node", "recover export", "recover reissue"}
 
 
 @pytest.mark.parametrize("command", ["bench load", "profile"])
