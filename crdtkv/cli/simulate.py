@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from crdtkv import interrupts
 from crdtkv.cli.errors import DONE, FAILED, is_debugging
-from crdtkv.cli.output import JSON, emit, emit_json, output_option
+from crdtkv.cli.output import JSON, counted, emit, emit_json, output_option
 from crdtkv.cli.usage import Integer
 
 if TYPE_CHECKING:
@@ -40,6 +44,8 @@ FAULTS: Final = ("absences", "clocks", "connections", "crashes", "cuts", "disks"
 MODES: Final = ("safety", "liveness")
 ALL: Final = "all"
 REGIONS_MIN, REGIONS_MAX, OPS_MAX = 2, 9, 1_000
+NAMED_MAX: Final = 20
+"""So many of the seeds that broke a rule are named at the end."""
 
 
 def _faults(_: click.Context, __: click.Parameter, text: str) -> frozenset[str]:
@@ -88,39 +94,94 @@ def simulate(
     from crdtkv.simulation.story import tell
 
     first = Case(seed=seed, regions=regions, ops=ops, faults=faults, mode=mode)
-    failures = runs = events = 0
-    spent_s = 0.0
-    for case in cases(scenario, None if until_failure and seeds is None else seeds or 1, first):
-        _begin(case, output)
-        began_s = time.process_time()
-        outcome = run_case(case)
-        cpu_s = time.process_time() - began_s
-        runs, events, spent_s = runs + 1, events + outcome.events, spent_s + cpu_s
-        told = list(tell(case).events) if story else []
-        cause = outcome.violations and not failures and _explained(case, outcome, shrinks=not no_shrink)
-        failures += bool(outcome.violations)
-        if output == JSON:
-            emit_json(
-                {
-                    **fields(outcome),
-                    "cpu_s": round(cpu_s, 3),
-                    **({"story": told} if story else {}),
-                    **({"explanation": cause} if cause else {}),
-                }
-            )
-        else:
-            _show(outcome, told, in_detail=story or not (seeds or until_failure))
-            if cause:
-                _show_cause(cause)
-        sys.stdout.flush()
-        if outcome.traceback and is_debugging():
-            sys.stderr.write(outcome.traceback)
-        if failures and until_failure:
-            break
+    so_far = _SoFar(seed, None if until_failure and seeds is None else seeds or 1)
+    with _told_if_interrupted(so_far, output):
+        for case in cases(scenario, so_far.seeds, first):
+            _begin(case, output)
+            began_s = time.process_time()
+            outcome = run_case(case)
+            cpu_s = time.process_time() - began_s
+            told = list(tell(case).events) if story else []
+            is_first = bool(outcome.violations) and not so_far.broken
+            so_far.count(case, outcome, cpu_s)
+            if output == JSON:
+                cause = _explained(case, outcome, shrinks=not no_shrink) if is_first else None
+                emit_json(
+                    {
+                        **fields(outcome),
+                        "cpu_s": round(cpu_s, 3),
+                        **({"story": told} if story else {}),
+                        **({"explanation": cause} if cause else {}),
+                    }
+                )
+            else:
+                _show(outcome, told, in_detail=story or not (seeds or until_failure))
+                sys.stdout.flush()  # the rest takes seconds
+                if is_first:
+                    _show_cause(_explained(case, outcome, shrinks=not no_shrink))
+            sys.stdout.flush()
+            if outcome.traceback and is_debugging():
+                sys.stderr.write(outcome.traceback)
+            if so_far.broken and until_failure:
+                break
     if output != JSON:
-        seeds_run = f"{runs:,} seeds, {events // runs:,} events a seed" if runs > 1 else f"{events:,} events"
-        emit(f"{seeds_run}; {spent_s:.1f} s of one core, {events / max(spent_s, 1e-3):,.0f} events a second.")
-    return FAILED if failures else DONE
+        emit(so_far.effort())
+        if so_far.runs > 1:
+            emit(f"{so_far.verdict()}.")
+    return FAILED if so_far.broken else DONE
+
+
+class _SoFar:
+    """What came of the seeds that were run so far, of so many (None: without end)."""
+
+    def __init__(self, first: int, seeds: int | None) -> None:
+        self.first = first
+        self.seeds = seeds
+        self.runs = self.events = 0
+        self.spent_s = 0.0
+        self.broken: list[int] = []
+
+    def count(self, case: Case, outcome: Outcome, cpu_s: float) -> None:
+        """A run is done."""
+        self.runs, self.events, self.spent_s = self.runs + 1, self.events + outcome.events, self.spent_s + cpu_s
+        if outcome.violations:
+            self.broken.append(case.seed)
+
+    def effort(self) -> str:
+        """What was run, and how fast."""
+        seeds = f"{self.runs:,} seeds, {self.events // self.runs:,} events a seed" if self.runs > 1 else f"{self.events:,} events"
+        return f"{seeds}; {self.spent_s:.1f} s of one core, {self.events / max(self.spent_s, 1e-3):,.0f} events a second."
+
+    def verdict(self) -> str:
+        """How many seeds held; which did not, the first of them by number."""
+        if not self.broken:
+            return f"{counted(self.runs, 'seed')} held"
+        named, more = self.broken[:NAMED_MAX], len(self.broken) - NAMED_MAX
+        seeds = ", ".join(map(str, named)) + (f" and {more:,} more" if more > 0 else "")
+        return f"{len(self.broken):,} of {counted(self.runs, 'seed')} broke a rule: {seeds}"
+
+    def left(self) -> str:
+        """The options with which the same command does the rest; empty if there is none."""
+        if self.runs == self.seeds:
+            return ""
+        return f"--seed {self.first + self.runs}" + ("" if self.seeds is None else f" --seeds {self.seeds - self.runs}")
+
+
+@contextlib.contextmanager
+def _told_if_interrupted(so_far: _SoFar, output: str) -> Iterator[None]:
+    """Ctrl-C and its kin end the process at once, as ever; but of many seeds it is told first how they did, and how to go on."""
+
+    def end(number: int) -> None:
+        if so_far.runs:
+            begun = "\n" if output != JSON and sys.stdout.isatty() else ""  # the line of the seed that is being run
+            left = f"; go on with {left}" if (left := so_far.left()) else ""
+            # Not through `sys.stderr`: this may be called in the midst of anything, a write to that included.
+            os.write(2, f"{begun}crdtkv: {so_far.verdict()}{left}\n".encode())
+        os._exit(128 + number)
+
+    with interrupts.noted(*interrupts.ENDED_BY) as signals, signals.told(end):
+        yield
+    signals.check()
 
 
 def _begin(case: Case, output: str) -> None:

@@ -71,6 +71,44 @@ def test_bad_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], 
     assert (status, out) == (2, "") and len(err.splitlines()) == 1
 
 
+def test_many_seeds_end_with_a_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two hundred seeds that failed, only the last screen was seen."""
+    few = ("--scenario", "counters", "--regions", "2", "--ops", "12", "--no-shrink")
+    assert run(capsys, *few, "--seeds", "3")[1].endswith(" events a second.\n3 seeds held.\n")
+    monkeypatch.setattr(Reader, "counter", wrong_counter)
+    status, out, _ = run(capsys, *few, "--seeds", "6")
+    broken = [line.split()[1] for line in out.splitlines() if line.startswith("seed ") and "VIOLATION" in line]
+    assert status == 1 and 1 < len(broken) < 6
+    assert out.splitlines()[-1] == f"{len(broken)} of 6 seeds broke a rule: {', '.join(broken)}."
+    monkeypatch.setattr(command, "NAMED_MAX", 1)
+    assert run(capsys, *few, "--seeds", "6")[1].endswith(f" broke a rule: {broken[0]} and {len(broken) - 1} more.\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "at", "told"),
+    [
+        (("--until-failure", "--seed", "4"), 7, "3 seeds held; go on with --seed 7"),
+        (("--seeds", "5", "-o", "json"), 1, "1 seed held; go on with --seed 1 --seeds 4"),
+        (("--seeds", "5"), 0, ""),
+    ],
+    ids=["without end", "so many", "the first"],
+)
+def test_ctrl_c_says_how_many_held_and_how_to_go_on(args: tuple[str, ...], at: int, told: str) -> None:
+    program = f"""
+import os, signal, sys
+from crdtkv import interrupts
+interrupts.end_at_once_on_ctrl_c()
+from crdtkv.cli.main import main
+from crdtkv.simulation import case
+run_case = case.run_case
+case.run_case = lambda c: run_case(c) if c.seed != {at} else os.kill(os.getpid(), signal.SIGINT)
+sys.exit(main(["simulate", "--ops", "1", "--faults", "none", *{args}]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 130
+    assert [line for line in done.stderr.splitlines() if not line.startswith("seed ")] == ([f"crdtkv: {told}"] if told else [])
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_telling_and_fixing_nothing_change_no_trace(scenario: str) -> None:
     assert tell(Case(seed=11, scenario=scenario)).outcome == simulate(11, scenario)
