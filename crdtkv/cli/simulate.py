@@ -61,7 +61,7 @@ def _faults(_: click.Context, __: click.Parameter, text: str) -> frozenset[str]:
 @click.option("--seed", type=Integer(min=0), default=0, show_default=True, help="The first seed.")
 @click.option("--seeds", type=Integer(min=1), help="How many seeds, from the first one on. [default: 1]")
 @click.option("--scenario", type=click.Choice([*SCENARIOS, ALL]), default=ALL, help="What to be biased to; all: one after another.")
-@click.option("--regions", type=Integer(REGIONS_MIN, REGIONS_MAX), help="How many regions. [default: as the seed draws]")
+@click.option("--regions", type=Integer(REGIONS_MIN, REGIONS_MAX), help="How many regions, to begin with. [default: as the seed draws]")
 @click.option("--ops", type=Integer(1, OPS_MAX), help="How many client requests. [default: as the seed draws]")
 @click.option("--faults", default=ALL, callback=_faults, metavar="all|none|LIST", help=f"What may go wrong: {', '.join(FAULTS)}.")
 @click.option(

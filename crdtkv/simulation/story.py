@@ -81,14 +81,17 @@ def tell(case: Case) -> Story:
 
 SHORT: Final = 6
 """A story of so many lines is told as it is."""
+_PROBES: Final = "a second later each region must take a write, to register probe"
+_ALWAYS: Final = (" adds a region, ", " joins, with nothing", _PROBES)
+"""In lines that belong to each story: who takes part, and whose writes those are that no client asked for."""
 _SPAN: Final = re.compile(r"([a-z0-9@-]+):(\d+)(?:-(\d+))?")
 
 
 def gist(story: Story) -> tuple[str, ...]:
     """The events of a run that broke a rule, without what has nothing to do with the first place where a state is wrong.
 
-    What is left: the operations on that place and on the collection that it is in, who applied their commits, and the faults since the
-    first of them. All events, where no place is known to be wrong or there are few.
+    What is left: the operations on that place and on the collection that it is in, who applied their commits, the faults since the
+    first of them, who joined, and where clients stop. All events, where no place is known to be wrong or there are few.
     """
     # Where the states are right, a check's own words may name the place: of a join, say.
     wrong = next((line for line in (*story.states, *story.broken) if "; it should " in line), None)
@@ -110,10 +113,13 @@ def gist(story: Story) -> tuple[str, ...]:
             spans = _SPAN.findall(line.split(" applies ")[1])
             if any((region, seq) in dots for region, first, last in spans for seq in range(int(first), int(last or first) + 1)):
                 kept.append(line)
-        elif dots:
+        elif dots or any(words in line for words in _ALWAYS):
             kept.append(line)
     left_out = len(story.events) - len(kept)
-    return (*kept, f"{'':>15}({left_out} events that do not concern {place} are left out; --story tells all)") if left_out else story.events
+    if not left_out:
+        return story.events
+    events = f"1 event that does not concern {place} is" if left_out == 1 else f"{left_out:,} events that do not concern {place} are"
+    return (*kept, f"{'':>15}({events} left out; --story tells all)")
 
 
 class Narrator(CaseWorld):
@@ -227,7 +233,7 @@ class Narrator(CaseWorld):
             case ("lame", int(index), str(fate)):
                 return f"{region(index)} stays {fate} from here on"
             case ("heal", list(lame)):
-                return "no more faults, and nobody writes any more" if not lame else "the other regions heal, and nobody writes any more"
+                return f"{'the other regions heal' if lame else 'no more faults'}, and clients stop; {_PROBES}"
             case ("stop",):
                 return "the run ends here, while faults go on"
         return ""

@@ -131,7 +131,7 @@ def test_switched_off_faults_do_not_happen() -> None:
 
 def test_a_story_names_what_happened() -> None:
     text = "\n".join(tell(Case(seed=6, scenario="crashes", ops=10)).events)
-    for phrase in ("commits ap:1, having seen nothing: ", "is killed", "starts again", "applies ", "nobody writes any more"):
+    for phrase in ("commits ap:1, having seen nothing: ", "is killed", "starts again", "applies ", "no more faults, and clients stop; "):
         assert phrase in text
 
 
@@ -153,6 +153,21 @@ def test_a_long_story_is_told_by_what_concerns_the_wrong_place() -> None:
     assert gist(replace(story, states=())) == events, "no place is known to be wrong"
     found = "Found: the join of us and eu: field 'f' of map m holds 1 of us:14; it should hold nothing"
     assert gist(replace(story, states=(), broken=("Broken: invariant 6.", found))) == (*told, last), "the check itself names the place"
+
+
+def test_a_short_story_still_says_who_takes_part_and_why_probe_is_written() -> None:
+    """`--regions 2` told of three, and `--ops 1` of three writes to `probe` that nothing explained."""
+    told = tell(Case(seed=169, scenario="members", regions=2, ops=1, faults=frozenset()))
+    assert len(told.events) > 6
+    wrong = "    register probe holds nothing; it should hold 3 of ca:1"
+    *lines, last = gist(replace(told, states=("ca has applied ca:1, but", wrong)))
+    who, stop, *probes = [line.partition(" ms  ")[2] for line in lines]
+    assert who == "br adds a region, ca, which begins with nothing"
+    assert stop == "no more faults, and clients stop; a second later each region must take a write, to register probe"
+    assert [line.split()[0] for line in probes if "sets register probe to " in line] == ["ap", "br", "ca"]
+    assert last.endswith("events that do not concern register probe are left out; --story tells all)")
+    *_, last = gist(replace(told, events=(*lines, "     2600.0 ms  ap applies eu:9"), states=("ca has applied ca:1, but", wrong)))
+    assert last.strip() == "(1 event that does not concern register probe is left out; --story tells all)"
 
 
 def test_a_commit_of_a_later_incarnation_is_told_from_one_of_the_first() -> None:
