@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -44,6 +46,7 @@ FAULTS: Final = ("absences", "clocks", "connections", "crashes", "cuts", "disks"
 MODES: Final = ("safety", "liveness")
 ALL: Final = "all"
 REGIONS_MIN, REGIONS_MAX, OPS_MAX = 2, 9, 1_000
+WIDTH: Final = 80
 NAMED_MAX: Final = 20
 """So many of the seeds that broke a rule are named at the end."""
 
@@ -60,7 +63,14 @@ def _faults(_: click.Context, __: click.Parameter, text: str) -> frozenset[str]:
 @click.command()
 @click.option("--seed", type=Integer(min=0), default=0, show_default=True, help="The first seed.")
 @click.option("--seeds", type=Integer(min=1), help="How many seeds, from the first one on. [default: 1]")
-@click.option("--scenario", type=click.Choice([*SCENARIOS, ALL]), default=ALL, help="What to be biased to; all: one after another.")
+@click.option(
+    "--scenario",
+    type=click.Choice([*SCENARIOS, ALL]),
+    default=ALL,
+    show_default=True,
+    metavar="NAME",
+    help=f"What to be biased to: {', '.join(SCENARIOS)}; {ALL}: one after another, by the seed.",
+)
 @click.option("--regions", type=Integer(REGIONS_MIN, REGIONS_MAX), help="How many regions, to begin with. [default: as the seed draws]")
 @click.option("--ops", type=Integer(1, OPS_MAX), help="How many client requests. [default: as the seed draws]")
 @click.option("--faults", default=ALL, callback=_faults, metavar="all|none|LIST", help=f"What may go wrong: {', '.join(FAULTS)}.")
@@ -150,7 +160,8 @@ class _SoFar:
     def effort(self) -> str:
         """What was run, and how fast."""
         seeds = f"{self.runs:,} seeds, {self.events // self.runs:,} events a seed" if self.runs > 1 else f"{self.events:,} events"
-        return f"{seeds}; {self.spent_s:.1f} s of one core, {self.events / max(self.spent_s, 1e-3):,.0f} events a second."
+        spent = f"{self.spent_s:,.1f} s" if self.spent_s >= 1 else f"{self.spent_s * 1000:.0f} ms"
+        return f"{seeds}; {spent} of one core, {self.events / max(self.spent_s, 1e-3):,.0f} events a second."
 
     def verdict(self) -> str:
         """How many seeds held; which did not, the first of them by number."""
@@ -194,17 +205,30 @@ def _begin(case: Case, output: str) -> None:
 def _show(outcome: Outcome, told: list[str], *, in_detail: bool) -> None:
     from crdtkv.simulation.recap import recap
     from crdtkv.simulation.rules import broken_rule
+    from crdtkv.simulation.words import named
 
-    found = f"VIOLATION: {broken_rule(outcome.violations[0])}" if outcome.violations else "every invariant held"
+    found = "VIOLATION" if outcome.violations else "every invariant held"
     emit(f": {outcome.events:,} events in {outcome.virtual_s:.1f} virtual s; {found}")
-    for line in (*told, *outcome.violations):
-        emit(f"  {line}")
+    for line in told:
+        _emit_wrapped(line)
+    for violation in outcome.violations:
+        _emit_wrapped(f"Broken: {broken_rule(violation)}.")
+        _emit_wrapped(f"Found: {named(violation)}")
     if in_detail or outcome.violations:
-        for line in recap(outcome):
-            emit(f"  {line}")
-        emit(f"  Trace: {outcome.trace_sha256}")
+        for paragraph in recap(outcome):
+            _emit_wrapped(paragraph)
+        _emit_wrapped(f"Trace: {outcome.trace_sha256}")
     if in_detail and not told and not outcome.violations:
-        emit("  --story tells it event by event, -o json counts everything that was met; the same command runs it again, to the byte.")
+        _emit_wrapped("--story tells it event by event, -o json counts all that was met. The same command runs it again, to the byte.")
+
+
+def _emit_wrapped(line: str) -> None:
+    """A line of what is told of a run, indented; what does not fit is put below where it begins, an event's below its text."""
+    begin = re.match(r" *(\d+\.\d ms  |\()?", line)
+    assert begin is not None
+    hanging = " " * (2 + (begin.end() if begin[1] else begin.end() + 4))
+    for part in textwrap.wrap(f"  {line}", WIDTH, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False):
+        emit(part)
 
 
 def _explained(case: Case, outcome: Outcome, *, shrinks: bool) -> dict[str, object]:
@@ -222,6 +246,6 @@ def _show_cause(cause: dict[str, object]) -> None:
         lines = cause[part]
         assert isinstance(lines, tuple)
         for line in lines:
-            emit(f"  {line}")
+            _emit_wrapped(line)
     emit(f"Again: {cause['command']}")
     emit("")

@@ -37,7 +37,7 @@ from crdtkv.simulation.following import COUNTER, DIGEST_MASK, FollowedSlots, Hea
 from crdtkv.simulation.losses import Losses
 from crdtkv.simulation.rules import Violation, must
 from crdtkv.simulation.specification import Commit, History, Live, Slot, read
-from crdtkv.simulation.words import entries_in_words, place_name
+from crdtkv.simulation.words import entries_in_words, moment, place_name
 
 if TYPE_CHECKING:
     from crdtkv.simulation.member import Member
@@ -356,11 +356,16 @@ class Auditor:
         """8: the clock goes up, as far as stamps from elsewhere must pull it, and no further than they may."""
         mark, reach = member.machine.hlc(), stamp(member.wall() + self._max_skew_ms)
         if mark < min(followed.heard, reach):
-            raise Violation(f"{member.region}: the clock's mark is {mark}, behind what is applied, {followed.heard}; the bound is {reach}")
+            raise Violation(
+                f"{member.region}: the clock's mark is {moment(mark)}, behind what is applied, {moment(followed.heard)}; "
+                f"the bound is {moment(reach)}"
+            )
         followed.heard = 0
         bound = max(followed.mark, reach) + _STAMPS_AT_ONCE
         if not followed.mark <= mark <= bound:
-            raise Violation(f"{member.region}: the clock's mark went from {followed.mark} to {mark}, the bound is {bound}")
+            raise Violation(
+                f"{member.region}: the clock's mark went from {moment(followed.mark)} to {moment(mark)}, the bound is {moment(bound)}"
+            )
         followed.mark = mark
 
     def _check_runs(self, member: Member, followed: _Followed, vv: VersionVector, changed: Sequence[bytes]) -> None:

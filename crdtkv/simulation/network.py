@@ -162,6 +162,11 @@ class Network:
         if connection is not None and host.index not in connection.dead:
             self._post(connection, host.index, data, is_idle)
 
+    def other_end(self, link: int, index: int) -> int | None:
+        """Who is at the other end of a connection; None if it is over."""
+        connection = self._connections.get(link)
+        return None if connection is None else next(end for end in connection.ends if end != index)
+
     def close(self, host: Host, link: int) -> None:
         """End a connection from one side; the other is told after everything sent before."""
         connection = self._connections.get(link)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from crdtkv.simulation.case import FAULTS, Case
 from crdtkv.simulation.options import SCENARIOS
+from crdtkv.simulation.rules import broken_rule
 from crdtkv.simulation.shrinking import shrink
 from crdtkv.simulation.story import Story, tell
 from crdtkv.simulation.world import Outcome
@@ -28,6 +29,8 @@ def parse_faults(text: str) -> frozenset[str]:
         return frozenset(FAULTS if text == ALL else ())
     named = [name.strip() for name in text.split(",")]
     for name in named:
+        if name in (ALL, NONE):
+            raise ValueError(f"{name!r} stands alone, not in a list")
         if name not in FAULTS:
             raise ValueError(f"{name!r} is no kind of fault; there are {', '.join(FAULTS)}, or {ALL}, or {NONE}")
     return frozenset(named)
@@ -41,8 +44,9 @@ def cases(scenario: str, seeds: int | None, first: Case) -> Iterator[Case]:
 
 
 def fields(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as JSON types."""
-    return {name: getattr(outcome, name) for name in _FIELDS}
+    """An outcome as JSON types; `rules` are those that its violations broke, in their order."""
+    rules = [broken_rule(violation)._asdict() for violation in outcome.violations]
+    return {**{name: getattr(outcome, name) for name in _FIELDS}, "rules": rules}
 
 
 def explain(case: Case, outcome: Outcome, *, shrinks: bool) -> tuple[Case, Story, int]:

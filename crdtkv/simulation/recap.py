@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -51,12 +50,8 @@ _CLIENTS: Final = {
 
 
 def recap(outcome: Outcome) -> list[str]:
-    """The run in short: who took part, what went wrong, how they got over it, what clients did, how it ended. What did not happen is not
-    named. Lines of about a hundred characters, a paragraph's later ones indented."""
-    return [line for paragraph in _paragraphs(outcome) for line in textwrap.wrap(paragraph, 100, subsequent_indent="    ")]
-
-
-def _paragraphs(outcome: Outcome) -> list[str]:
+    """The run in short, a paragraph each: who took part, what went wrong, how they got over it, what clients did, how it ended. What did
+    not happen is not named."""
     bias = " ".join((SCENARIOS[outcome.scenario].__doc__ or "Everything, as the seed draws it.").split())
     who = f"{len(outcome.regions)} regions ({', '.join(outcome.regions)})"
     lines = [
@@ -72,7 +67,8 @@ def _paragraphs(outcome: Outcome) -> list[str]:
         return lines
     if outcome.rare.get("stopped_in_the_middle"):
         return [*lines, "End: in the middle of the faults (safety mode); after every step of every region all invariants held."]
-    who = "the healthy regions" if outcome.rare.get("lame_region") else "all regions"
+    everybody = "all members" if outcome.rare.get("region_removed") else "all regions"
+    who = "the healthy regions" if outcome.rare.get("lame_region") else everybody
     return [
         *lines,
         f"End: the faults stopped, and {who} became equal by themselves. Nothing is missing that a client was told was done, every write "

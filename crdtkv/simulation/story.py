@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,7 @@ from crdtkv.core.frame import Frame
 from crdtkv.core.join import snapshot_of
 from crdtkv.core.types.base import decode_entries
 from crdtkv.core.types.counter import decode_run
+from crdtkv.replication.messages import Chunk, Frames, decode
 from crdtkv.simulation.case import Case, CaseWorld
 from crdtkv.simulation.following import COUNTER
 from crdtkv.simulation.member import Member
@@ -37,6 +39,17 @@ _LOSSES: Final = {
     "roll_back": "its log by one of an earlier time",
 }
 
+_MET: Final = {
+    "session_hopped": "a client goes on at {region}",
+    "request_tried_again": "a client tries a request again at {region}, where it was not done yet",
+    "retry_was_answered": "a client tries a request again at {region}, and is told that it is done",
+    "clock_refused": "{region} refuses a write, as its clock is too far off",
+    "held": "{region} keeps commits back that rest on what it lacks",
+    "install_finished_at_start": "{region} had begun to take over a snapshot, and finishes that",
+}
+"""What a step at a replica may have met, by its name in `World.rare`."""
+_MET_IDLY: Final = {"session_waited": "a client waits for a region to catch up with what it has seen"}
+"""What one may have met that did nothing else."""
 _STEPS: Final = {
     "_apply": "applies",
     "serve": "commits what a client asks for",
@@ -84,6 +97,9 @@ SHORT: Final = 6
 _PROBES: Final = "a second later each region must take a write, to register probe"
 _ALWAYS: Final = (" adds a region, ", " joins, with nothing", _PROBES)
 """In lines that belong to each story: who takes part, and whose writes those are that no client asked for."""
+_NEVER: Final = (" a client ", " begins to send ", " keeps commits back ")
+"""In lines of what changes no state."""
+_MOVES: Final = re.compile(r" (applies|relays) ")
 _SPAN: Final = re.compile(r"([a-z0-9@-]+):(\d+)(?:-(\d+))?")
 
 
@@ -109,11 +125,11 @@ def gist(story: Story) -> tuple[str, ...]:
                 region, seq = head.split(" commits ")[1].split(",")[0].split(":")
                 dots.add((region, int(seq)))
                 kept.append(f"{head}: {'; '.join(about)}{'; …' if len(about) < len(operations.split('; ')) else ''}")
-        elif " applies " in line:
-            spans = _SPAN.findall(line.split(" applies ")[1])
+        elif (told := _MOVES.search(line)) is not None:
+            spans = _SPAN.findall(line[told.end() :])
             if any((region, seq) in dots for region, first, last in spans for seq in range(int(first), int(last or first) + 1)):
                 kept.append(line)
-        elif dots or any(words in line for words in _ALWAYS):
+        elif any(words in line for words in _ALWAYS) or (dots and not any(words in line for words in _NEVER)):
             kept.append(line)
     left_out = len(story.events) - len(kept)
     if not left_out:
@@ -129,12 +145,17 @@ class Narrator(CaseWorld):
         self.lines: list[str] = []
         self._seen: dict[int, VersionVector] = {}
         self._is_cut = False
+        self._installs = False
+        """The step that is under way takes over a snapshot."""
+        self._met: Counter[str] = Counter()
+        """What of `rare` is told."""
         super().__init__(case)
 
     def _say(self, text: str) -> None:
         self.lines.append(f"{self.now_ms:9.1f} ms  {text}")
 
     def committed(self, member: Member, commit: Commit) -> None:
+        self._say_met(_MET, member.region)
         what = "; ".join(map(in_words, commit.operations)) or "a record of who is a member, or of where an origin ends"
         self._say(f"{member.region} commits {short(commit.dot)}, having seen {seen(commit.past)}: {what}")
         super().committed(member, commit)
@@ -143,9 +164,35 @@ class Narrator(CaseWorld):
         before, now = self._seen.get(member.index, EMPTY_VV), member.machine.vv()
         self._seen[member.index] = now
         news = [span(o, before.seq(o) + 1, seq) for o, seq in now.items() if o != member.origin and before.seq(o) < seq]
+        by = ", by a snapshot" if self._installs else ""
+        self._installs = False
         if news:
-            self._say(f"{member.region} applies {', '.join(news)}")
+            self._say(f"{member.region} applies {', '.join(news)}{by}")
+        self._say_met(_MET, member.region)
         super().changed(member, wholly=wholly)
+
+    def idle(self) -> None:
+        self._say_met(_MET_IDLY)
+        super().idle()
+
+    def _say_met(self, words: Mapping[str, str], region: str = "") -> None:
+        for name, what in words.items():
+            if self.rare[name] > self._met[name]:
+                self._met[name] = self.rare[name]
+                self._say(what.format(region=region))
+
+    def trace_sent(self, index: int, link: int, data: bytes) -> None:
+        super().trace_sent(index, link, data)
+        message, to = decode(data), self.network.other_end(link, index)
+        if to is not None:
+            there = self.members[to].region
+            match message:
+                case Frames(relayed=True, frames=frames):
+                    relayed = [Frame.decode(frame) for frame in frames]
+                    spans = ", ".join(span(frame.origin, frame.first_seq, frame.last_seq) for frame in relayed)
+                    self._say(f"{self.members[index].region} relays {spans} to {there}")
+                case Chunk(number=0):
+                    self._say(f"{self.members[index].region} begins to send {there} a snapshot")
 
     def raised(self, error: Exception) -> None:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -194,7 +241,11 @@ class Narrator(CaseWorld):
                 return f"{region(index)} {'loses power' if power else 'is killed'}{gone}"
             case ("restart", int(index), str(origin), bool(is_another)):
                 self._seen[index] = self.members[index].machine.vv()
-                return f"{region(index)} starts again{f', as {origin}' if is_another else ''}"
+                replayed = self.members[index].machine.replayed
+                replays = f", and replays {replayed} frame{'s' * (replayed != 1)} of its log" if replayed else ""
+                return f"{region(index)} starts again{f', as {origin}' if is_another else ''}{replays}"
+            case ("snapshot", int(), "install"):
+                self._installs = True
             case ("renew", int(index), str(origin)):
                 return f"{region(index)} goes on as {origin}"
             case ("leave", int(index), bool(stops)):

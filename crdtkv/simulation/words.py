@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from crdtkv.core import clock as core_clock
 from crdtkv.core.causality import Dot, Origin, VersionVector
 from crdtkv.core.codec import decode_value
 from crdtkv.errors import CorruptionError
+from crdtkv.simulation.clocks import EPOCH_MS
 from crdtkv.simulation.specification import Clear, Expire, Increment, Operation, Remove, Reset, Slot, Write
 
 _AT_FIRST: Final = re.compile(r"@1-0{6}[0-9a-f]{2}\b")
@@ -28,6 +30,14 @@ def short(dot: Dot) -> str:
 def span(origin: Origin, first: int, last: int) -> str:
     """Commits of one origin, e.g. `us:3` or `us:3-5`."""
     return f"{named(origin)}:{first}" + (f"-{last}" if last > first else "")
+
+
+def moment(stamp: int) -> str:
+    """The instant of a hybrid clock's stamp, in ms of the run, as stories have them."""
+    if not stamp:
+        return "nothing"
+    counter = stamp - core_clock.stamp(core_clock.ms_of(stamp))
+    return f"{core_clock.ms_of(stamp) - EPOCH_MS} ms" + (f" + {counter}" if counter else "")
 
 
 def seen(vv: VersionVector) -> str:

@@ -19,8 +19,11 @@ from crdtkv.cli import simulate as command
 from crdtkv.cli.main import main
 from crdtkv.core.apply import Applier
 from crdtkv.core.causality import VersionVector
+from crdtkv.core.clock import HybridClock, stamp
 from crdtkv.simulation import SCENARIOS, invariants, losses, simulate, words
 from crdtkv.simulation.case import FAULTS, MODES, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, CaseWorld, run_case
+from crdtkv.simulation.clocks import EPOCH_MS
+from crdtkv.simulation.recap import recap
 from crdtkv.simulation.rules import broken_rule
 from crdtkv.simulation.shrinking import shrink
 from crdtkv.simulation.story import Story, gist, tell
@@ -49,7 +52,8 @@ def test_says_the_seed_first_and_that_all_held(capsys: pytest.CaptureFixture[str
     assert status == 0
     assert out.startswith("seed 7 scenario ") and "every invariant held" in out.splitlines()[0]
     assert "  Who: 5 regions (ap, br, ca, eu, us), each with " in out and out.splitlines()[-1].endswith(" events a second.")
-    assert max(map(len, out.splitlines())) <= 130
+    assert re.search(r"events; [1-9]\d* ms of one core, ", out), "it read 0.0 s"
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_json_has_the_fields_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,6 +62,7 @@ def test_json_has_the_fields_of_the_contract(capsys: pytest.CaptureFixture[str])
     assert status == 0 and err.startswith("seed 3 ")
     assert [line["seed"] for line in lines] == [3, 4]
     assert {"seed", "trace_sha256", "events", "virtual_s", "rare", "violations"} <= lines[0].keys()
+    assert lines[0]["violations"] == lines[0]["rules"] == []
     assert lines[0]["trace_sha256"] == simulate(3, lines[0]["scenario"]).trace_sha256
 
 
@@ -109,6 +114,26 @@ sys.exit(main(["simulate", "--ops", "1", "--faults", "none", *{args}]))
     assert [line for line in done.stderr.splitlines() if not line.startswith("seed ")] == ([f"crdtkv: {told}"] if told else [])
 
 
+def test_all_or_none_in_a_list_of_faults_is_told_as_that(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'all' stands alone, not in a list" in run(capsys, "--faults", "all,none")[2]
+    assert "'gremlins' is no kind of fault; there are " in run(capsys, "--faults", "cuts,gremlins")[2]
+
+
+def test_of_a_run_that_removed_a_region_the_members_became_equal() -> None:
+    outcome = simulate(0, "members")
+    for rare, who in (({}, "all regions"), ({"region_removed": 1}, "all members")):
+        assert recap(replace(outcome, rare=rare))[-1].startswith(f"End: the faults stopped, and {who} became equal")
+
+
+def test_stamps_are_told_in_ms_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are stored, they have eighteen digits."""
+    assert words.moment(stamp(EPOCH_MS + 250, 3)) == "250 ms + 3"
+    assert (words.moment(stamp(EPOCH_MS - 7)), words.moment(0)) == ("-7 ms", "nothing")
+    monkeypatch.setattr(HybridClock, "absorb", lambda clock, mark: None)
+    said = next(text for seed in range(20) for text in simulate(seed).violations)
+    assert re.search(r": the clock's mark is (nothing|-?\d{1,5} ms).*, behind what is applied, -?\d{1,5} ms", said)
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_telling_and_fixing_nothing_change_no_trace(scenario: str) -> None:
     assert tell(Case(seed=11, scenario=scenario)).outcome == simulate(11, scenario)
@@ -135,6 +160,28 @@ def test_a_story_names_what_happened() -> None:
         assert phrase in text
 
 
+def test_a_story_tells_what_came_how_and_what_clients_do() -> None:
+    """The recap counted snapshots, relays, replays and retries that no line of the story had."""
+    told = tell(Case(seed=7, scenario="bridge", regions=5))
+    rare = told.outcome.rare
+    for name, words_of_it in {
+        "relayed_frames": " relays ",
+        "session_hopped": "  a client goes on at ",
+        "session_waited": "  a client waits for ",
+        "request_tried_again": ", where it was not done yet",
+        "retry_was_answered": ", and is told that it is done",
+        "replayed": " of its log",
+        "held": " keeps commits back ",
+    }.items():
+        assert sum(words_of_it in line for line in told.events) == rare[name] > 0, name
+    installs = [line for line in told.events if line.endswith(", by a snapshot")]
+    assert 1 < len(installs) <= rare["snapshot_installed"], "one that brings nothing new is not told"
+    assert all(" applies " in line for line in installs)
+    assert sum(" a snapshot" in line and " begins to send " in line for line in told.events) >= len(installs)
+    pairs = [(line, after) for line, after in zip(told.events, told.events[1:], strict=False) if line.endswith(" not done yet")]
+    assert any(after.startswith(f"{line[:14]}ap commits ") for line, after in pairs), "what it leads to comes after it"
+
+
 def test_a_long_story_is_told_by_what_concerns_the_wrong_place() -> None:
     """A removal that wins against a concurrent write was told in 45 lines, of which 4 mattered."""
     events = (
@@ -143,13 +190,15 @@ def test_a_long_story_is_told_by_what_concerns_the_wrong_place() -> None:
         "  21.0 ms  eu applies us:1-13",
         "  22.0 ms  eu is killed",
         "  23.0 ms  eu applies us:12-14",
+        "  23.0 ms  us relays br:1 to eu",
+        "  23.5 ms  a client goes on at us",
         "  24.0 ms  eu commits eu:1, having seen us:14: clears map m",
     )
     wrong = "    field 'f' of map m holds 1 of us:14; it should hold nothing"
     story = Story(simulate(1), events, ("Broken: invariant 5.",), ("us has applied eu:1, us:14, but", wrong))
     *told, last = gist(story)
-    assert told == ["  20.0 ms  us commits us:14, having seen us:13: sets field 'f' of map m to 1; …", *events[-3:]]
-    assert "14 events that do not concern field 'f' of map m" in last
+    assert told == ["  20.0 ms  us commits us:14, having seen us:13: sets field 'f' of map m to 1; …", *events[15:17], events[-1]]
+    assert "16 events that do not concern field 'f' of map m" in last
     assert gist(replace(story, states=())) == events, "no place is known to be wrong"
     found = "Found: the join of us and eu: field 'f' of map m holds 1 of us:14; it should hold nothing"
     assert gist(replace(story, states=(), broken=("Broken: invariant 6.", found))) == (*told, last), "the check itself names the place"
@@ -234,7 +283,8 @@ def test_an_exception_of_the_core_is_told_with_its_place_and_the_step_that_raise
 
     monkeypatch.setenv("CRDTKV_DEBUG", "1")
     status, out, err = run(capsys, *case.command().split()[2:], "--no-shrink")
-    assert status == 1 and re.search(r"; VIOLATION: no step raises an exception \(KeyError in \w+\)\n  " + RAISED, out)
+    assert status == 1
+    assert re.search(r"; VIOLATION Broken: no step raises an exception \(KeyError in \w+\)\. Found: " + RAISED, " ".join(out.split()))
     assert err.startswith("Traceback (most recent call last):\n") and "in refuse_what_is_not_local" in err
     monkeypatch.delenv("CRDTKV_DEBUG")
     assert run(capsys, *case.command().split()[2:], "--no-shrink")[1:] == (ANY, "")
@@ -275,8 +325,10 @@ def test_its_command_line_runs_the_small_case_again(monkeypatch: pytest.MonkeyPa
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     again, told, _ = run(capsys, *found["explanation"]["command"].split()[2:], "--no-shrink")
     assert status == again == 1
-    assert found["trace_sha256"] in told and found["violations"][0] in told
-    assert "Broken: invariant 9" in told and "counter counter/0" in told
+    assert found["rules"] == [{"number": 9, "text": "readers are shown the winner by stored stamp and origin"}]
+    assert found["trace_sha256"] in told and words.named(found["violations"][0]) in " ".join(told.split())
+    assert told.count("Broken: invariant 9: readers are shown the winner by stored stamp and origin.") == 2 and "counter counter/0" in told
+    assert max(len(line) for line in told.splitlines() if not line.startswith("Again: ")) <= 80
 
 
 def test_a_stranger_breaks_a_rule_of_the_core_and_gets_a_short_story(tmp_path: Path) -> None:
