@@ -105,8 +105,9 @@ fuzz: $(VENV)/.dev ## coverage-guided fuzzing of every decoder with atheris, 30 
 	@$(PY) -m tests.fuzz $(or $(ARGS),all)
 
 .PHONY: golden
-golden: $(VENV)/.dev ## renew the committed traces of simulated runs, after a change that was meant to alter them
+golden: $(VENV)/.dev ## renew the committed traces and the docs' counter-example, after a change that was meant to alter simulated runs
 	@$(PY) -m tests.simulation.golden
+	@$(PY) -m tests.simulation.counter_example
 
 .PHONY: lint
 lint: $(VENV)/.dev proto-check ## ruff, formatting, mypy --strict, generated code up to date

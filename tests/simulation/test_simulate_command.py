@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from crdtkv.simulation.shrinking import shrink
 from crdtkv.simulation.story import Story, gist, tell
 from crdtkv.simulation.world import World
 from crdtkv.store.reading import Reader
-from tests.mutants.planting import MUTANTS
+from tests.simulation import counter_example
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
@@ -331,20 +330,9 @@ def test_its_command_line_runs_the_small_case_again(monkeypatch: pytest.MonkeyPa
     assert max(len(line) for line in told.splitlines() if not line.startswith("Again: ")) <= 80
 
 
-def test_a_stranger_breaks_a_rule_of_the_core_and_gets_a_short_story(tmp_path: Path) -> None:
-    """Issue 5's acceptance: the concurrent sibling is dropped in an editor; one command later there is a counter-example."""
-    mutant = next(m for m in MUTANTS if m.name == "loser_dropped_at_once")
-    assert mutant.hunt(tmp_path, seed=0, seeds=9)[-1]["violations"]
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys; from crdtkv.cli.main import main; sys.exit(main(['simulate', '--until-failure']))"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    story = done.stdout[done.stdout.index("The smallest case") :].splitlines()
-    assert done.returncode == 1, done.stderr
-    assert len(story) <= 25
-    assert "; it should hold " in done.stdout and "Again: crdtkv simulate --seed " in done.stdout
+def test_a_stranger_breaks_a_rule_of_the_core_and_gets_the_story_that_the_docs_show(tmp_path: Path) -> None:
+    """Of two concurrent writes an editor lets the core keep one; one command later there is a short counter-example. That of the docs had
+    a command line which by then found nothing."""
+    story = counter_example.told(tmp_path)
+    assert story == counter_example.shown(), "renew it: python -m tests.simulation.counter_example"
+    assert len(story.splitlines()) <= 25 and "; it should hold " in story
