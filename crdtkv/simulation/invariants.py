@@ -1,16 +1,17 @@
-"""The invariants of the design, asserted on one replica after each of its steps, and on all of them at the end.
+"""The invariants of the design, asserted on one replica after each of its steps, and on all of them at the end. What each says stands
+in `rules`, and in the design; here is where it is looked at:
 
-    1  a frame is applied iff it is next and its context covered      `_follow_log`
-    2  one content per dot; each frame hashes its predecessor         `_follow_log`
-    3  everything changes in one batch: replay gives the same         `crashing`, `recovered`, `_check_requests`
-    4  every dot in the state is covered by the version vector        `_check_state`
-    5  equal vectors, equal states, equal digests                     `_check_state`, `_check_digest`
-    6  by log = by join; the join's laws                              `check_join`
-    7  nothing leaves or is acknowledged before it is durable         `sending`, `crashed`
-    8  vectors, clock, seq and base_seq never decrease, and the clock follows    `_check_clock`, `_check_runs`, `committed`
-    9  ties by the stored (hlc, origin); what is read                 `_check_reads`
-    10 what was acknowledged is everywhere; what lost is in the journal    `quiescent`, `losses`
-    11 healed and idle, all vectors become equal                      `quiescent`
+    1  in order, once, causes first; where origins end    `_follow_log`, `_check_ends`
+    2  one content for ever                               `_follow_log`, `renewed`
+    3  one batch, one replay; a request once              `crashing`, `recovered`, `_check_heads`, `_check_requests`, `requested`
+    4  dots are covered                                   `_check_state`
+    5  same commits, same state, same digest              `_check_state`, `_check_digest`
+    6  by log as by join; what clients see                `check_join`; `checkers`
+    7  nothing before it is durable; the log keeps it     `sending`, `acknowledging`, `crashed`; `filed_log`
+    8  nothing goes back; clocks follow                   `_check_clock`, `_check_runs`, `committed`
+    9  the winner is read                                 `_check_reads`
+    10 the acknowledged is everywhere, the lost in the journal    `quiescent`; `losses`
+    11 all become equal; the healthy take writes          `World._settle`, `World._probe`, `quiescent`
 
 States are judged by `specification`, and hashed here anew; of the production code only records are decoded. The order
 of the checks is that of blame: what goes wrong first is said first.

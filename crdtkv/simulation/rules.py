@@ -92,6 +92,11 @@ _RAISED: Final = re.compile(r"(?P<error>\w+): .*, raised at \S+ in (?P<function>
 """What `raised_text` makes. The class and the function stay from run to run."""
 
 
+def all_rules() -> tuple[Rule, ...]:
+    """Every rule that a violation may be about, but for exceptions and alarms, whose rules name their kind."""
+    return tuple(dict.fromkeys(rule for _, rule in _RULES))
+
+
 def broken_rule(violation: str) -> Rule:
     """The rule that a violation's message is about."""
     if (raised := _RAISED.match(violation)) is not None:  # first: an exception may say anything

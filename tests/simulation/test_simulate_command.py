@@ -19,7 +19,7 @@ from crdtkv.cli.main import main
 from crdtkv.core.apply import Applier
 from crdtkv.core.causality import VersionVector
 from crdtkv.core.clock import HybridClock, stamp
-from crdtkv.simulation import SCENARIOS, invariants, losses, simulate, words
+from crdtkv.simulation import SCENARIOS, invariants, losses, rules, simulate, words
 from crdtkv.simulation.case import FAULTS, MODES, OPS_MAX, REGIONS_MAX, REGIONS_MIN, Case, CaseWorld, run_case
 from crdtkv.simulation.clocks import EPOCH_MS
 from crdtkv.simulation.recap import recap
@@ -296,6 +296,16 @@ def test_what_is_no_invariant_has_a_rule_that_stays_from_run_to_run() -> None:
     assert str(broken_rule("us: divergence: of eu: 7")) == str(broken_rule("br: divergence: x")) != str(broken_rule("br: fork: x"))
     link = "a message that came over a link that lives on was forgotten"
     assert broken_rule(f"us: {link}") == broken_rule(f"br: {link}")
+
+
+def test_what_a_rule_says_stands_in_the_design_under_its_number() -> None:
+    """`invariant 10` was printed of a journal, and in the design 10 was about something else."""
+    page = (Path(__file__).parents[2] / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = {int(number): said.casefold() for number, said in re.findall(r"^\| (\d+) \| ([^|]+) \|", page, re.MULTILINE)}
+    numbered = [rule for rule in rules.all_rules() if rule.number is not None]
+    assert {rule.number for rule in numbered} == rows.keys() == set(range(1, 12))
+    for rule in numbered:
+        assert rule.number is not None and rule.text.casefold() in rows[rule.number], rule
 
 
 right_counter = Reader.counter
