@@ -97,45 +97,71 @@ SHORT: Final = 6
 _PROBES: Final = "a second later each region must take a write, to register probe"
 _ALWAYS: Final = (" adds a region, ", " joins, with nothing", _PROBES)
 """In lines that belong to each story: who takes part, and whose writes those are that no client asked for."""
-_NEVER: Final = (" a client ", " begins to send ", " keeps commits back ")
-"""In lines of what changes no state."""
-_MOVES: Final = re.compile(r" (applies|relays) ")
+_NEVER: Final = (" commits ", " a client ", " begins to send ")
+"""In lines of other commits, and of what changes no state."""
 _SPAN: Final = re.compile(r"([a-z0-9@-]+):(\d+)(?:-(\d+))?")
 
 
 def gist(story: Story) -> tuple[str, ...]:
     """The events of a run that broke a rule, without what has nothing to do with the first place where a state is wrong.
 
-    What is left: the operations on that place and on the collection that it is in, who applied their commits, the faults since the
-    first of them, who joined, and where clients stop. All events, where no place is known to be wrong or there are few.
+    What is left: the operations on that place and on the collection that it is in; of the regions that wrote there, or whose state is
+    wrong, how they came by these commits, and their faults since the first of them; who joined, and where clients stop. All events, where
+    no place is known to be wrong or there are few.
     """
     # Where the states are right, a check's own words may name the place: of a join, say.
     wrong = next((line for line in (*story.states, *story.broken) if "; it should " in line), None)
     if wrong is None or len(story.events) <= SHORT:
         return story.events
     place = re.split(r" holds | is | shows | reads ", wrong.strip().rpartition(": ")[2])[0]
-    whole = f"clears {place.rpartition(' of ')[2]}"
+    about = {at: told for at, line in enumerate(story.events) if (told := _commit_about(place, line))}
+    dots = {_dot(told) for told in about.values()}
+    regions = {told.split()[2] for told in about.values()} | set(_wrong_regions(story))
     kept: list[str] = []
-    dots: set[tuple[str, int]] = set()
-    for line in story.events:
-        head, is_commit, operations = line.partition(": ")
-        if is_commit and " commits " in head:
-            about = [operation for operation in operations.split("; ") if place in operation or operation == whole]
-            if about:
-                region, seq = head.split(" commits ")[1].split(",")[0].split(":")
-                dots.add((region, int(seq)))
-                kept.append(f"{head}: {'; '.join(about)}{'; …' if len(about) < len(operations.split('; ')) else ''}")
-        elif (told := _MOVES.search(line)) is not None:
-            spans = _SPAN.findall(line[told.end() :])
-            if any((region, seq) in dots for region, first, last in spans for seq in range(int(first), int(last or first) + 1)):
+    for at, line in enumerate(story.events):
+        what = line.partition(" ms  ")[2]
+        if at in about:
+            kept.append(about[at])
+        elif " applies " in what or " relays " in what:
+            to = what.split()[0 if " applies " in what else -1]
+            spans = [(origin, range(int(first), int(last or first) + 1)) for origin, first, last in _SPAN.findall(what)]
+            if to in regions and any(seq in seqs for origin, seqs in spans for dotted, seq in dots if dotted == origin):
                 kept.append(line)
-        elif any(words in line for words in _ALWAYS) or (dots and not any(words in line for words in _NEVER)):
+        elif any(words in line for words in _ALWAYS):
             kept.append(line)
+        elif about and at > min(about) and not any(words in line for words in _NEVER):
+            named = set(re.findall(r"\w+", what)).intersection(story.outcome.regions)
+            if not named or named & regions:
+                kept.append(line)
     left_out = len(story.events) - len(kept)
     if not left_out:
         return story.events
     events = f"1 event that does not concern {place} is" if left_out == 1 else f"{left_out:,} events that do not concern {place} are"
     return (*kept, f"{'':>15}({events} left out; --story tells all)")
+
+
+def _commit_about(place: str, line: str) -> str:
+    """The line of a commit, with those of its operations alone that are about a place; empty if none is."""
+    head, _, rest = line.partition(": ")
+    if " commits " not in head:
+        return ""
+    operations = rest.split("; ")
+    whole = f"clears {place.rpartition(' of ')[2]}"
+    about = [operation for operation in operations if place in operation or operation == whole]
+    return f"{head}: {'; '.join(about)}{'; …' if len(about) < len(operations) else ''}" if about else ""
+
+
+def _dot(commit: str) -> tuple[str, int]:
+    """Which commit a line is of."""
+    origin, seq = commit.split(" commits ")[1].split(",")[0].split(":")
+    return origin, int(seq)
+
+
+def _wrong_regions(story: Story) -> tuple[str, ...]:
+    """Whose state is not what it should be; of whom a check speaks, if all are; else any."""
+    wrong = tuple(line.split()[0] for line in story.states if line.endswith(", but"))
+    found = [region for line in story.broken if line.startswith("Found: ") for region in re.findall(r"\w+", line)]
+    return wrong or tuple(region for region in found if region in story.outcome.regions) or story.outcome.regions
 
 
 class Narrator(CaseWorld):
