@@ -41,6 +41,7 @@ SCENARIOS: Final = (
     "losses",
     "churn",
     "disks",
+    "regrets",
 )
 FAULTS: Final = ("absences", "clocks", "connections", "crashes", "cuts", "disks", "slow", "truncations")
 MODES: Final = ("safety", "liveness")

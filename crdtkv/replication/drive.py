@@ -756,7 +756,8 @@ class Drive:
         sessions = [peer.session for peer in self._peers.values() if peer.session.state is LIVE]
         here = {session.origin for session in sessions}  # not its region: a former incarnation's disk may be gone
         alone = VersionVector.adopt({o: n for o, n in self._vv.items() if o not in here})
-        return bool(sessions) and all(alone <= session.peer_durable for session in sessions)
+        complete = self._port.control.complete  # what is closed no ack names, and by now more may be closed than when it came
+        return bool(sessions) and all(alone <= complete(session.peer_durable) for session in sessions)
 
     def _next_group(self) -> tuple[_Arrival, ...]:
         """What is applied next: whole messages, a link's in order of arrival, up to `apply_bytes_max`."""

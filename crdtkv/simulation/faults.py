@@ -13,6 +13,7 @@ from crdtkv.core.control import MemberState, member_delta
 from crdtkv.errors import CorruptionError, DiskFullError, RegionRemovedError, StorageError
 from crdtkv.simulation.filed_log import FiledLog
 from crdtkv.simulation.options import REGIONS, Options
+from crdtkv.simulation.rules import Violation
 
 if TYPE_CHECKING:
     from crdtkv.simulation.member import Member
@@ -32,6 +33,8 @@ class Faults:
         """Members that are being drained."""
         self.forced: set[int] = set()
         """Members that were removed as if they were dead, or that came back as from before it: what they take is lost."""
+        self.once_removed: set[int] = set()
+        """Members that were ever removed: those who have heard of nothing later tell them so."""
 
     @property
     def options(self) -> Options:
@@ -421,15 +424,22 @@ class Faults:
             return world.idle()
         world.trace("remove", victim.index, by.index, forced)
         if forced:
-            self._removed(victim, by)
+            if self._removed(victim, by) and self.options.regrets and self.dice.chance(0.6):
+                world.after(self.dice.between(0, 400), self._add_again, victim)
             return None
+        self._drain(victim, by)
+        return None
+
+    def _drain(self, victim: Member, by: Member) -> None:
+        world = self.world
         self.leaving.add(victim.index)
+        if self.options.regrets and self.dice.chance(0.7):
+            world.after(self.dice.between(5, 500), self._take_back, victim)
         world.after(50, self._drained, victim, by)  # first: this step may end with a process that its disk has failed
         if by.record([member_delta(victim.region, MemberState.DRAINING, "", by.machine.control.next_epoch())]):
             world.rare["region_drained"] += 1
         else:
             self.leaving.discard(victim.index)
-        return None
 
     def _drained(self, victim: Member, by: Member) -> None:
         """Once it says that all others have what it has, it goes. Whom the operator asked may have a clock that refuses, or a disk that
@@ -447,9 +457,12 @@ class Faults:
                     asked.record([member_delta(victim.region, MemberState.DRAINING, "", asked.machine.control.next_epoch())])
                     return None
                 standings = asked.drive.membership.standings(asked.machine.vv())
-                if any(s.is_drained for s in standings if s.region == victim.region) and self._removed(victim, asked):
-                    world.rare["drained_and_removed"] += 1
-                    return None
+                if any(s.is_drained for s in standings if s.region == victim.region):
+                    if not self.loses and victim.machine.own_seq() > asked.machine.vv().seq(victim.origin):
+                        raise Violation(f"{asked.region}: {victim.region} is called drained, and not all that it has written is here")
+                    if self._removed(victim, asked):
+                        world.rare["drained_and_removed"] += 1
+                        return None
         return world.idle()
 
     def _removed(self, victim: Member, by: Member) -> bool:
@@ -467,6 +480,7 @@ class Faults:
         world.rare["region_removed"] += 1
         world.trace("removed", victim.index, by.index)
         world.removed.add(victim.index)
+        self.once_removed.add(victim.index)
         world.auditor.removed_regions.add(victim.region)
         if victim.machine.replica.refusal is None or (self.loses and not victim.is_up):
             self.forced.add(victim.index)
@@ -478,6 +492,8 @@ class Faults:
         """The operator looks again: a removal may be lost with a disk, or count for less than a record of that moment which adds it."""
         world = self.world
         world.idle()
+        if victim.index not in world.removed:
+            return  # it was added again
         world.after(200, self._confirm, victim)
         asked = [m for m in world.survivors if m.is_up]
         if any(m.machine.control.is_removed(victim.region) for m in asked):
@@ -502,5 +518,67 @@ class Faults:
         newcomer.start()
         for member in world.members[:-1]:
             member.meet(newcomer)
-        by.record([member_delta(newcomer.region, MemberState.ACTIVE, "", by.machine.control.next_epoch())])
+        self._record_active(newcomer, by)
+        if self.options.regrets:
+            self._record_active(newcomer, self.dice.pick(able))
         return None
+
+    # -- operators who change their minds ---------------------------------------------------------------------------
+
+    def _take_back(self, victim: Member) -> None:
+        """A drain is taken back, somewhere; it may be begun again, elsewhere."""
+        world = self.world
+        able = [m for m in world.survivors if m.is_up and m is not victim]
+        if victim.index not in self.leaving or victim.index in world.removed or not able:
+            return world.idle()
+        world.trace("take back", victim.index, (by := self.dice.pick(able)).index)
+        if self._record_active(victim, by):
+            world.rare["drain_taken_back"] += 1
+            self.leaving.discard(victim.index)
+            world.after(200, self._confirm_active, victim)
+            if self.dice.chance(0.5):
+                world.after(self.dice.between(5, 500), self._drain_again, victim)
+        return None
+
+    def _drain_again(self, victim: Member) -> None:
+        world = self.world
+        able = [m for m in world.survivors if m.is_up and m is not victim]
+        if victim.index in self.leaving or victim.index in world.removed or len(able) < 2:
+            return world.idle()
+        world.rare["drained_again"] += 1
+        world.trace("remove", victim.index, (by := self.dice.pick(able)).index, False)
+        return self._drain(victim, by)
+
+    def _add_again(self, victim: Member) -> None:
+        """A region that was removed is to be a member after all. Its process had gone on, unheard."""
+        world = self.world
+        able = [m for m in world.survivors if m.is_up]
+        if victim.index not in world.removed or not able:
+            return world.idle()
+        world.trace("add again", victim.index, (by := self.dice.pick(able)).index)
+        if self._record_active(victim, by):
+            world.rare["region_added_again"] += 1
+            world.removed.discard(victim.index)
+            if not self.loses:
+                self.forced.discard(victim.index)
+            world.auditor.removed_regions.discard(victim.region)
+            world.after(200, self._confirm_active, victim)
+        return None
+
+    def _record_active(self, member: Member, by: Member) -> bool:
+        return by.record([member_delta(member.region, MemberState.ACTIVE, "", by.machine.control.next_epoch())])
+
+    def _confirm_active(self, member: Member) -> None:
+        """The operator looks again, elsewhere: the record may count for less than one of before, which whoever was asked had not heard of,
+        or be lost with a disk."""
+        world = self.world
+        world.idle()
+        if member.index in world.removed or member.index in self.leaving:
+            return
+        world.after(200, self._confirm_active, member)
+        records = [(m.machine.control.members.get(member.region), m) for m in world.survivors if m.is_up and m is not member]
+        known = [(record.rank, m) for record, m in records if record is not None]
+        if known:
+            by = max(known, key=lambda found: found[0])[1]
+            if by.machine.control.members[member.region].state != MemberState.ACTIVE:
+                self._record_active(member, by)

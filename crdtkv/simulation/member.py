@@ -360,6 +360,7 @@ class Member:
     def _housekeep(self) -> None:
         """Issue removals of what expired, clear a slice, fold, now and then."""
         world, replica = self._world, self.machine.replica
+        end = self.log.end()
         if self.machine.full is not None and not self.log.is_full:
             self.machine.retry()
         due = list(replica.due(EXPIRIES_AT_ONCE)) if not self.log.is_full and self.machine.full is None else []
@@ -370,7 +371,7 @@ class Member:
             ]
             world.rare["expiry_by_another"] += {dot.origin for op in operations for dot in op.dots} != {self.origin}
             self._seal(self._commit(due, tuple(operations)))
-        is_idle = not due and not replica.purges.active
+        is_idle = not due and not replica.purges.active and self.log.end() == end  # a retry may have applied what was held
         if replica.purges.active:
             replica.purge_slice(1 + world.dice.below(3))
         if world.dice.chance(world.options.folds / 10):
@@ -491,7 +492,7 @@ class Member:
             # It goes on as another. What it had told and has lost shows to others only if the note of it went with the power.
             is_told = event.kind is EventKind.AMNESIA and ("has ended" in event.text or (world.faults.loses and "had told" in event.text))
             world.rare["told_that_it_lost"] += is_told and "had told" in event.text
-            if event.alarm and not is_told and not (event.kind is EventKind.REMOVED and self.index in world.removed):
+            if event.alarm and not is_told and not (event.kind is EventKind.REMOVED and self.index in world.faults.once_removed):
                 world.violation(f"{self.region}: {event.kind}: {event.text}")
 
     def _counted(self, message: Message, data: bytes) -> bytes:
@@ -509,12 +510,16 @@ class Member:
     def record(self, deltas: list[list[object]]) -> bool:
         """Commit members' records, as an operator would have it; False if a wrong clock refuses it, or the region is about to go."""
         past = self.machine.replica.vv()
-        with contextlib.suppress(ClockSkewError, DiskFullError, RegionUnavailableError, RegionRemovedError):
+        try:
             self.machine.commit_control(deltas)
-            self._noted(past)
-            self._sync()  # the operator is answered once it is on the disk
-            return True
-        return False
+        except (ClockSkewError, RegionUnavailableError, RegionRemovedError):
+            return False
+        except DiskFullError:
+            self._world.changed(self)  # it was made, and undone
+            return False
+        self._noted(past)
+        self._sync()  # the operator is answered once it is on the disk
+        return True
 
     def _steer(self, steering: Steering) -> None:
         past = self.machine.replica.vv()

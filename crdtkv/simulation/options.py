@@ -46,6 +46,8 @@ class Options:
         lives: how often a replica that crashed goes on as another incarnation.
         removals: how many regions are removed while the others write: by force (it goes on, unheard), or after it was drained.
         additions: how many regions are added.
+        regrets: operators change their minds: a drain is taken back, and perhaps begun again; a region removed by force is added again
+            while its process goes on; and two of them record one region at once.
         beside: what is set aside for the state engine is written in steps, while the machine goes on, as a store's thread does it.
         weights: how often clients do what. elements: how many elements a set may hold.
         filed: logs are real ones on disks in memory, whose unsynced writes are torn and reordered when the power fails.
@@ -84,6 +86,7 @@ class Options:
     lives: float = 0.0
     removals: int = 0
     additions: int = 0
+    regrets: bool = False
     folds: float = 1.0
     fold_records_max: int = 64
     beside: bool = False
@@ -253,6 +256,16 @@ def _members(options: Options) -> Options:
     )  # fmt: skip
 
 
+def _regrets(options: Options) -> Options:
+    """Operators who change their minds, and do things twice, about regions that come and go while disks are full, or lost."""
+    loses = options.jitter > 1
+    return replace(
+        options, regions=max(3, options.regions), crashes=0.5, fulls=options.keys / 6, lives=0.2, removals=2, additions=1, regrets=True,
+        hop=0.9, absences=2, late=False, core_min=0, safety=False, filed=False, errors=0.0,
+        losses=0.4 * loses, truncations=2.0 * loses, beyond=loses,
+    )  # fmt: skip
+
+
 def _snapshot(options: Options) -> Options:
     """Logs that forget what others lack, a region that comes late, crashes within installs: what no log gives, snapshots must."""
     replication = replace(options.replication, tail_bytes_max=300, snapshot_chunk_bytes=100, snapshot_window=1 + options.keys)
@@ -322,5 +335,6 @@ SCENARIOS: Final = {
     "losses": _losses,
     "churn": _churn,
     "disks": _disks,
+    "regrets": _regrets,
 }
 """What each scenario is biased to; the seed draws the rest."""

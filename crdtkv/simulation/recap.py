@@ -29,6 +29,8 @@ _FAULTS: Final = {
     "lose_disk": "a disk was lost",
     "region_removed": "a region was removed",
     "region_added": "a region was added",
+    "drain_taken_back": "a drain was taken back",
+    "region_added_again": "a region was added again after it had been removed",
     "lame_region": "a region never healed",
 }
 _CURES: Final = {

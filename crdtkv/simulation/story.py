@@ -305,6 +305,10 @@ class Narrator(CaseWorld):
                 return f"{region(by)} adds a region, {region(index)}, which begins with nothing"
             case ("remove", int(index), int(by), bool(forced)):
                 return f"{region(by)} {'removes' if forced else 'begins to drain'} {region(index)}"
+            case ("take back", int(index), int(by)):
+                return f"{region(by)} takes the drain of {region(index)} back"
+            case ("add again", int(index), int(by)):
+                return f"{region(by)} adds {region(index)} again"
             case ("removed", int(index), int(by)):
                 return f"{region(by)} has removed {region(index)}"
             case ("lame", int(index), str(fate)):

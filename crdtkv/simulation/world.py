@@ -267,7 +267,7 @@ class World:
         for _ in range(int(expected) + dice.chance(expected % 1)):
             self.after(dice.between(0, busy_ms), self._join)
         # A region that joins at that moment may have taken more of an origin than those agreed who did not know of it.
-        self.auditor.ends_may_rise = options.additions > 0 and options.removals + options.lives > 0
+        self.auditor.ends_may_rise = options.regrets or (options.additions > 0 and options.removals + options.lives > 0)
         self.after(busy_ms, self._end_in_the_middle if options.safety else self._heal)
 
     def _join(self) -> None:
@@ -339,6 +339,8 @@ class World:
         self.after(500, self._probe)  # first: a step may end with a process that its disk has failed
         for member in self.core:
             if member.is_up and member.index not in self._probed:
+                if self.options.regrets and member.index not in self.faults.leaving and member.machine.replica.refusal is not None:
+                    continue  # that it is a member after all is on its way: until `_settle` gives up
                 if member.index not in self.faults.leaving and not self.clients.probe(member):
                     raise Violation(f"{member.region} takes no writes 1 s after everything healed")
                 self._probed.add(member.index)

@@ -69,6 +69,18 @@ MUST_MEET = {
         "crashed_in_install",
         "install_finished_at_start",
     },
+    "regrets": {
+        "drain_taken_back",
+        "drained_again",
+        "drained_and_removed",
+        "region_added_again",
+        "told_that_it_ended",
+        "limit_raised",
+        "closed_an_origin",
+        "commit_undone",
+        "apply_deferred",
+        "installed_while_writing",
+    },
     "full": {"commit_undone", "apply_deferred", "crashed", "log_truncated"},
     "members": {"new_incarnation", "closed_an_origin", "limit_raised", "region_removed", "drained_and_removed", "region_added", "removed"},
 }

@@ -998,3 +998,24 @@ def test_a_refusal_outlived_the_incarnation_that_it_was_for() -> None:
     us.begin_incarnation(make_origin("us", 2, 5))
     assert us.replica.refusal is None
     made(us, "k", 2)
+
+
+def test_a_drain_waited_for_who_had_told_that_he_has_it_before_one_knew_what_his_ack_leaves_out() -> None:
+    """A peer leaves what is closed out of its acks. The last one came before the closing did, and named less than the peer had; nothing was
+    written any more, so none followed, and what the drained region had was never called handed over.
+    """
+    gone, eu, ap = ToyReplica("br"), ToyReplica("eu"), ToyReplica("ap")
+    for at in (eu, ap):
+        at.apply([last := gone.write()] if at is eu else [last])
+    net = Network([eu, ap])
+    net.mesh()
+    net.run_until(net.is_live, 3_000)
+    closing = net.write("eu")
+    eu.control.apply(close_delta(gone.origin, 1), eu.origin, closing.last_seq, 5, last.hash)
+    net.run(2_000)
+    link = next(link for link, peer in net.drives["ap"]._peers.items() if peer.session.origin == eu.origin)
+    shown = eu.control.show(eu.vv())
+    net.drives["ap"]._peers[link].session.peer_durable = shown  # as acked before the closing was applied here
+    assert gone.origin not in shown and not net.drives["ap"]._is_handed_over()
+    ap.control.apply(close_delta(gone.origin, 1), eu.origin, closing.last_seq, 5, last.hash)
+    assert net.drives["ap"]._is_handed_over()
