@@ -73,7 +73,9 @@ def _faults(_: click.Context, __: click.Parameter, text: str) -> frozenset[str]:
     help=f"What to be biased to: {', '.join(SCENARIOS)}; {ALL}: one after another, by the seed.",
 )
 @click.option("--regions", type=Integer(REGIONS_MIN, REGIONS_MAX), help="How many regions, to begin with. [default: as the seed draws]")
-@click.option("--ops", type=Integer(1, OPS_MAX), help="How many client requests. [default: as the seed draws]")
+@click.option(
+    "--ops", type=Integer(1, OPS_MAX), help="How many client requests, besides some while a region is away. [default: as the seed draws]"
+)
 @click.option("--faults", default=ALL, callback=_faults, metavar="all|none|LIST", help=f"What may go wrong: {', '.join(FAULTS)}.")
 @click.option(
     "--mode", type=click.Choice(MODES), help="safety: faults never stop. liveness: they do, and all becomes equal. [default: as drawn]"
