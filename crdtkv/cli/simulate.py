@@ -138,9 +138,9 @@ def simulate(
             if so_far.broken and until_failure:
                 break
     if output != JSON:
-        emit(so_far.effort())
         if so_far.runs > 1:
             emit(f"{so_far.verdict()}.")
+        emit(so_far.effort())
     return FAILED if so_far.broken else DONE
 
 

@@ -78,14 +78,14 @@ def test_bad_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], 
 def test_many_seeds_end_with_a_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Of two hundred seeds that failed, only the last screen was seen."""
     few = ("--scenario", "counters", "--regions", "2", "--ops", "12", "--no-shrink")
-    assert run(capsys, *few, "--seeds", "3")[1].endswith(" events a second.\n3 seeds held.\n")
+    assert run(capsys, *few, "--seeds", "3")[1].splitlines()[-2] == "3 seeds held."
     monkeypatch.setattr(Reader, "counter", wrong_counter)
     status, out, _ = run(capsys, *few, "--seeds", "6")
     broken = [line.split()[1] for line in out.splitlines() if line.startswith("seed ") and "VIOLATION" in line]
     assert status == 1 and 1 < len(broken) < 6
-    assert out.splitlines()[-1] == f"{len(broken)} of 6 seeds broke a rule: {', '.join(broken)}."
+    assert out.splitlines()[-2] == f"{len(broken)} of 6 seeds broke a rule: {', '.join(broken)}."
     monkeypatch.setattr(command, "NAMED_MAX", 1)
-    assert run(capsys, *few, "--seeds", "6")[1].endswith(f" broke a rule: {broken[0]} and {len(broken) - 1} more.\n")
+    assert f" broke a rule: {broken[0]} and {len(broken) - 1} more.\n" in run(capsys, *few, "--seeds", "6")[1]
 
 
 @pytest.mark.parametrize(
