@@ -16,7 +16,17 @@ from crdtkv.cli.output import JSON, emit, emit_json, output_option, table
 from crdtkv.cli.place import complete_region, directory_option
 from crdtkv.cli.usage import Group
 from crdtkv.cluster.control import ClusterFile, call
-from crdtkv.cluster.spec import DEFAULT_REGIONS, ClusterSpec, parse_delays, parse_duration_ms, parse_latency, parse_rate, parse_target
+from crdtkv.cluster.last_run import LastRun
+from crdtkv.cluster.spec import (
+    DEFAULT_REGIONS,
+    ClusterSpec,
+    dir_flag,
+    parse_delays,
+    parse_duration_ms,
+    parse_latency,
+    parse_rate,
+    parse_target,
+)
 
 _WAIT_S: Final = 120.0
 
@@ -33,17 +43,17 @@ def cluster() -> None:
 
 
 @cluster.command()
-@click.option("--regions", default=",".join(DEFAULT_REGIONS), show_default=True, metavar="R,…", help="Their names.")
+@click.option("--regions", metavar="R,…", help=f"Their names. Default: those that ran last in --dir, else {','.join(DEFAULT_REGIONS)}.")
 @click.option(
     "--latency",
     metavar="R-S=DELAY,…",
-    help="One-way delay of a pair (us-eu=40ms), of all pairs (40ms), or none. Default: published figures between cloud regions.",
+    help="One-way delay of a pair (us-eu=40ms), of all pairs (40ms), or none. Default: as it last was in --dir, else published figures.",
 )
-@click.option("--jitter", metavar="DELAY", default="0ms", help="Added to each delay, at random from 0 to this.")
-@click.option("--rate", metavar="RATE", default="none", help="Limit of each direction of each pair, such as 100mbit.")
+@click.option("--jitter", metavar="DELAY", help="Added to each delay, at random from 0 to this. Default: as it last was, else 0ms.")
+@click.option("--rate", metavar="RATE", help="Limit of each direction of each pair, such as 100mbit. Default: as it last was, else none.")
 @directory_option
 @click.option("--base-port", type=int, metavar="N", help="Port of the first region; the others follow. Default: free ones.")
-@click.option("--engine", type=click.Choice(["rocksdb", "lmdb", "memory"]), help="State engine of the nodes.")
+@click.option("--engine", type=click.Choice(["rocksdb", "lmdb", "memory"]), help="State engine. Default: as it last was.")
 @click.option("--durability", type=click.Choice(["memory", "async", "sync"]), help="How safe a write is when it is answered.")
 @click.option(
     "--config",
@@ -56,10 +66,10 @@ def cluster() -> None:
 @click.option("--detach", is_flag=True, help="Return when ready; stop it with `crdtkv cluster down`.")
 @output_option
 def up(
-    regions: str,
+    regions: str | None,
     latency: str | None,
-    jitter: str,
-    rate: str,
+    jitter: str | None,
+    rate: str | None,
     directory: Path,
     base_port: int | None,
     engine: str | None,
@@ -73,17 +83,20 @@ def up(
 ) -> int:
     """Start a cluster: ready, with all peer links up, when it prints the addresses and writes cluster.json into --dir.
 
-    In the foreground it reports what happens, and Ctrl-C stops everything. Data and logs stay in --dir.
+    In the foreground it reports what happens, and Ctrl-C stops everything. Data and logs stay in --dir, and `up` there goes on with them:
+    with the regions that ran last, and the delays between them. With --regions it is these: a new one begins empty, and the data of one
+    that is not named stays.
     """
-    names = tuple(part.strip() for part in regions.split(",") if part.strip())
+    last = LastRun.read(directory)
+    names = last.regions if regions is None else tuple(part.strip() for part in regions.split(",") if part.strip())
     spec = ClusterSpec(
         regions=names,
         directory=directory,
-        delay_ms=parse_latency(latency, names),
-        jitter_ms=parse_duration_ms(jitter, "jitter"),
-        bytes_per_s=parse_rate(rate) or None,
+        delay_ms=parse_latency(latency, names, last.delay_ms),
+        jitter_ms=last.jitter_ms if jitter is None else parse_duration_ms(jitter, "jitter"),
+        bytes_per_s=last.bytes_per_s if rate is None else parse_rate(rate) or None,
         base_port=base_port,
-        engine=engine,
+        engine=engine or last.engine,
         durability=durability,
         config=config,
         restart_crashed=restart_crashed,
@@ -92,7 +105,8 @@ def up(
     )
     if config is not None:
         _check_config(spec, config)
-    return _detached(spec, output) if detach else _foreground(spec, output)
+    left_out = [r for r in last.regions if r not in names and (directory / "data" / r).exists()]
+    return _detached(spec, left_out, output) if detach else _foreground(spec, left_out, output)
 
 
 def _check_config(spec: ClusterSpec, config: Path) -> None:
@@ -109,26 +123,26 @@ def _check_config(spec: ClusterSpec, config: Path) -> None:
         NodeConfig.load(config, flags=flags)
 
 
-def _detached(spec: ClusterSpec, output: str) -> int:
+def _detached(spec: ClusterSpec, left_out: list[str], output: str) -> int:
     from crdtkv.cluster.local import launch
 
     with interrupts.noted(*interrupts.ENDED_BY):  # once it is ready, it is too late for Ctrl-C: it is told how to stop it
         _, addresses = launch(spec, owned=False)
-        _print_ready(spec, addresses, output)
+        _print_ready(spec, addresses, left_out, output)
         if output != JSON:
-            emit(f"stop it: crdtkv cluster down{_dir_flag(spec.directory)}")
+            emit(f"stop it: crdtkv cluster down{dir_flag(spec.directory)}")
         sys.stdout.flush()
     return DONE
 
 
-def _foreground(spec: ClusterSpec, output: str) -> int:
+def _foreground(spec: ClusterSpec, left_out: list[str], output: str) -> int:
     import asyncio
 
     from crdtkv.cluster.supervisor import STOPPED_BY, Supervisor, supervise
     from crdtkv.transport.loop import precise_event_loop
 
     def on_ready(supervisor: Supervisor) -> None:
-        _print_ready(spec, {region: node.address for region, node in supervisor.nodes.items()}, output)
+        _print_ready(spec, {region: node.address for region, node in supervisor.nodes.items()}, left_out, output)
         if output != JSON:
             emit("Ctrl-C stops it")
         sys.stdout.flush()
@@ -145,7 +159,9 @@ def _foreground(spec: ClusterSpec, output: str) -> int:
     return INTERRUPTED if signals.received[:1] == [signal.SIGINT] else DONE
 
 
-def _print_ready(spec: ClusterSpec, addresses: dict[str, str], output: str) -> None:
+def _print_ready(spec: ClusterSpec, addresses: dict[str, str], left_out: list[str], output: str) -> None:
+    if left_out:
+        click.echo(f"left out: {', '.join(left_out)}, which ran here last; their data stays in {spec.directory / 'data'}", err=True)
     at = {r: row["metrics"] for r, row in ClusterFile.read(spec.directory).regions.items()} if spec.metrics else {}
     if output == JSON:
         regions = {r: {"address": address, **({"metrics": at[r]} if at else {})} for r, address in addresses.items()}
@@ -157,12 +173,6 @@ def _print_ready(spec: ClusterSpec, addresses: dict[str, str], output: str) -> N
 
 def _delay(spec: ClusterSpec, a: str, b: str) -> str:
     return "" if a == b else "direct" if spec.direct else f"{spec.delay_ms[a, b]:g} ms"
-
-
-def _dir_flag(directory: Path) -> str:
-    from crdtkv.cluster.spec import DEFAULT_DIRECTORY
-
-    return "" if directory == DEFAULT_DIRECTORY else f" --dir {directory}"
 
 
 @cluster.command()

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from crdtkv.cluster.spec import dir_flag
 from crdtkv.errors import CrdtkvError, StorageError, error_from_parts
 from crdtkv.transport import SOCKET_PATH_BYTES_MAX
 
@@ -83,7 +84,9 @@ class ClusterFile:
                 raise StorageError(f"{path} has version {document['version']}; this crdtkv knows version {FILE_VERSION}")
             return cls(document["regions"], document["supervisor_pid"], document["control"], document["delay_ms"])
         except FileNotFoundError:
-            raise ClusterNotRunningError(f"no cluster runs in {directory}: start one with `crdtkv cluster up --dir {directory}`") from None
+            raise ClusterNotRunningError(
+                f"no cluster runs in {directory}: start one with `crdtkv cluster up{dir_flag(directory)}`"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise StorageError(f"{path} cannot be read: {e}") from e
 
@@ -128,7 +131,7 @@ def call(directory: Path, op: str, *, timeout_s: float = 120.0, **args: Any) -> 
         except OSError:
             raise ClusterNotRunningError(
                 f"the cluster in {directory} is not running any more (its supervisor, process {cluster.supervisor_pid}, is gone): start it"
-                f" again with `crdtkv cluster up --dir {directory}`"
+                f" again with `crdtkv cluster up{dir_flag(directory)}`"
             ) from None
         try:
             connection.sendall(encode({"op": op, "args": args}))

@@ -6,6 +6,7 @@ Delays are one way, in milliseconds. Pairs of regions with published figures get
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -161,8 +162,10 @@ def default_delays(regions: Iterable[str]) -> dict[tuple[str, str], float]:
     return delays
 
 
-def parse_latency(text: str | None, regions: tuple[str, ...]) -> dict[tuple[str, str], float]:
-    """`us-eu=40ms,us-ap=75ms` over the published delays; `none` for no delay; one duration for all pairs.
+def parse_latency(
+    text: str | None, regions: tuple[str, ...], before: Mapping[tuple[str, str], float] | None = None
+) -> dict[tuple[str, str], float]:
+    """`us-eu=40ms,us-ap=75ms` over the delays before, or else the published ones; `none` for no delay; one duration for all pairs.
 
     >>> parse_latency("us-eu=40ms", ("us", "eu"))
     {('us', 'eu'): 40.0, ('eu', 'us'): 40.0}
@@ -170,6 +173,7 @@ def parse_latency(text: str | None, regions: tuple[str, ...]) -> dict[tuple[str,
     {('us', 'eu'): 0.0, ('eu', 'us'): 0.0}
     """
     delays = default_delays(regions)
+    delays.update((pair, delay) for pair, delay in (before or {}).items() if pair in delays)
     if text is None:
         return delays
     if text == "none":
@@ -225,6 +229,15 @@ def parse_rate(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise ConfigError(f"rate: {text!r} is not a rate, for example 10mbit or none", setting="rate")
     return float(match[1]) * _BITS[(match[2] or "").lower()] / 8
+
+
+def dir_flag(directory: Path) -> str:
+    """How a command line names a cluster's directory; nothing for the default one.
+
+    >>> dir_flag(DEFAULT_DIRECTORY), dir_flag(Path("my cluster"))
+    ('', " --dir 'my cluster'")
+    """
+    return "" if directory == DEFAULT_DIRECTORY else f" --dir {shlex.quote(str(directory))}"
 
 
 def check_known(region: str, regions: Iterable[str]) -> str:

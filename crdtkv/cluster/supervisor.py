@@ -3,7 +3,7 @@
 A process of its own, or the foreground of `crdtkv cluster up`; it never loads gRPC, since it starts processes all its life (`probe.py`
 asks the nodes). All state lives in one event loop; requests that change something are served one at a time, and answered when they are in
 effect. The order of a start: lock the directory, take the ports, open the proxies, listen for control, start the nodes, wait until every
-pair that can be linked is, write `cluster.json`. A stop undoes all of it, from wherever the start got to.
+pair that can be linked is, write `cluster.json` and `last-run.json`. A stop undoes all of it, from wherever the start got to.
 
 Nothing outlives the supervisor: it stops its nodes itself when told to (`down`, SIGINT, SIGTERM, SIGHUP, the end of its owner), and the
 kernel or a watchdog kills them if it dies without a chance to (`launcher.py`).
@@ -24,9 +24,10 @@ from typing import Any, Final
 
 from crdtkv.cluster import control
 from crdtkv.cluster.control import ClusterError, ClusterFile
+from crdtkv.cluster.last_run import LastRun
 from crdtkv.cluster.probe import Prober
 from crdtkv.cluster.process import HOST, Lifeline, NodeProcess, choose_ports
-from crdtkv.cluster.spec import ClusterSpec, added, check_known, without
+from crdtkv.cluster.spec import ClusterSpec, added, check_known, dir_flag, without
 from crdtkv.cluster.wan import Wan
 from crdtkv.errors import ConfigError, CrdtkvError, DeadlineExceededError, StorageError
 from crdtkv.interrupts import Signals
@@ -96,10 +97,10 @@ class Supervisor:
         Raises:
             CrdtkvError: the cluster could not be started.
         """
-        names = self.spec.regions
-        chosen = choose_ports((*names, *(f"{name}, metrics" for name in names if self.spec.metrics)), self.spec.base_port)
+        spec, names = self.spec, self.spec.regions
+        chosen = choose_ports((*names, *(f"{name}, metrics" for name in names if spec.metrics)), spec.base_port)
         ports = {name: chosen[name] for name in names}
-        self._metrics = {name: f"{HOST}:{chosen[f'{name}, metrics']}" for name in names if self.spec.metrics}
+        self._metrics = {name: f"{HOST}:{chosen[f'{name}, metrics']}" for name in names if spec.metrics}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -107,7 +108,7 @@ class Supervisor:
         with control.supervisor_lock(self.directory) as free:
             if not free:
                 raise ClusterError(
-                    f"a cluster runs in {self.spec.directory} already: stop it with `crdtkv cluster down --dir {self.spec.directory}`, or"
+                    f"a cluster runs in {spec.directory} already: stop it with `crdtkv cluster down{dir_flag(spec.directory)}`, or"
                     " choose another --dir"
                 )
             (self.directory / control.FILE_NAME).unlink(missing_ok=True)
@@ -158,6 +159,7 @@ class Supervisor:
             await self._wait_ready(self.nodes)
             self._ready = True
             self._write_file()
+            self._note_last_run()
         on_ready()
 
     def _shape_as_given(self, ways: Iterable[tuple[str, str]]) -> None:
@@ -250,6 +252,10 @@ class Supervisor:
             delay_ms={f"{a}-{b}": delay for (a, b), delay in self.spec.delay_ms.items()},
         ).write(self.directory)
 
+    def _note_last_run(self) -> None:
+        """Apart from `_write_file`, which is also called while a region is being added that may not stay."""
+        LastRun.of(self.spec).write(self.directory)
+
     # -- readiness --------------------------------------------------------------------------------------------------
 
     async def _wait_ready(self, regions: Iterable[str]) -> None:
@@ -284,7 +290,9 @@ class Supervisor:
             self.nodes[region].state = "running"
             for warning in answer.get("warnings", ()):
                 if "removed from the cluster" in warning:  # it runs, and nobody will ever link to it
-                    raise ClusterError(f"{region} runs, alone: {warning}", region=region)
+                    others = ",".join(r for r in alive if r != region)
+                    hint = "" if self._ready or not others else f"; leave it out: --regions {others}"
+                    raise ClusterError(f"{region} runs, alone: {warning}{hint}", region=region)
         if self.spec.node_command is None:
             for a, b in combinations(alive, 2):
                 if (a in wanted or b in wanted) and (self.spec.direct or self._wan.is_open(a, b)):
@@ -389,6 +397,7 @@ class Supervisor:
                 self.spec = before
                 raise
             self._write_file()
+            self._note_last_run()
             self._report(f"added {region} as process {node.pid}")
             return node.address
 
@@ -397,6 +406,7 @@ class Supervisor:
             self.spec = without(self.spec, region)
             await self._forget(region)
             self._write_file()
+            self._note_last_run()
             self._report(f"removed {region}")
 
     async def _forget(self, region: str) -> None:

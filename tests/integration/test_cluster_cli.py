@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -75,8 +77,8 @@ class Shell:
     def converged(self) -> bool:
         return len({self.read(region, lambda client: client.digest()) for region in REGIONS}) == 1
 
-    def cluster_pids(self) -> list[int]:
-        file = json.loads((self.directory / ".crdtkv-cluster" / "cluster.json").read_text())
+    def cluster_pids(self, cluster: str = ".crdtkv-cluster") -> list[int]:
+        file = json.loads((self.directory / cluster / "cluster.json").read_text())
         return [file["supervisor_pid"], *(entry["pid"] for entry in file["regions"].values())]
 
 
@@ -250,6 +252,63 @@ def test_data_survives_down_and_up_and_a_sigkill_of_the_supervisor(tmp_path: Pat
     pids = shell.cluster_pids()
     shell("cluster", "down")
     assert gone(pids)
+
+
+def test_up_goes_on_with_what_ran_last_as_the_hint_says(tmp_path: Path, root: Path) -> None:
+    """It started an empty us, eu and ap beside the regions that had been there, and the hint of every other command led there."""
+    shell, at = Shell(tmp_path, root), ("--dir", "my cluster")
+
+    def regions() -> list[str]:
+        return list(json.loads((tmp_path / "my cluster" / "cluster.json").read_text())["regions"])
+
+    def up_as_told(*args: str) -> str:
+        command = re.fullmatch(r".*start .*with `crdtkv (.*)`\n", shell("cluster", "status", *at, status=1))
+        assert command is not None
+        return shell(*shlex.split(command[1]), "--detach", *args)
+
+    shell("cluster", "up", *at, "--detach", "--regions", "a,b", "--latency", "7ms", "--engine", "lmdb", "--durability", "sync")
+    shell("put", "k", "v", "--region", "a", *at)
+    shell("cluster", "add", "c", "--latency", "2ms", *at)
+    supervisor, *nodes = shell.cluster_pids("my cluster")
+    os.kill(supervisor, signal.SIGKILL)
+    eventually(lambda: gone(nodes), "the nodes died with the supervisor")
+    told = up_as_told().splitlines()
+    assert [line.split()[0] for line in told[1:4]] == regions() == ["a", "b", "c"]
+    assert told[3].endswith("  2 ms  2 ms") and told[2].split()[2:4] == ["7", "ms"]
+    assert shell("get", "k", "--region", "a", *at) == "v\n"
+    shell("region", "drain", "c", "--region", "a", *at)
+    shell("region", "remove", "c", "--region", "a", *at)
+    shell("cluster", "down", *at)
+    assert "c runs, alone: " in (refused := shell("cluster", "up", *at, "--detach", status=1))
+    assert refused.endswith("; leave it out: --regions a,b\n")
+    up_as_told("--regions", "a,b")
+    shell("cluster", "down", *at)
+    up_as_told()
+    assert regions() == ["a", "b"]
+    shell("cluster", "remove", "b", *at)
+    shell("cluster", "down", *at)
+    up_as_told()
+    assert regions() == ["a"]
+    shell("cluster", "down", *at)
+
+
+def test_regions_that_are_named_run_and_others_are_told_of(tmp_path: Path, root: Path) -> None:
+    shell = Shell(tmp_path, root)
+    shell("cluster", "up", "--detach", "--regions", "us,eu", "--latency", "3ms", "--jitter", "1ms")
+    shell("put", "k", "v", "--region", "us")
+    eventually(lambda: shell.has("eu", "k"), "replicated")
+    shell("cluster", "down")
+    with shell.start("cluster", "up", "--regions", "ap,us") as foreground:
+        assert foreground.stdout is not None and foreground.stderr is not None
+        assert foreground.stderr.readline() == "left out: eu, which ran here last; their data stays in .crdtkv-cluster/data\n"
+        eventually(lambda: foreground.stdout is not None and "Ctrl-C" in foreground.stdout.readline(), "ready")
+        eventually(lambda: shell.has("ap", "k"), "a region that is new gets everything")
+        foreground.send_signal(signal.SIGINT)
+        assert foreground.wait(DEADLINE_S) == 130
+    told = shell("cluster", "up", "--detach", "--regions", "us,eu,ap").splitlines()
+    assert [line.split()[0] for line in told[1:4]] == ["us", "eu", "ap"]
+    assert told[3].endswith("82 ms  117 ms"), "of the pairs that did not run last, the published delays"
+    shell("cluster", "down")
 
 
 def test_a_wrong_file_of_settings_is_bad_input_and_nothing_is_made(tmp_path: Path, root: Path) -> None:

@@ -18,8 +18,9 @@ import pytest
 
 from crdtkv.cluster import ClusterError, ClusterNotRunningError, LocalCluster, control
 from crdtkv.cluster.control import ClusterFile, socket_path
+from crdtkv.cluster.last_run import LastRun
 from crdtkv.cluster.local import down, launch
-from crdtkv.cluster.spec import ClusterSpec, default_delays
+from crdtkv.cluster.spec import ClusterSpec, added, default_delays, without
 from crdtkv.errors import ConfigError, CrdtkvError
 
 DEADLINE_S = 60.0
@@ -171,6 +172,32 @@ def test_a_region_is_added_and_removed_with_its_links(cluster: LocalCluster) -> 
     call("remove", region="ap")
     with pytest.raises(ConfigError, match="the only one of this cluster"):
         call("remove", region="sa")
+
+
+def test_what_ran_last_stays_when_the_cluster_stops(cluster: LocalCluster) -> None:
+    assert LastRun.read(cluster.directory) == LastRun.of(cluster.spec)
+    spec = without(added(cluster.spec, "sa", {"us": 9}), "eu")
+    control.call(cluster.directory, "add", region="sa", latency={"us": 9})
+    control.call(cluster.directory, "remove", region="eu")
+    cluster.shape("us", "ap", delay_ms=1)
+    (cluster.directory / "data").mkdir(exist_ok=True)
+    (cluster.directory / "data" / "moon.broken").touch()
+    with pytest.raises(ClusterError):
+        control.call(cluster.directory, "add", region="moon")
+    cluster.stop()
+    last = LastRun.read(cluster.directory)
+    assert last == LastRun.of(spec) and last.regions == ("us", "ap", "sa")
+    assert last.delay_ms["sa", "us"] == 9 and last.delay_ms["us", "ap"] == 82, "a fault is not gone on with"
+
+
+def test_a_cluster_that_was_never_ready_did_not_run(tmp_path: Path, stub: tuple[str, ...]) -> None:
+    with LocalCluster(("us", "eu"), directory=tmp_path / "c", node_command=stub):
+        pass
+    (tmp_path / "c" / "data").mkdir(exist_ok=True)
+    (tmp_path / "c" / "data" / "moon.broken").touch()
+    with pytest.raises(ClusterError):
+        LocalCluster(("us", "moon"), directory=tmp_path / "c", node_command=stub).start()
+    assert LastRun.read(tmp_path / "c").regions == ("us", "eu")
 
 
 def test_a_region_that_does_not_start_is_not_in_the_cluster(cluster: LocalCluster) -> None:

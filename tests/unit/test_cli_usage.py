@@ -154,6 +154,15 @@ def test_no_cluster_there_is_status_1(run: Any, command: str) -> None:
     assert "crdtkv cluster up" in run("cluster", *command.split(), status=1).err
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"version": 2}', '{"version": 1, "regions": 7, "delay_ms": []}'])
+def test_a_damaged_file_of_what_ran_last_is_named_and_nothing_starts(run: Any, tmp_path: Path, text: str) -> None:
+    directory = tmp_path / ".crdtkv-cluster"
+    directory.mkdir()
+    (directory / "last-run.json").write_text(text)
+    assert ".crdtkv-cluster/last-run.json" in run("cluster", "up", "--detach", status=1).err
+    assert [path.name for path in directory.iterdir()] == ["last-run.json"]
+
+
 def test_an_unknown_region_names_the_known_ones(run: Any, tmp_path: Path) -> None:
     regions = {"us": {"address": "127.0.0.1:1"}, "eu": {"address": "127.0.0.1:2"}}
     (tmp_path / ".crdtkv-cluster").mkdir()
