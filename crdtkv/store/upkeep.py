@@ -109,6 +109,8 @@ class Upkeep:
                 if (reason := self._store.owed_incarnation) is not None:
                     self._store.begin_incarnation(reason)
                 machine.retry()
+                if self._store._watches.active:
+                    self._store._watches.publish(machine.log.end())  # what had been held may be applied by it
 
     def _tidy(self) -> None:
         store, machine, replica = self._store, self._machine, self._machine.replica

@@ -10,7 +10,7 @@ import pytest
 import crdtkv
 from crdtkv.core.codec import register_slot_of
 from crdtkv.core.join import snapshot_of
-from crdtkv.errors import OverloadedError, TokenExpiredError
+from crdtkv.errors import DiskFullError, OverloadedError, TokenExpiredError
 from crdtkv.results import Change
 from crdtkv.store import Settings, Store
 from crdtkv.store.mending import adopt_records
@@ -176,3 +176,18 @@ def test_a_repair_is_told_of_likewise(us: Store, eu: Store) -> None:
     assert [(c.key, c.value, c.unlogged) for c in drained(feed)] == [("k", 1, True)]
     with pytest.raises(TokenExpiredError, match="read the keys anew"):
         told(eu, token)
+
+
+def test_what_a_retry_applies_once_there_is_room_is_watched_at_once(us: Store, eu: Store) -> None:
+    """It had been held, and its application undone for want of room: no frame and no write of here brings it."""
+    us.put("k", 1)
+    with us._lock:
+        us._machine.seal()
+    held = us._machine.log.find(us.origin, 1)
+    assert held is not None
+    feed = eu.subscribe()
+    with eu._lock:
+        eu._machine.replica.hold([held])
+        eu._machine.refuse(DiskFullError("no room"))
+    eu._upkeep._look_for_room()
+    assert [(change.key, change.value) for change in drained(feed)] == [("k", 1)]
