@@ -183,12 +183,12 @@ def _apply(machine: Machine, frames: Iterator[Frame], point: Point | None, *, ke
 
     def flush() -> None:
         nonlocal applied
-        applied += len(group)
         if keep_log:
-            machine.apply(group)
+            applied += machine.apply(group).applied
         else:  # the frames name their cluster: under another name they have no place in the log
             for frame in group:
                 replica.apply(frame)
+            applied += len(group)
             replica.position = 0
             if replica.state.pending >= machine.fold_records_max:
                 replica.fold()
@@ -206,6 +206,8 @@ def _apply(machine: Machine, frames: Iterator[Frame], point: Point | None, *, ke
         if len(group) >= GROUP_FRAMES or frame.is_control:  # what it closes, later contexts leave out
             flush()
     flush()
+    left_out += replica.held[0]  # beyond where its origin was closed by then: it rests on a closing that comes after the point
+    replica.drop_held()
     return applied, left_out
 
 

@@ -17,14 +17,18 @@ from crdtkv.backup import FolderTarget, Manifest, Point, create, manifests, merg
 from crdtkv.backup import create as create_backup
 from crdtkv.backup.beside import Reader
 from crdtkv.backup.chunks import FRAMES, STATE, decode_chunk, encode_chunk
+from crdtkv.backup.restoring import _apply
 from crdtkv.cli.main import main
+from crdtkv.core.causality import VersionVector
 from crdtkv.core.clock import stamp
+from crdtkv.core.control import close_delta
 from crdtkv.core.frame import DeltaKind
 from crdtkv.errors import ConfigError, CorruptionError, IncompatibleFormatError, StorageError
 from crdtkv.store import Settings, Store
 from crdtkv.store.view import CHECKPOINTS, checkpointed
 from tests.object_storage import object_storage
 from tests.stores import Clock, store_at, stores, sync
+from tests.unit.test_found import machine, made
 from tests.unit.test_verify import damage, fill, flipped, slots
 
 
@@ -295,6 +299,20 @@ def test_a_frame_that_rests_on_one_after_the_point_is_left_out_whatever_its_own_
         assert made.left_out == 1 and made.frames == 0
     with crdtkv.open(tmp_path / "data", region="us", settings=Settings(cluster="past")) as back:
         assert contents(back) == {"a": 1}
+
+
+def test_what_goes_beyond_an_end_that_is_closed_further_on_after_the_point_is_left_out_and_counted() -> None:
+    """The full backup knows an origin as closed; a member that nobody had counted had more of it. Its frames were counted as applied, and
+    were only held.
+    """
+    gone, eu, us = machine("br"), machine("eu"), machine("us")
+    frames = [made(gone, "k", 1), made(gone, "l", 2)]
+    eu.apply(frames[:1])
+    eu.commit_control([close_delta(gone.origin, 1)])
+    closing = eu.log.find(eu.origin, 1)
+    assert closing is not None
+    assert _apply(us, iter([frames[0], closing, frames[1]]), None, keep_log=True) == (2, 1)
+    assert us.vv() == VersionVector({gone.origin: 1, eu.origin: 1}) and us.replica.held[0] == 0
 
 
 def test_the_past_joined_to_its_cluster_catches_up_and_under_another_name_is_kept_out(target: FolderTarget, tmp_path: Path) -> None:
