@@ -21,7 +21,7 @@ from crdtkv.client.session import Session, closed_error
 from crdtkv.client.stream import AsyncItems, ChangeReader, RowReader
 from crdtkv.client.wire import Call, Stream
 from crdtkv.core.causality import VersionVector
-from crdtkv.errors import InvalidValueError, StoreClosedError
+from crdtkv.errors import InvalidValueError, RegionUnavailableError, StoreClosedError
 from crdtkv.results import Commit, Conflict, Explanation, MergeResult, Sibling, Status
 
 
@@ -120,7 +120,13 @@ class AsyncClient:
             return [row async for row in rows]
 
     async def _connected(self) -> Self:
-        await self._core.check().connected()
+        session = self._core.check()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await session.connected()
+        except TimeoutError:
+            where = ", ".join(session.endpoints)
+            raise RegionUnavailableError(f"no answer from {where} within {self._timeout:g} s", endpoints=list(session.endpoints)) from None
         return self
 
     def __await__(self) -> Generator[Any, Any, Self]:

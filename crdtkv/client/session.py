@@ -164,7 +164,7 @@ class Session:
             return
         deadline = self.loop.time() + timeout
         for call in calls:
-            call.deadline = deadline
+            call.deadline, call.timeout = deadline, timeout
         self.pending.add(calls)
         self._submitted(deadline)
 
@@ -187,6 +187,7 @@ class Session:
             self._answered = True  # the other half may follow
         block = pending.gather(op, weight, deadline, timeout * DEADLINE_TOLERANCE)
         if not block.sinks:
+            block.timeout = timeout
             self._submitted(deadline)
         elif pending.requests == MESSAGE_REQUESTS_MAX:
             self._wake_writer()  # a full message does not wait for an answer
@@ -320,7 +321,8 @@ class Session:
                     reasons[address] = f"no answer within {CONNECT_TIMEOUT_S:g} s"
         why = "; ".join(f"{address}: {reason}" for address, reason in reasons.items())
         raise RegionUnavailableError(
-            f"no endpoint answered: {why}; see that a node runs there, or name others", endpoints=list(self.endpoints)
+            f"no endpoint answered, asked {CONNECT_ROUNDS} times: {why}; see that a node runs there, or name others",
+            endpoints=list(self.endpoints),
         )
 
     def _adopt(self, connection: Connection) -> None:
@@ -341,8 +343,8 @@ class Session:
                     kept.append(call)
                     continue
                 lost_to = self.endpoints[call.bound]
-                text = f"{call.name}: the connection to {lost_to} was lost before its answer; it may have been applied there"
-                call.fail(RegionUnavailableError(text, maybe_applied=True, endpoint=lost_to))
+                text = f"the connection to {lost_to} was lost before an answer; the write may have been applied there"
+                call.fail(RegionUnavailableError(text, maybe_applied=True, endpoint=lost_to, call=call.name))
             self.pending.add(kept)
         for waiter in self._connecting:
             if not waiter.done():
@@ -577,9 +579,9 @@ class Session:
                 since = call.sent_at or waits_since  # it may wait behind what has no answer
                 silent = silent or 0 < since >= self._heard_at  # equal: clocks of loops count whole milliseconds
                 self._in_flight.pop(id)  # its place is free; an answer that still comes is ignored
-                text = f"{call.name}: no answer from {self._where()} within the deadline"
                 may_have = _may_have(call)
-                call.fail(DeadlineExceededError(text + ("; it may have been applied" if may_have else ""), maybe_applied=may_have))
+                text = f"no answer from {self._where()} within {call.timeout:g} s{'; it may have been applied' if may_have else ''}"
+                call.fail(DeadlineExceededError(text, maybe_applied=may_have, call=call.name))
             elif call.deadline < nearest:
                 nearest = call.deadline
         if nearest < float("inf"):

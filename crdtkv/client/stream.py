@@ -37,7 +37,7 @@ class PageStream:
 
     Args:
         request: op and args.
-        timeout: seconds to wait for a page (of a watch: for the stream to open).
+        timeout: seconds to wait until the stream is open, a connection to a node included.
     """
 
     def __init__(self, session: Session, method: Literal["Scan", "Watch"], request: Stream, timeout: float) -> None:
@@ -53,24 +53,36 @@ class PageStream:
         self._closed = False
 
     async def open(self) -> None:
-        """Open the stream and wait until the node has begun it: from then on a watch misses nothing."""
+        """Open the stream and wait until the node has begun it: from then on a watch misses nothing.
+
+        Raises:
+            DeadlineExceededError: it did not within `timeout`. RegionUnavailableError: no endpoint answers, or the node lost the stream.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._begin()
+        except DeadlineExceededError:  # a TimeoutError, too: the node's
+            raise
+        except TimeoutError:
+            self.close()
+            where = self._address or ", ".join(self._session.endpoints)
+            raise DeadlineExceededError(f"no answer from {where} within {self._timeout:g} s", call=self._request[0]) from None
+        except asyncio.CancelledError:
+            self.close()
+            raise
+
+    async def _begin(self) -> None:
         op, args = self._request
         request = kv_pb2.StreamRequest(op=op, args=_encode(args)).SerializeToString()
         for attempt in range(OPEN_ATTEMPTS):
+            self._address = ""
+            self._address = (await self._session.connected()).address
             try:
-                self._address = (await self._session.connected()).address
-                async with asyncio.timeout(self._timeout):
-                    messages = self._messages = Messages()
-                    self._stream = await self._session.call(self._address, f"/crdtkv.v1.KeyValue/{self._method}", messages)
-                    await messages.send(request)
-                    self._first = await messages.receive()
+                messages = self._messages = Messages()
+                self._stream = await self._session.call(self._address, f"/crdtkv.v1.KeyValue/{self._method}", messages)
+                await messages.send(request)
+                self._first = await messages.receive()
                 return
-            except TimeoutError:
-                self.close()
-                raise DeadlineExceededError(f"{op}: {self._address} did not begin within {self._timeout:g} s") from None
-            except asyncio.CancelledError:
-                self.close()
-                raise
             except StreamEnded as e:
                 ending = self._ending(e)
                 if ending is None:
@@ -139,9 +151,11 @@ class RowReader:
         """What the next page holds, or None at the end."""
         try:
             rows = await self._pages.next_page(self._timeout)
+        except DeadlineExceededError:  # a TimeoutError, too: the stream did not begin, or the node has ended it
+            raise
         except TimeoutError:
             self.close()
-            raise DeadlineExceededError(f"{self._op}: no page within {self._timeout:g} s") from None
+            raise DeadlineExceededError(f"nothing more came within {self._timeout:g} s", call=self._op) from None
         if rows is None:
             return None
         try:
@@ -181,6 +195,8 @@ class ChangeReader:
         while True:
             try:
                 rows = await self._pages.next_page(None if until is None else max(0.0, until - loop.time()))
+            except DeadlineExceededError:  # a TimeoutError, too, and no sign of idleness
+                raise
             except TimeoutError:
                 self.close()
                 return None

@@ -80,6 +80,7 @@ class Call(msgspec.Struct, eq=False):
         request_id: of a write: 16 bytes by which a region knows it again; None: given when it is first sent.
         sent_at: loop time at which it was last sent; 0: never.
         bound: index of the endpoint that may have applied it; None: free to go anywhere.
+        deadline: loop time at which it fails; `timeout` seconds after it was queued.
     """
 
     op: str
@@ -92,6 +93,7 @@ class Call(msgspec.Struct, eq=False):
     sent_at: float = 0.0
     bound: int | None = None
     deadline: float = 0.0
+    timeout: float = 0.0
     sink: Any = None
     """A `Sink`."""
 

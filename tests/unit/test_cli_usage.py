@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,6 +162,15 @@ def test_a_damaged_file_of_what_ran_last_is_named_and_nothing_starts(run: Any, t
     (directory / "last-run.json").write_text(text)
     assert ".crdtkv-cluster/last-run.json" in run("cluster", "up", "--detach", status=1).err
     assert [path.name for path in directory.iterdir()] == ["last-run.json"]
+
+
+@pytest.mark.parametrize("command", ["get n", "incr n", "put k v", "scan", "watch", "smembers s", "digest"])
+def test_who_does_not_answer_is_named_with_the_time_that_was_given(run: Any, command: str) -> None:
+    """A process that is paused takes connections and says nothing. Calls were named by words nobody typed: `type`, `counter.increment`."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        told = run(*command.split(), "--at", at, "--timeout", "0.05", status=3).err
+    assert told == f"crdtkv: no answer from {at} within 0.05 s\n"
 
 
 def test_an_unknown_region_names_the_known_ones(run: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -324,6 +325,20 @@ def test_failover_and_connecting(node: FakeNode, other: FakeNode) -> None:
             await connect("127.0.0.1:1")
         with pytest.raises(ConfigError, match="nowhere"):
             connect("nowhere")
+
+    asyncio.run(main())
+
+
+def test_connecting_takes_no_longer_than_the_timeout() -> None:
+    """Where connections come about and nothing is said, it took its rounds."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            at = f"127.0.0.1:{silent.getsockname()[1]}"
+            client = connect(at, timeout=0.05)
+            with pytest.raises(RegionUnavailableError, match=f"no answer from {at} within 0.05 s"):
+                await client
+            await client.close()
 
     asyncio.run(main())
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
-from crdtkv.client.session import Session
-from crdtkv.client.stream import PageStream
+from crdtkv.client.session import Connection, Session
+from crdtkv.client.stream import ChangeReader, PageStream, RowReader
 from crdtkv.core.codec import encode_value
 from crdtkv.errors import CorruptionError, DeadlineExceededError, PermissionDeniedError, RegionUnavailableError, StoreClosedError
 from crdtkv.pb.v1 import kv_pb2
@@ -201,10 +202,68 @@ def test_a_node_that_does_not_begin_is_not_waited_for() -> None:
 
     async def main() -> None:
         async with watching(serve, timeout=0.05) as (stream, _):
-            with pytest.raises(DeadlineExceededError, match="did not begin within"):
+            with pytest.raises(DeadlineExceededError, match=r"no answer from 127\.0\.0\.1:\d+ within 0\.05 s"):
                 await stream.open()
 
     run(main)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Where connections come about, and nothing is ever said: a process that is paused."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_connecting_is_within_the_time_to_open(silent: str) -> None:
+    """It had rounds of its own: 19 seconds, three of which `timeout` was asked for."""
+
+    async def main() -> None:
+        session = Session([silent])
+        try:
+            with pytest.raises(DeadlineExceededError, match=f"no answer from {silent} within 0.05 s"):
+                await PageStream(session, "Scan", ("scan", []), 0.05).open()
+        finally:
+            await session.close()
+
+    run(main)
+
+
+def test_a_watch_that_does_not_begin_is_not_idle(silent: str) -> None:
+    """The error is a TimeoutError, and was taken for one: the watch ended as if nothing had changed, without an error."""
+
+    async def main() -> None:
+        session = Session([silent])
+        try:
+            for reader in (ChangeReader(session, ("watch", ["", None]), 0.0, 0.05), RowReader(session, ("scan", []), 0.05)):
+                with pytest.raises(DeadlineExceededError, match=f"no answer from {silent} within 0.05 s"):
+                    await reader.next_items()
+        finally:
+            await session.close()
+
+    run(main)
+
+
+def test_where_nobody_listens_the_session_has_asked_often_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, connect = 0, Session._connect
+
+    async def counted(session: Session) -> Connection:
+        nonlocal asked
+        asked += 1
+        return await connect(session)
+
+    monkeypatch.setattr(Session, "_connect", counted)
+
+    async def main() -> None:
+        session = Session(["127.0.0.1:1"])
+        try:
+            with pytest.raises(RegionUnavailableError, match=r"no endpoint answered, asked 3 times: 127\.0\.0\.1:1: connection refused"):
+                await PageStream(session, "Watch", ("watch", ["", None]), DEADLINE_S).open()
+        finally:
+            await session.close()
+
+    run(main)
+    assert asked == 1
 
 
 def test_a_page_that_is_none() -> None:
