@@ -15,7 +15,7 @@ After: Merkle's trees as Dynamo uses them (DeCandia et al., SOSP 2007), with the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -23,9 +23,11 @@ from typing import Final, NamedTuple
 from crdtkv.audit.sides import WAIT_S, Side
 from crdtkv.core.causality import EMPTY_VV, VersionVector
 from crdtkv.core.compare import disagreement, slot_text
-from crdtkv.errors import ConfigError, WrongClusterError
+from crdtkv.errors import ConfigError, DeadlineExceededError, WrongClusterError
 from crdtkv.store.view import FIRST, LAST, PARTS_MAX, Part, View, records
 
+TELL_S: Final = 1.5
+"""A wait that is longer is told of; one for a replica that was removed is over before."""
 PART_RECORDS: Final = 4096
 """Slots of a range of the first level."""
 LEAF_RECORDS: Final = 64
@@ -113,17 +115,28 @@ class Pair(NamedTuple):
     upper: bytes | None
 
 
-def verify(sides: Sequence[Side], *, wait_s: float = WAIT_S, differences_max: int = DIFFERENCES_MAX) -> Certificate:
+def verify(
+    sides: Sequence[Side],
+    *,
+    wait_s: float = WAIT_S,
+    differences_max: int = DIFFERENCES_MAX,
+    tell: Callable[[str], None] | None = None,
+) -> Certificate:
     """Compare replicas; the first is the reference. See the module's docstring. O(state) on each, and O(what differs) between them.
+
+    Args:
+        wait_s: how long a replica may take to get what another one has.
+        differences_max: how many are listed.
+        tell: is told which replica is waited for, once that takes longer than `TELL_S`.
 
     Raises:
         ConfigError: the same replica twice. WrongClusterError: replicas of two clusters.
-        DeadlineExceededError: one does not get what another one has.
+        DeadlineExceededError: one does not get what another one has. RegionRemovedError: and never will.
     """
     with ExitStack() as stack:
 
         def opened(side: Side, covers: VersionVector) -> View:
-            view = side.view(covers, wait_s)
+            view = _view(side, covers, wait_s, tell)
             stack.callback(view.close)
             return view
 
@@ -147,6 +160,19 @@ def verify(sides: Sequence[Side], *, wait_s: float = WAIT_S, differences_max: in
                 found.compare(other, again)
         moment = reference.moment
         return Certificate(moment.cluster, moment.shard, moment.vv, standings[0].scanned, standings, found.listed, found.count)
+
+
+def _view(side: Side, covers: VersionVector, wait_s: float, tell: Callable[[str], None] | None) -> View:
+    if tell is None or wait_s <= TELL_S:
+        return side.view(covers, wait_s)
+    try:
+        return side.view(covers, TELL_S)
+    except DeadlineExceededError as e:
+        missing = e.details.get("missing")
+        if missing is None:  # it did not answer at all
+            raise
+        tell(f"waits up to {wait_s:g} s for {side.name} to get what it lacks: {missing} commit{'' if missing == 1 else 's'}")
+        return side.view(covers, wait_s)
 
 
 def differing(lower: View, upper: View, totals: list[Part] | None = None) -> Iterator[Pair]:

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from crdtkv.core.causality import EMPTY_VV, VersionVector
-from crdtkv.errors import DeadlineExceededError
+from crdtkv.errors import DeadlineExceededError, RegionRemovedError
 from crdtkv.store.mending import Adopted, Settled, adopt_records, settle
 from crdtkv.store.store import Store
 from crdtkv.store.view import StateView, View
 
 WAIT_S: Final = 30.0
 """How long a replica may take to apply what another one has."""
+REMOVED_S: Final = 1.0
+"""How long a replica must be removed before it is told of: one whose incarnation has ended says the same until it has taken a new one."""
 _POLL_S: Final = 0.005
 
 
@@ -29,6 +31,7 @@ class Side(Protocol):
 
         Raises:
             DeadlineExceededError: it had not applied that much within `wait_s`; says what is missing.
+            RegionRemovedError: it never will, for its region was removed from the cluster.
         """
 
 
@@ -54,10 +57,9 @@ class LocalSide:
         return self.store.region
 
     def view(self, covers: VersionVector = EMPTY_VV, wait_s: float = WAIT_S) -> StateView:
-        until = time.monotonic() + wait_s
+        began = time.monotonic()
         while not covers <= (vv := self._vv()):
-            if time.monotonic() >= until:
-                raise not_covered(self.name, vv, covers, wait_s)
+            check_wait(self.store, covers.missing_from(vv), time.monotonic() - began, wait_s)
             time.sleep(_POLL_S)
         return StateView(self.store, self.pace)
 
@@ -74,11 +76,12 @@ class LocalSide:
         return settle(self.store, self.pace)
 
 
-def not_covered(name: str, vv: VersionVector, covers: VersionVector, wait_s: float) -> DeadlineExceededError:
-    """The error of a replica that does not get what another one has."""
-    missing = covers.missing_from(vv)
-    return DeadlineExceededError(
-        f"{name} lacks {missing} commits that another region has, after {wait_s:g} s: `crdtkv lag` says what its links do; then try again",
-        region=name,
-        missing=missing,
-    )
+def check_wait(store: Store, missing: int, waited_s: float, wait_s: float) -> None:
+    """Raise if a replica that lacks so many commits of another one is not to be waited for any longer."""
+    lacks = f"{store.region} lacks {missing} commit{'' if missing == 1 else 's'} that another region has"
+    if waited_s >= min(wait_s, REMOVED_S) and (why := store.removed):
+        raise RegionRemovedError(f"{lacks}, and gets none any more; leave it out. {why}", region=store.region, missing=missing)
+    if waited_s >= wait_s:
+        raise DeadlineExceededError(
+            f"{lacks}, after {wait_s:g} s: `crdtkv lag` says what its links do; then try again", region=store.region, missing=missing
+        )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +72,8 @@ def verify(
     from crdtkv.audit import verify as compare
 
     with opened_nodes(at, directory, (tls_ca, tls_cert, tls_key)) as sides:
-        found = compare(sides, wait_s=wait_s, differences_max=limit)
+        tell = partial(click.echo, err=True) if sys.stderr.isatty() else None  # who watches is not left in silence
+        found = compare(sides, wait_s=wait_s, differences_max=limit, tell=tell)
     if output == JSON:
         emit_json(as_json(found))
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from crdtkv.audit.sides import not_covered
+from crdtkv.audit.sides import check_wait
 from crdtkv.core.causality import Origin, VersionVector
 from crdtkv.errors import InvalidValueError, OverloadedError, StoreClosedError
 from crdtkv.node.worker import StorageWorker
@@ -48,10 +48,9 @@ class Views:
         """A new view that covers `covers`, as a `ViewReply`."""
         if len(self._views) >= VIEWS_MAX:
             raise OverloadedError(f"{VIEWS_MAX} views are held already: close one, or wait until one expires", limit=VIEWS_MAX)
-        until = time.monotonic() + min(wait_ms, WAIT_MS_MAX) / 1000
+        began, wait_s = time.monotonic(), min(wait_ms, WAIT_MS_MAX) / 1000
         while not covers <= (vv := store.port.vv()):
-            if time.monotonic() >= until:
-                raise not_covered(store.region, vv, covers, wait_ms / 1000)
+            check_wait(store, covers.missing_from(vv), time.monotonic() - began, wait_s)
             await asyncio.sleep(_POLL_S)
         view = await worker.read(StateView, store, PACE, lambda: store.port.log.end() + worker.answered)
         number = next(self._numbers)

@@ -43,7 +43,7 @@ from crdtkv.core.frame import Delta, DeltaKind, Frame
 from crdtkv.core.install import Installed
 from crdtkv.core.replica import Applied
 from crdtkv.core.types.base import decode_only_entry
-from crdtkv.errors import DiskFullError, InvalidValueError, StoreClosedError, missing_key
+from crdtkv.errors import DiskFullError, InvalidValueError, RegionRemovedError, StoreClosedError, missing_key
 from crdtkv.results import Change, Commit, Conflict, Explanation, MergeResult, Sibling, Status
 from crdtkv.storage.retention import Acknowledgement, RetentionPolicy
 from crdtkv.store.batch import Batch
@@ -838,6 +838,12 @@ class Store:
         """Why no writes are taken at present (a full disk, or the region is drained or removed), and what to do; empty if they are."""
         why = self._machine.full or self._replica.refusal
         return "" if why is None else why.message
+
+    @property
+    def removed(self) -> str:
+        """Why the cluster takes nothing that is written here any more (the region is removed), and what to do; empty if it does."""
+        why = self._replica.refusal
+        return why.message if isinstance(why, RegionRemovedError) else ""
 
     def maintain(self) -> None:
         """One round of housekeeping: issue due expiries, purge a slice, fsync, trim. The store's thread calls it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import crdtkv
+from crdtkv.audit import comparing
 from crdtkv.cli.main import main
 from crdtkv.client.views import NodeSide
 from crdtkv.core.codec import register_slot_of
@@ -93,7 +95,7 @@ def test_verify_names_the_key_that_differs_and_the_region_whose_records_were_cha
     assert "eu: its records give digest" in out and "crdtkv repair" in out
 
 
-def test_verify_refuses_in_one_line(regions: Regions, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_refuses_in_one_line(regions: Regions, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     us = regions.nodes["us"].address
     assert main(["verify", "--at", f"{us},{us}"]) == 2
     assert "named twice" in capsys.readouterr().err
@@ -103,7 +105,12 @@ def test_verify_refuses_in_one_line(regions: Regions, capsys: pytest.CaptureFixt
     regions.stores["us"].put("k", 1)
     with crdtkv.open(region="sa") as store, crdtkv.Node(store) as alone:
         assert main(["verify", "--at", f"{us},{alone.address}", "--wait", "0.1"]) == 3
-    assert "sa lacks 1 commits" in capsys.readouterr().err
+        assert "sa lacks 1 commit that" in capsys.readouterr().err
+        monkeypatch.setattr(comparing, "TELL_S", 0.0)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        assert main(["verify", "--at", f"{us},{alone.address}", "--wait", "0.1"]) == 3
+        told, refused = capsys.readouterr().err.splitlines()
+        assert told == "waits up to 0.1 s for sa to get what it lacks: 1 commit" and "sa lacks 1 commit that" in refused
 
 
 def test_every_field_of_a_status_has_its_place_in_the_reply() -> None:

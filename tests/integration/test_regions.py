@@ -182,6 +182,9 @@ def test_a_dead_region_is_removed_by_force_and_refused_when_it_returns(
         assert main(["put", "late", "1", "--at", us.address]) == 1
         line = capsys.readouterr().err
         assert line.count("\n") == 1 and "start the region again with an empty directory" in line
+        assert main(["verify", "--at", f"{eu.address},{us.address}", "--wait", "600"]) == 1
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and line.startswith("crdtkv: us lacks ") and "gets none any more; leave it out. us@" in line
         assert not row(capsys, eu, "us")["connected"]
         us.end()
         region(capsys, eu, "add", "us", us.address)

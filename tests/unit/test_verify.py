@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from crdtkv.audit import Certificate, LocalSide, verify
+from crdtkv.audit import Certificate, LocalSide, comparing, sides, verify
 from crdtkv.audit.comparing import LEAF_RECORDS, PART_RECORDS, differing
 from crdtkv.core.causality import EMPTY_VV, VersionVector
 from crdtkv.core.codec import SLOT_SPACE, encode_value, successor
-from crdtkv.errors import ConfigError, DeadlineExceededError, WrongClusterError
+from crdtkv.errors import ConfigError, DeadlineExceededError, RegionRemovedError, WrongClusterError
 from crdtkv.store import Settings, Store
 from crdtkv.store.view import StateView, frames, records
 from tests.stores import stores, sync
@@ -103,6 +103,33 @@ def test_what_only_one_replica_has_seen_is_no_difference() -> None:
             assert len(list(differing(lower, upper))) >= 6
         with pytest.raises(DeadlineExceededError, match="us lacks 5 commits"):
             check(us, eu)  # it waits for the second view of us
+
+
+def test_a_region_that_was_removed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was waited for to the end, and then one was told to look at its links and to try again, which never helps."""
+    monkeypatch.setattr(sides, "REMOVED_S", 0.0)
+    with stores("us", "eu") as (us, eu):
+        eu.put("k", 1)
+        us.refuse_writes("us was removed from the cluster: export what it wrote")
+        with pytest.raises(RegionRemovedError, match=r"^us lacks 1 commit that another region has, and gets none .* us was removed"):
+            verify([LocalSide(eu), LocalSide(us)], wait_s=3600.0)
+        assert eu.removed == "" and us.removed.startswith("us was removed")
+        sync(us, eu)
+        assert check(us, eu).holds, "one that lacks nothing can be compared"
+
+
+def test_who_is_waited_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "TELL_S", 0.0)
+    with stores("us", "eu") as (us, eu):
+        eu.put("k", 1)
+        told: list[str] = []
+
+        def tell(line: str) -> None:
+            told.append(line)
+            sync(us, eu)
+
+        assert verify([LocalSide(eu), LocalSide(us)], wait_s=60.0, tell=tell).holds
+        assert told == ["waits up to 60 s for us to get what it lacks: 1 commit"]
 
 
 def busy(store: Store, stop: threading.Event, others: list[Store]) -> None:
