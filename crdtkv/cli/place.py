@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import click
 
 from crdtkv.cli.usage import Number
 from crdtkv.cluster.control import ClusterFile, ClusterNotRunningError
-from crdtkv.cluster.spec import DEFAULT_DIRECTORY, check_known
+from crdtkv.cluster.spec import DEFAULT_DIRECTORY, check_known, dir_flag
 from crdtkv.errors import CrdtkvError
 
 if TYPE_CHECKING:
@@ -22,13 +23,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Endpoints, in the order in which they are tried; the deadline of a request; PEM files if TLS is spoken."""
+    """Where a command is to go.
+
+    Attributes:
+        endpoints: in the order in which they are tried.
+        timeout_s: the deadline of a request.
+        tls_ca, tls_cert, tls_key: PEM files if TLS is spoken.
+        options: what of the command line said so, for the next command that is printed; with a space before it.
+        local: the addresses of the local cluster, if it is a region of one.
+    """
 
     endpoints: tuple[str, ...]
     timeout_s: float
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    options: str = ""
+    local: Mapping[str, str] = field(default_factory=dict)
 
     def connect(self) -> Client:
         """A client; a context manager."""
@@ -102,7 +113,13 @@ def _where(command: Callable[..., Any], *, needed: bool) -> Callable[..., Any]:
             raise click.UsageError("--at and --region both say where: give one of them", ctx)
         place = None
         if needed or at is not None or region is not None:
-            place = Place(_endpoints(ctx, at, region, directory), timeout_s, tls_ca, tls_cert, tls_key)
+            local = {} if region is None else {r: str(node["address"]) for r, node in ClusterFile.read(directory).regions.items()}
+            given = {"--at": at, "--region": region, "--tls-ca": tls_ca, "--tls-cert": tls_cert, "--tls-key": tls_key}
+            options = "".join(f" {name} {shlex.quote(value)}" for name, value in given.items() if value is not None)
+            if region is not None:
+                options += dir_flag(directory)
+            endpoints = _endpoints(ctx, at, region, directory, local)
+            place = Place(endpoints, timeout_s, tls_ca, tls_cert, tls_key, options, local)
         return ctx.invoke(command, place=place, **kwargs)
 
     found.__name__ = command.__name__
@@ -111,10 +128,9 @@ def _where(command: Callable[..., Any], *, needed: bool) -> Callable[..., Any]:
     return found
 
 
-def _endpoints(ctx: click.Context, at: str | None, region: str | None, directory: Path) -> tuple[str, ...]:
+def _endpoints(ctx: click.Context, at: str | None, region: str | None, directory: Path, local: Mapping[str, str]) -> tuple[str, ...]:
     if region is not None:
-        regions = ClusterFile.read(directory).regions
-        return (str(regions[check_known(region, regions)]["address"]),)
+        return (local[check_known(region, local)],)
     text = at if at is not None else os.environ.get("CRDTKV_AT", "")
     endpoints = tuple(part.strip() for part in text.split(",") if part.strip())
     if endpoints:

@@ -38,6 +38,19 @@ def _node(place: Place) -> Iterator[NodeSide]:
         return
 
 
+def _seen_from(place: Place, reply: Any) -> Any:
+    """What a node answered, with the addresses of the local cluster: there each region has ways of its own to the others."""
+    for r in reply.regions:
+        r.address = place.local.get(r.region, r.address)
+    return reply
+
+
+def next_command(verb: str, name: str, place: Place, reply: Any) -> str:
+    """What to type next, at the same place; a region itself is not asked what becomes of it."""
+    where = " --at HOST:PORT of a region that stays" if reply.region == name else place.options
+    return f"crdtkv region {verb} {name}{where}"
+
+
 @click.group(cls=Group)
 def region() -> None:
     """The members of the cluster, changed while it serves: ask any node that stays.
@@ -53,7 +66,7 @@ def region() -> None:
 def list_regions(place: Place, output: str) -> int:
     """Print every region: its state, where it listens, whether it is connected."""
     with _node(place) as side:
-        reply = side.regions()
+        reply = _seen_from(place, side.regions())
     if output == JSON:
         emit_json(as_json(reply))
         return DONE
@@ -71,7 +84,7 @@ def list_regions(place: Place, output: str) -> int:
 def status(place: Place, output: str, name: str | None) -> int:
     """Print what is known of one region, or of all: what is applied of it, what waits for whom, where its former incarnations ended."""
     with _node(place) as side:
-        reply = side.regions()
+        reply = _seen_from(place, side.regions())
     found = [r for r in reply.regions if name in (None, r.region)]
     if not found:
         raise ConfigError(f"region {name} is not known here: known are {', '.join(r.region for r in reply.regions)}", setting="region")
@@ -104,7 +117,7 @@ def add(place: Place, output: str, name: str, address: str) -> int:
     """
     with _node(place) as side:
         before = next((r for r in side.regions().regions if r.region == name), None)
-        reply = side.change_regions("add", (name,), address)
+        reply = _seen_from(place, side.change_regions("add", (name,), address))
     if output == JSON:
         emit_json(as_json(reply))
         return DONE
@@ -132,7 +145,7 @@ def drain(place: Place, output: str, name: str, wait: bool, within_s: float) -> 
     """
     until = time.monotonic() + within_s
     with _node(place) as side:
-        reply = side.change_regions("drain", [name])
+        reply = _seen_from(place, side.change_regions("drain", [name]))
         found = next(r for r in reply.regions if r.region == name)
         told = ""
         while wait and found.state == "draining" and not found.drained:
@@ -141,14 +154,14 @@ def drain(place: Place, output: str, name: str, wait: bool, within_s: float) -> 
                 return UNAVAILABLE
             if output != JSON and (now := ", ".join(found.waits_for)) != told:
                 told = now
-                emit(f"{name} takes no more writes (crdtkv region add {name}: it does again); waits for {now}")
+                emit(f"{name} takes no more writes ({next_command('add', name, place, reply)}: it does again); waits for {now}")
             time.sleep(POLL_S)
-            reply = side.regions()
+            reply = _seen_from(place, side.regions())
             found = next(r for r in reply.regions if r.region == name)
     if output == JSON:
         emit_json(as_json(reply))
     else:
-        emit(f"{name} is drained: crdtkv region remove {name}" if found.drained else f"{name} is {found.state}")
+        emit(f"{name} is drained: {next_command('remove', name, place, reply)}" if found.drained else f"{name} is {found.state}")
     return DONE
 
 
@@ -167,7 +180,7 @@ def remove(place: Place, output: str, names: tuple[str, ...], force: bool) -> in
         return _change(place, output, "remove", names, "", f"{', '.join(names)} removed: stop its node, delete its directory")
     with _node(place) as side:
         before = {r.region: r for r in side.regions().regions}
-        reply = side.change_regions("force", names)
+        reply = _seen_from(place, side.change_regions("force", names))
     losses = {name: _losses(before[name]) for name in names if name in before}
     if output == JSON:
         emit_json({**as_json(reply), "may_be_lost": losses})
@@ -182,7 +195,7 @@ def remove(place: Place, output: str, names: tuple[str, ...], force: bool) -> in
 
 def _change(place: Place, output: str, change: str, names: tuple[str, ...], address: str, done: str) -> int:
     with _node(place) as side:
-        reply = side.change_regions(change, names, address)
+        reply = _seen_from(place, side.change_regions(change, names, address))
     if output == JSON:
         emit_json(as_json(reply))
     else:

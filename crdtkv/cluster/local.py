@@ -26,7 +26,7 @@ from crdtkv import interrupts
 from crdtkv.cluster import control
 from crdtkv.cluster.control import ClusterError, ClusterNotRunningError
 from crdtkv.cluster.process import STOP_GRACE_S, child_environment
-from crdtkv.cluster.spec import DEFAULT_REGIONS, ClusterSpec, added, check_known, default_delays, without
+from crdtkv.cluster.spec import DEFAULT_REGIONS, ClusterSpec, added, check_known, default_delays, dir_flag, without
 from crdtkv.core.causality import check_region
 from crdtkv.errors import ConfigError, CrdtkvError, RegionRemovedError, RegionUnavailableError
 
@@ -263,7 +263,9 @@ def add_region(directory: Path, region: str, latency_ms: Mapping[str, float] | f
     try:
         address: str = control.call(directory, "add", region=region, latency=latency_ms)
     except ClusterError as e:
-        again = f"{region} is recorded as a member all the same: try again, or `crdtkv region remove {region} --force`"
+        there = next(name for name, node in found.regions.items() if node["address"] in running)
+        remove = f"crdtkv region remove {region} --force --region {there}{dir_flag(directory)}"
+        again = f"{region} is recorded as a member all the same: try again, or `{remove}`"
         raise ClusterError(f"{e.message}; {again}", **e.details) from e
     return address
 

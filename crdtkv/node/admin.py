@@ -9,7 +9,8 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -150,17 +151,21 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     # -- members --------------------------------------------------------------------------------------------------
 
-    def _regions(self) -> Any:
-        return regions_reply(self._serving()[0], self._peers.standings())
+    def _regions(self, addresses: Mapping[str, str]) -> Any:
+        return regions_reply(self._serving()[0], self._peers.standings(), addresses)
+
+    def _addresses(self) -> dict[str, str]:
+        """Where this node and those that it dials listen."""
+        return {**self._peers.addresses, self._serving()[0].region: self.listen}
 
     @unary
     async def Regions(self, request: Any, context: Context) -> Any:
-        return await self._serving()[1].run(self._regions)
+        return await self._serving()[1].run(partial(self._regions, self._addresses()))
 
     @unary
     async def ChangeRegions(self, request: Any, context: Context) -> Any:
         store, worker = self._serving()
-        addresses = {**self._peers.addresses, store.region: self.listen}
+        addresses = self._addresses()
 
         def decide() -> list[list[Any]]:
             return changes(store, self._peers.standings(), addresses, request.change, list(request.regions), request.address)
@@ -169,7 +174,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         if deltas:
             event(logging.INFO, "regions_changed", change=request.change, regions=",".join(request.regions))
             await worker.read(store.commit_control, deltas)  # may wait for the disk
-        return await worker.run(self._regions)
+        return await worker.run(partial(self._regions, addresses))
 
     # -- views ----------------------------------------------------------------------------------------------------
 

@@ -90,8 +90,8 @@ def _not_drained(standing: Standing) -> str:
     return f"region {region} is not drained: {waits} has not told that it has everything; wait, or remove it with --force if it is dead"
 
 
-def regions_reply(store: Store, standings: Sequence[tuple[Standing, bool]]) -> Any:
-    """What the Admin service answers."""
+def regions_reply(store: Store, standings: Sequence[tuple[Standing, bool]], addresses: Mapping[str, str]) -> Any:
+    """What the Admin service answers. Of a region whose address is not recorded, that of `addresses`."""
     control = store.port.control
     return admin_pb2.RegionsReply(
         region=store.region,
@@ -99,7 +99,7 @@ def regions_reply(store: Store, standings: Sequence[tuple[Standing, bool]]) -> A
             admin_pb2.RegionStanding(
                 region=standing.region,
                 state=standing.state,
-                address=standing.address,
+                address=standing.address or addresses.get(standing.region, ""),
                 member=standing.is_member,
                 connected=connected,
                 applied=_seqs(standing.origins),

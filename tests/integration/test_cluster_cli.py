@@ -175,12 +175,30 @@ def test_a_region_comes_and_goes(shell: Shell) -> None:
     shell("put", "from sa", "1", "--region", "sa")
     assert "in this cluster already: it has us, eu, ap, sa" in shell("cluster", "add", "sa", status=2)
     shell("cluster", "restart", "eu")
-    assert "sa is drained" in shell("region", "drain", "sa", "--region", "eu")
-    shell("region", "remove", "sa", "--region", "eu")
+    told = shell("region", "drain", "sa", "--region", "eu").splitlines()
+    again = "sa takes no more writes (crdtkv region add sa --region eu: it does again); waits for "
+    assert all(line.startswith(again) for line in told[:-1])
+    assert told[-1] == "sa is drained: crdtkv region remove sa --region eu"
+    shell(*told[-1].split()[4:])
     shell("cluster", "remove", "sa")
     shell("cluster", "restart", "ap")
     assert shell("verify").startswith("us, eu, ap agree")
     assert all(shell.has(region, "from sa") for region in REGIONS)
+
+
+def test_a_region_is_listed_where_the_cluster_says_it_is(shell: Shell) -> None:
+    """Of regions whose address is not recorded there was none, of others the port of the emulator's link from whom was asked."""
+    addresses = {region: row["address"] for region, row in shell.json("cluster", "status")["regions"].items()}
+
+    def listed(*where: str) -> dict[str, str]:
+        return {row["region"]: row["address"] for row in shell.json("region", "list", *where)["regions"]}
+
+    assert {region: listed("--region", "us")[region] for region in REGIONS} == addresses
+    dialled = listed("--at", addresses["us"])
+    assert all(dialled[region] for region in REGIONS)
+    shell("region", "drain", "eu", "--region", "us", "--no-wait")
+    assert listed("--region", "us")["eu"] == addresses["eu"]
+    assert shell("region", "add", "eu", "--region", "us") == f"eu is a member again, at {addresses['eu']}, and takes writes\n"
 
 
 def test_kill_and_restart_and_pause(shell: Shell) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -22,7 +23,8 @@ from crdtkv.cli import main as main_module
 from crdtkv.cli.errors import exit_status
 from crdtkv.cli.main import main
 from crdtkv.cli.output import from_json, to_json
-from crdtkv.cli.place import Place
+from crdtkv.cli.place import Place, where_options
+from crdtkv.cli.region import next_command
 from crdtkv.cluster.control import ClusterError, ClusterFile, ClusterNotRunningError
 from crdtkv.errors import (
     ConfigError,
@@ -171,6 +173,24 @@ def test_who_does_not_answer_is_named_with_the_time_that_was_given(run: Any, com
         at = f"127.0.0.1:{silent.getsockname()[1]}"
         told = run(*command.split(), "--at", at, "--timeout", "0.05", status=3).err
     assert told == f"crdtkv: no answer from {at} within 0.05 s\n"
+
+
+def test_the_next_command_goes_where_this_one_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was printed without the place, and did not run when pasted."""
+    found: list[Place] = []
+
+    @click.command()
+    @where_options
+    def command(place: Place) -> None:
+        found.append(place)
+
+    command.main(["--at", "a:1,b:2", "--tls-ca", "my ca.pem"], standalone_mode=False)
+    monkeypatch.setenv("CRDTKV_AT", "c:3")
+    command.main([], standalone_mode=False)
+    reply = SimpleNamespace(region="us")
+    told = [next_command("remove", "eu", place, reply) for place in found]
+    assert told == ["crdtkv region remove eu --at a:1,b:2 --tls-ca 'my ca.pem'", "crdtkv region remove eu"]
+    assert next_command("remove", "us", found[0], reply) == "crdtkv region remove us --at HOST:PORT of a region that stays"
 
 
 def test_an_unknown_region_names_the_known_ones(run: Any, tmp_path: Path) -> None:
