@@ -581,13 +581,17 @@ class Replica:
                 self._follow(frame)
 
     def _follow(self, frame: Frame) -> None:
-        """Take as much of a frozen or closed origin as the writer of a frame had: it is a member, so all will have that much.
+        self.follow(frame.origin, frame.context)
+
+    def follow(self, member: Origin, had: VersionVector) -> None:
+        """Take as much of a frozen or closed origin as the writer of a frame had, or the donor of a snapshot: it is a member, so all will
+        have that much.
 
         (Its report says so too. But one who joins after the closing hears no reports, only frames, the closing's own among them.)
         """
         control = self.control
-        if control.limit(frame.origin) is None and not control.is_removed(region_of(frame.origin)):
-            for origin, seq in frame.context.items():
+        if control.limit(member) is None and not control.is_removed(region_of(member)):
+            for origin, seq in had.items():
                 self.raise_limit(origin, seq)
 
     def raise_limit(self, origin: Origin, limit: int) -> None:

@@ -570,15 +570,17 @@ class Faults:
 
     def _confirm_active(self, member: Member) -> None:
         """The operator looks again, elsewhere: the record may count for less than one of before, which whoever was asked had not heard of,
-        or be lost with a disk."""
+        or be lost with a disk. In the end he asks each region: those that took each other for removed have not heard of one another."""
         world = self.world
         world.idle()
         if member.index in world.removed or member.index in self.leaving:
             return
         world.after(200, self._confirm_active, member)
         records = [(m.machine.control.members.get(member.region), m) for m in world.survivors if m.is_up and m is not member]
-        known = [(record.rank, m) for record, m in records if record is not None]
-        if known:
-            by = max(known, key=lambda found: found[0])[1]
-            if by.machine.control.members[member.region].state != MemberState.ACTIVE:
+        known = [(record, m) for record, m in records if record is not None]
+        if world.is_busy:
+            known = [max(known, key=lambda found: found[0].rank)] if known else []
+        for record, by in known:
+            if record.state != MemberState.ACTIVE:
                 self._record_active(member, by)
+                return

@@ -103,10 +103,10 @@ class Machine:
     # More than thirty attributes would be kept, and looked up, in a plain dict: slower at each turn.
     __slots__ = (
         "_beyond", "_changes", "_durable", "_durable_as_of", "_durable_at", "_folded_at", "_gathered_bytes", "_held_back", "_in_memory",
-        "_logged", "_snapshots", "_unsynced", "_unsynced_at", "_vv", "blocked", "cluster", "control", "engine", "engine_is_rebuilt",
-        "failed", "flushed", "fold_guard", "fold_records_max", "fold_steps", "folds", "full", "gather_commits_max", "is_engine_ahead",
-        "is_fold_due", "is_folding_now", "log", "origin", "pins", "replayed", "replica", "sent_bound", "shard", "sync_releases",
-        "unfolded_bytes", "when_beyond", "when_failed", "when_folding", "when_installed",
+        "_is_flush_owed", "_logged", "_snapshots", "_unsynced", "_unsynced_at", "_vv", "blocked", "cluster", "control", "engine",
+        "engine_is_rebuilt", "failed", "flushed", "fold_guard", "fold_records_max", "fold_steps", "folds", "full", "gather_commits_max",
+        "is_engine_ahead", "is_fold_due", "is_folding_now", "log", "origin", "pins", "replayed", "replica", "sent_bound", "shard",
+        "sync_releases", "unfolded_bytes", "when_beyond", "when_failed", "when_folding", "when_installed",
     )  # fmt: skip
 
     def __init__(
@@ -181,6 +181,7 @@ class Machine:
         self._gathered_bytes = 0  # commits of the frame in the making, while they gather
         self.is_engine_ahead = self.replica.position > log.end()
         """The engine holds what the log has lost: nothing may be done before `begin_incarnation`."""
+        self._is_flush_owed = False  # the engine must be on the disk before anything follows in the log
         self._folded_at = self.replica.position  # where the engine stands, at least, or will after the fold that was begun
         self.replayed = 0 if self.is_engine_ahead else self._replay(self.replica)
         if log.synced() < log.end():
@@ -238,8 +239,8 @@ class Machine:
 
         What the engine has and the log has lost (`is_engine_ahead`) then counts as installed: peers that lack it get it by a snapshot.
 
-        If the engine has no room for it, the machine is full: the engine gets it at `retry`, before anything is written. Whoever opens
-        the directory before that finds a change that was cut short.
+        If the engine has no room for it, the machine is full: the engine gets it at `retry`, and has it on the disk before anything is
+        written. Whoever opens the directory before that finds a change that was cut short.
         """
         self.check()
         replica, log = self.replica, self.log
@@ -259,6 +260,7 @@ class Machine:
                 self.fail(e)
                 raise
             self.refuse(e)
+            self._is_flush_owed = True
         self.is_engine_ahead = False
         self.origin = origin
         # What was held back was of the former id: nobody continues it, so it may leave, and be lost, like what was received.
@@ -583,6 +585,9 @@ class Machine:
         if self.full is not None and self.failed is None:
             with contextlib.suppress(DiskFullError):
                 self.fold()
+                if self._is_flush_owed:
+                    self.flush(self.replica.position)
+                    self._is_flush_owed = False
                 self.full = None
                 self.blocked = False
                 self._apply_held()  # what an undo had held again
@@ -778,6 +783,8 @@ class Machine:
         assert incoming is not None
         while self.purge_slice(10_000):
             pass
+        assert staging.arrival.origin is not None
+        replica.follow(staging.arrival.origin, incoming.vv)
         if staging.is_marked:  # it was allowed when it began: what limits had risen to by then was in memory only
             for origin in [o for o in incoming.vv if o in replica.control.frozen]:
                 replica.raise_limit(origin, incoming.vv.seq(origin))

@@ -24,6 +24,8 @@ from crdtkv.simulation.case import Case, run_case
         pytest.param(1000500, "disks", 1000, id="a-removal-was-forgotten-before-a-disk-was-lost"),
         pytest.param(5100327, "churn", None, id="nobody-synced-what-a-raised-limit-let-in"),
         pytest.param(6014401, "churn", 1000, id="a-snapshot-was-refused-for-an-end-that-it-brings"),
+        pytest.param(8006902, "disks", None, id="an-engine-woke-up-before-its-new-incarnation"),
+        pytest.param(9003550, "regrets", None, id="a-member-s-snapshot-was-refused-for-a-region-added-again"),
         pytest.param(7009387, "churn", None, id="a-closed-origin-was-taken-for-complete"),
         pytest.param(7035157, "removals", None, id="a-link-that-became-slow-was-called-starved"),
         pytest.param(3042913, "churn", None, id="a-freeze-asked-for-twice-took-a-limit-back"),
