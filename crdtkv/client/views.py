@@ -112,7 +112,7 @@ class NodeSide:
         return self._call(self._stub.ChangeRegions, admin_pb2.ChangeRegionsRequest(change=change, regions=regions, address=address))
 
     def _call(self, method: Callable[..., Any], request: Any, timeout_s: float = READ_S) -> Any:
-        with rpc_errors(where=self.endpoint):
+        with rpc_errors(where=self.endpoint, within_s=timeout_s):
             return method(request, timeout=timeout_s)
 
     def close(self) -> None:

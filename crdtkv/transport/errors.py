@@ -83,13 +83,14 @@ def trailing_metadata(error: CrdtkvError) -> tuple[tuple[str, bytes], ...]:
     return ((DETAILS_KEY, status.SerializeToString()),)
 
 
-def from_rpc_error(error: grpc.RpcError, *, wrote: bool = False, where: str = "") -> CrdtkvError:
+def from_rpc_error(error: grpc.RpcError, *, wrote: bool = False, where: str = "", within_s: float | None = None) -> CrdtkvError:
     """The error that a failed call stands for.
 
     Args:
         error: as raised by a sync or asyncio call.
         wrote: the call was a write that may have reached the node.
         where: the endpoint, for the text.
+        within_s: the time that the call had, for the text.
     """
     metadata = error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
     rich = _from_details(_metadata_pairs(metadata))
@@ -99,7 +100,8 @@ def from_rpc_error(error: grpc.RpcError, *, wrote: bool = False, where: str = ""
     text = str(error.details() or "") if hasattr(error, "details") else str(error)
     at = f"{where}: " if where else ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return errors.DeadlineExceededError(f"{at}no answer within the deadline", maybe_applied=wrote)
+        within = "the deadline" if within_s is None else f"{within_s:g} s"
+        return errors.DeadlineExceededError(f"no answer{where and ' from '}{where} within {within}", maybe_applied=wrote)
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return errors.UnauthenticatedError(f"{at}{text}")
     if code is grpc.StatusCode.PERMISSION_DENIED:
@@ -114,12 +116,12 @@ def from_rpc_error(error: grpc.RpcError, *, wrote: bool = False, where: str = ""
 
 
 @contextmanager
-def rpc_errors(*, wrote: bool = False, where: str = "") -> Iterator[None]:
+def rpc_errors(*, wrote: bool = False, where: str = "", within_s: float | None = None) -> Iterator[None]:
     """Raise what gRPC raises inside as the error of crdtkv that it stands for."""
     try:
         yield
     except grpc.RpcError as e:
-        raise from_rpc_error(e, wrote=wrote, where=where) from e
+        raise from_rpc_error(e, wrote=wrote, where=where, within_s=within_s) from e
 
 
 def _from_details(pairs: Sequence[tuple[str, Any]]) -> CrdtkvError | None:

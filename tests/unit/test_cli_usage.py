@@ -166,7 +166,7 @@ def test_a_damaged_file_of_what_ran_last_is_named_and_nothing_starts(run: Any, t
     assert [path.name for path in directory.iterdir()] == ["last-run.json"]
 
 
-@pytest.mark.parametrize("command", ["get n", "incr n", "put k v", "scan", "watch", "smembers s", "digest"])
+@pytest.mark.parametrize("command", ["get n", "incr n", "put k v", "scan", "watch", "smembers s", "digest", "region list"])
 def test_who_does_not_answer_is_named_with_the_time_that_was_given(run: Any, command: str) -> None:
     """A process that is paused takes connections and says nothing. Calls were named by words nobody typed: `type`, `counter.increment`."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
