@@ -258,7 +258,8 @@ def test_what_a_killed_merge_had_put_into_the_floor_was_called_fsynced_once_the_
     assert us.durable_vv() == VersionVector({us.origin: 4}) and us.commits_durable() == 4
 
 
-def test_a_closing_that_had_waited_for_a_snapshot_kept_its_install_from_being_finished() -> None:
+@pytest.mark.parametrize("also", [(), (member_delta("eu", MemberState.REMOVED, "", 1),)], ids=["", "donor-removed"])
+def test_a_closing_that_had_waited_for_a_snapshot_kept_its_install_from_being_finished(also: tuple[Delta, ...]) -> None:
     """ap lost its disk, and took a snapshot of eu, which had not heard that us was removed and had more of it than the others had agreed
     on. A frame of ca with the closing of us had waited at ap for what the snapshot brought, and was applied right behind it. Then ap was
     killed, before it had noted that the install was done: the next process held the snapshot against that closing, and did not open again.
@@ -271,7 +272,7 @@ def test_a_closing_that_had_waited_for_a_snapshot_kept_its_install_from_being_fi
     eu.seal()
     ca = machine("ca", ca_log)
     ca.apply(eu_log.frames)
-    ca.commit_control([close_delta(at_us.origin, 1)])
+    ca.commit_control([close_delta(at_us.origin, 1), *also])
     closing = ca_log.frames[-1]
     eu.apply([second])
     log, engine, staging = SimulatedLog(), SimulatedEngine(), MemoryStaging()
