@@ -65,9 +65,7 @@ class ClusterFile:
             "regions": self.regions,
             "delay_ms": self.delay_ms,
         }
-        temporary = directory / f".{FILE_NAME}.{os.getpid()}"
-        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(directory / FILE_NAME)
+        replace_text(directory / FILE_NAME, json.dumps(document, indent=2) + "\n")
 
     @classmethod
     def read(cls, directory: Path) -> ClusterFile:
@@ -89,6 +87,13 @@ class ClusterFile:
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise StorageError(f"{path} cannot be read: {e}") from e
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: a reader sees what it held before, or all of this."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def socket_path(directory: Path) -> Path:

@@ -7,12 +7,12 @@ says where a cluster runs, it stays when the cluster stops. Faults ordered while
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+from crdtkv.cluster.control import replace_text
 from crdtkv.cluster.spec import DEFAULT_REGIONS, ClusterSpec
 from crdtkv.errors import StorageError
 
@@ -45,9 +45,7 @@ class LastRun:
             "bytes_per_s": self.bytes_per_s,
             "engine": self.engine,
         }
-        temporary = directory / f".{FILE_NAME}.{os.getpid()}"
-        temporary.write_text(json.dumps(document) + "\n", encoding="utf-8")
-        temporary.replace(directory / FILE_NAME)
+        replace_text(directory / FILE_NAME, json.dumps(document) + "\n")
 
     @classmethod
     def read(cls, directory: Path) -> Self:

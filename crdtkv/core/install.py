@@ -261,7 +261,7 @@ def _check(replica: Replica, theirs: Incoming, *, begun: bool = False) -> None:
     for origin, seq in theirs.vv.items():
         limit, closes = replica.control.limit(origin), theirs.agreed.closed.get(origin)
         if limit is not None and closes:
-            limit = max(limit, closes[-1].seq)  # what all members agreed on comes with it, as with a frame (see `Replica._follow`)
+            limit = max(limit, closes[-1].seq)  # what all members agreed on comes with it, as with a frame (see `Replica.follow`)
         if limit is not None and seq > limit and not begun:
             raise RegionRemovedError(removed_text(origin, limit), origin=origin, seq=seq, limit=limit)
         last, ours = replica.last_hash(origin)

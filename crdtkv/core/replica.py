@@ -539,7 +539,7 @@ class Replica:
         applied = [] if applied is None else applied
         outcome = self.ready(frame)
         if outcome is _HELD and self.control.has_limits:
-            self._follow(frame)
+            self.follow(frame.origin, frame.context)
             if self._held.has_ready:
                 self.apply_held(applied)
                 outcome = self.ready(frame)
@@ -578,10 +578,7 @@ class Replica:
         if self.control.frozen:
             self.control.begin_limits_again(self._vv)
             for frame in self._held:
-                self._follow(frame)
-
-    def _follow(self, frame: Frame) -> None:
-        self.follow(frame.origin, frame.context)
+                self.follow(frame.origin, frame.context)
 
     def follow(self, member: Origin, had: VersionVector) -> None:
         """Take as much of a frozen or closed origin as the writer of a frame had, or the donor of a snapshot: it is a member, so all will

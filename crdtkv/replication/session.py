@@ -71,7 +71,7 @@ from crdtkv.replication.settings import ReplicationSettings
 from crdtkv.replication.status import LIVE, OPENING, RELAYING, Code, Event, EventKind, PeerStatistics, Relay, State
 from crdtkv.replication.streams import OwnStream, Plan, RelayStream
 
-_NEVER_MS: Final = float("-inf")
+_NOT_YET_MS: Final = float("-inf")
 _UNANSWERED: Final = frozenset[type[Message]]((Ack, HeartbeatReply, Frames))
 """What calls for nothing by itself: it may let a stream go on, if one has more; frames have to be applied first."""
 _OF_THE_LINK: Final = frozenset[type[Message]]((Bye, Hello, Packed, Unknown))
@@ -208,7 +208,7 @@ class Session:
         self._beats: dict[int, tuple[float, float]] = {}
         self._reply: tuple[int, float, float] | None = None
         self._heard_ms = now_ms
-        self.answered_ms = _NEVER_MS
+        self.answered_ms = _NOT_YET_MS
         """When the last heartbeat was sent that was answered: what the peer sent before its answer has come."""
         self.round_trip_ms: float | None = None
         """Of late, on average, with what the peer was busy: how long until it answers."""

@@ -436,7 +436,7 @@ class Faults:
         if self.options.regrets and self.dice.chance(0.7):
             world.after(self.dice.between(5, 500), self._take_back, victim)
         world.after(50, self._drained, victim, by)  # first: this step may end with a process that its disk has failed
-        if by.record([member_delta(victim.region, MemberState.DRAINING, "", by.machine.control.next_epoch())]):
+        if _record(by, victim, MemberState.DRAINING):
             world.rare["region_drained"] += 1
         else:
             self.leaving.discard(victim.index)
@@ -454,7 +454,7 @@ class Faults:
                     return self._gone(victim, asked)
                 record = asked.machine.control.members.get(victim.region)
                 if record is None or record.state == MemberState.ACTIVE:  # it was lost with a disk, or that of its being added counts
-                    asked.record([member_delta(victim.region, MemberState.DRAINING, "", asked.machine.control.next_epoch())])
+                    _record(asked, victim, MemberState.DRAINING)
                     return None
                 standings = asked.drive.membership.standings(asked.machine.vv())
                 if any(s.is_drained for s in standings if s.region == victim.region):
@@ -467,7 +467,7 @@ class Faults:
 
     def _removed(self, victim: Member, by: Member) -> bool:
         try:
-            if not by.record([member_delta(victim.region, MemberState.REMOVED, "", by.machine.control.next_epoch())]):
+            if not _record(by, victim, MemberState.REMOVED):
                 return False
         except StorageError:  # nobody knows whether it is on the disk: the operator looks again, until it is
             self._gone(victim, by)
@@ -499,7 +499,7 @@ class Faults:
         if any(m.machine.control.is_removed(victim.region) for m in asked):
             return
         for by in asked:
-            if by.record([member_delta(victim.region, MemberState.REMOVED, "", by.machine.control.next_epoch())]):
+            if _record(by, victim, MemberState.REMOVED):
                 world.rare["removed_again"] += 1
                 world.trace("removed", victim.index, by.index)
                 self.forced.add(victim.index)
@@ -518,9 +518,9 @@ class Faults:
         newcomer.start()
         for member in world.members[:-1]:
             member.meet(newcomer)
-        self._record_active(newcomer, by)
+        _record(by, newcomer, MemberState.ACTIVE)
         if self.options.regrets:
-            self._record_active(newcomer, self.dice.pick(able))
+            _record(self.dice.pick(able), newcomer, MemberState.ACTIVE)
         return None
 
     # -- operators who change their minds ---------------------------------------------------------------------------
@@ -532,7 +532,7 @@ class Faults:
         if victim.index not in self.leaving or victim.index in world.removed or not able:
             return world.idle()
         world.trace("take back", victim.index, (by := self.dice.pick(able)).index)
-        if self._record_active(victim, by):
+        if _record(by, victim, MemberState.ACTIVE):
             world.rare["drain_taken_back"] += 1
             self.leaving.discard(victim.index)
             world.after(200, self._confirm_active, victim)
@@ -556,7 +556,7 @@ class Faults:
         if victim.index not in world.removed or not able:
             return world.idle()
         world.trace("add again", victim.index, (by := self.dice.pick(able)).index)
-        if self._record_active(victim, by):
+        if _record(by, victim, MemberState.ACTIVE):
             world.rare["region_added_again"] += 1
             world.removed.discard(victim.index)
             if not self.loses:
@@ -564,9 +564,6 @@ class Faults:
             world.auditor.removed_regions.discard(victim.region)
             world.after(200, self._confirm_active, victim)
         return None
-
-    def _record_active(self, member: Member, by: Member) -> bool:
-        return by.record([member_delta(member.region, MemberState.ACTIVE, "", by.machine.control.next_epoch())])
 
     def _confirm_active(self, member: Member) -> None:
         """The operator looks again, elsewhere: the record may count for less than one of before, which whoever was asked had not heard of,
@@ -582,5 +579,10 @@ class Faults:
             known = [max(known, key=lambda found: found[0].rank)] if known else []
         for record, by in known:
             if record.state != MemberState.ACTIVE:
-                self._record_active(member, by)
+                _record(by, member, MemberState.ACTIVE)
                 return
+
+
+def _record(by: Member, member: Member, state: MemberState) -> bool:
+    """An operator has a member record what becomes of a region; False if it refuses."""
+    return by.record([member_delta(member.region, state, "", by.machine.control.next_epoch())])

@@ -339,10 +339,11 @@ class World:
         self.after(500, self._probe)  # first: a step may end with a process that its disk has failed
         for member in self.core:
             if member.is_up and member.index not in self._probed:
-                if self.options.regrets and member.index not in self.faults.leaving and member.machine.replica.refusal is not None:
-                    continue  # that it is a member after all is on its way: until `_settle` gives up
-                if member.index not in self.faults.leaving and not self.clients.probe(member):
-                    raise Violation(f"{member.region} takes no writes 1 s after everything healed")
+                if member.index not in self.faults.leaving:
+                    if self.options.regrets and member.machine.replica.refusal is not None:
+                        continue  # that it is a member after all is on its way: until `_settle` gives up
+                    if not self.clients.probe(member):
+                        raise Violation(f"{member.region} takes no writes 1 s after everything healed")
                 self._probed.add(member.index)
                 self.rare["probed"] += 1
                 self.changed(member)

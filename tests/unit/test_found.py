@@ -155,16 +155,21 @@ def test_a_write_after_a_snapshot_was_stamped_below_what_it_superseded() -> None
     assert us.commit([[DeltaKind.REGISTER_PUT, "k", encode_value(2)]])[1] > stamp
 
 
+def counted_past_a_reset(counting: Replica, resetting: Replica, other: Replica) -> tuple[Frame, Frame, Frame]:
+    """An increment by 5 that all have, a reset of it, and an increment by 7 of who has not seen that: their frames."""
+    first = commit(counting, [DeltaKind.COUNTER_ADD, "n", 1, 5])
+    for at in (resetting, other):
+        at.receive(first)
+    reset = commit(resetting, [DeltaKind.COUNTER_RESET, "n", [[counting.origin, 1, 5, 1]]])
+    return first, reset, commit(counting, [DeltaKind.COUNTER_ADD, "n", 1, 12])
+
+
 def test_a_dead_run_stays_until_what_its_origin_counted_before_it_knew_is_here() -> None:
     """Beside the stories above: eu counts on, unaware of ap's reset, and acknowledges the reset before its increment has
     reached us. Were the dead run gone there by then, the increment's total would count what was reset.
     """
     us, eu, ap = replica("us"), replica("eu"), replica("ap")
-    first = commit(eu, [DeltaKind.COUNTER_ADD, "n", 1, 5])
-    for other in (us, ap):
-        other.receive(first)
-    reset = commit(ap, [DeltaKind.COUNTER_RESET, "n", [[eu.origin, 1, 5, 1]]])
-    unaware = commit(eu, [DeltaKind.COUNTER_ADD, "n", 1, 12])
+    _, reset, unaware = counted_past_a_reset(eu, ap, us)
     for other in (us, eu):
         other.receive(reset)
     us.forget_stable(us.vv(), {eu.origin: eu.vv()}, 10)
@@ -782,11 +787,7 @@ def test_a_dead_run_of_a_closed_origin_was_forgotten_before_the_last_that_it_had
     its run was reset and then forgotten, as if nothing could come any more: what came counted all that had been reset.
     """
     gone, us, eu = replica("br"), replica("us"), replica("eu")
-    first = commit(gone, [DeltaKind.COUNTER_ADD, "n", 1, 5])
-    for other in (us, eu):
-        other.receive(first)
-    reset = commit(us, [DeltaKind.COUNTER_RESET, "n", [[gone.origin, 1, 5, 1]]])
-    unaware = commit(gone, [DeltaKind.COUNTER_ADD, "n", 1, 12])
+    first, reset, unaware = counted_past_a_reset(gone, us, eu)
     eu.receive(unaware)  # it was added at that moment, and nobody counted it
     us.commit_control([close_delta(gone.origin, 1)])
     closing = us.close_frame()
